@@ -1,0 +1,149 @@
+"""The command line behind the Makefile: `python -m specdec_lib <command>`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from specdec_lib.config import StudyParams, available_params, load_params
+
+OUTPUTS = Path("outputs")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 if part of the study failed, 2 if it could not start."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (ValueError, RuntimeError) as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("interrupted: finished cells are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m specdec_lib", description=__doc__)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    run = commands.add_parser("run", help="run the whole study and write its HTML report")
+    _add_study(run)
+    run.set_defaults(command=_run)
+    report = commands.add_parser("report", help="render the HTML report again from what is on disk")
+    _add_study(report)
+    report.set_defaults(command=_report)
+    publish = commands.add_parser("publish", help="keep a run under outputs/published and in the README's headline")
+    _add_study(publish)
+    publish.set_defaults(command=_publish)
+    draft = commands.add_parser("draft", help="distil the shipped draft from nothing (a few hours on 2 cores)")
+    draft.add_argument("--workdir", type=Path, default=OUTPUTS / "draft", help="where the corpus goes (several GB)")
+    draft.set_defaults(command=_draft)
+    export = commands.add_parser("draft-export", help="write the plain draft as an ordinary Hugging Face checkpoint")
+    export.add_argument("--folder", type=Path, default=OUTPUTS / "draft-export", help="where to write it")
+    export.set_defaults(command=_draft_export)
+    return parser
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"params file: {', '.join(available_params())}")
+    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="root of the output folders (default: outputs)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    params = load_params(options.gpu)
+    check_study(params)
+    from specdec_lib.report import make_reports
+
+    print(f"study {params.gpu}: pair {params.pair}, {params.dtype}, on {params.device}", flush=True)
+    folder = options.outputs / params.gpu
+    try:
+        index = make_reports(params, options.outputs)
+    finally:
+        failed = _failed_cells(folder)
+        for line in failed:
+            print(f"failed cell: {line}", file=sys.stderr)
+    print(f"report: {index.resolve()}")
+    return 1 if failed else 0
+
+
+def check_study(params: StudyParams) -> None:
+    """Refuse a study that cannot run here, before anything is loaded.
+
+    Raises:
+        ValueError: wrong device, unknown prompt set or price, or a pair that cannot work; names the remedy.
+    """
+    from specdec_lib.hardware.catalog import price
+    from specdec_lib.measure.environment import check_device
+    from specdec_lib.measure.prompts import load_prompts
+    from specdec_lib.models.pair import check_study_pair
+
+    check_device(params)
+    price(params.price)
+    load_prompts(params.prompt_set)
+    check_study_pair(params)
+
+
+def _failed_cells(folder: Path) -> list[str]:
+    from specdec_lib.analysis.metrics import failures
+    from specdec_lib.measure.results import read_results
+
+    if not (folder / "results.parquet").exists():
+        return []
+    lines = failures(read_results(folder)).drop_duplicates("cell_id")
+    return [
+        f"{line.cell_id} {line.engine} {line.method} batch {line.batch_size}: {line.error}"
+        for line in lines.itertuples()
+    ]
+
+
+def _report(options: argparse.Namespace) -> int:
+    from specdec_lib.report import render_reports, write_index
+
+    params = load_params(options.gpu)
+    folder = options.outputs / params.gpu
+    render_reports(folder)
+    print(f"report: {write_index(params, folder).resolve()}")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from specdec_lib.publish import publish
+
+    params = load_params(options.gpu)
+    published = publish(params, options.outputs / params.gpu, options.outputs / "published" / params.gpu)
+    print(f"published: {published.resolve()}")
+    return 0
+
+
+def _draft(options: argparse.Namespace) -> int:
+    import logging
+
+    from specdec_lib.distill import make_draft
+    from specdec_lib.distill.make import FEATURE_LAYERS
+    from specdec_lib.models.pair import load_embedded_target
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    make_draft(options.workdir, *load_embedded_target(feature_layers=FEATURE_LAYERS))
+    return 0
+
+
+def _draft_export(options: argparse.Namespace) -> int:
+    from specdec_lib.models.pair import DRAFTS_FOLDER, EMBEDDED_DRAFTS, load_embedded_target
+    from specdec_lib.models.plain_draft import export_plain_draft
+
+    target, tokenizer = load_embedded_target()
+    export_plain_draft(DRAFTS_FOLDER / EMBEDDED_DRAFTS["smollm2-135m-embedded-plain"], options.folder, target)
+    tokenizer.save_pretrained(options.folder)
+    print(f"checkpoint: {options.folder.resolve()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""What a token costs: dollars per million emitted tokens at a given price of an hour."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from specdec_lib.analysis.metrics import LINE
+from specdec_lib.hardware.catalog import Price
+
+
+def price_note(price: Price) -> str:
+    """Whose price of an hour it is, and of which day."""
+    return f"at ${price.usd_per_hour:g} an hour: {price.vendor}, {price.region}, read on {price.date}"
+
+
+def usd_per_million_tokens(tokens_per_second: float, usd_per_hour: float) -> float:
+    """Dollars for a million emitted tokens, prefill time included, on a device that does nothing else.
+
+    Raises:
+        ValueError: the rate is not positive, or the price is negative.
+    """
+    if not tokens_per_second > 0:
+        raise ValueError(f"tokens_per_second is {tokens_per_second}: give a measured positive rate")
+    if usd_per_hour < 0:
+        raise ValueError(f"usd_per_hour is {usd_per_hour}: give 0 or a positive price")
+    return usd_per_hour / 3600 / tokens_per_second * 1e6
+
+
+def cost_table(lines: pd.DataFrame, usd_per_hour: float) -> pd.DataFrame:
+    """Dollars per million tokens of each line, and its break-even price ratio.
+
+    `break_even_price_ratio` is the ratio of hourly prices, speculative over baseline, at which both cost the same per
+    token. It equals the paired throughput ratio, does not depend on the price, and keeps that ratio's interval.
+
+    Args:
+        lines: from `metrics.speedups`.
+        usd_per_hour: the price of the device that the lines were measured on.
+    """
+    timed = lines[lines["tokens_per_second"].notna()]
+    return (
+        timed[LINE]
+        .assign(
+            tokens_per_second=timed["tokens_per_second"],
+            usd_per_million_tokens=[usd_per_million_tokens(rate, usd_per_hour) for rate in timed["tokens_per_second"]],
+            break_even_price_ratio=timed["throughput_ratio"],
+            break_even_price_ratio_low=timed["throughput_ratio_low"],
+            break_even_price_ratio_high=timed["throughput_ratio_high"],
+        )
+        .reset_index(drop=True)
+    )

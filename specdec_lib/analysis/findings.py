@@ -1,0 +1,139 @@
+"""What a figure shows, in one sentence computed from its table. Plain text: escape it before it enters HTML."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from specdec_lib.analysis.metrics import BASELINE
+from specdec_lib.analysis.plots import GIB, memory_column
+from specdec_lib.analysis.style import METHOD_NAMES
+
+NOTHING = "Nothing was measured here: see the failed cells."
+_POINTS = {
+    "num_draft_tokens": "γ = {}",
+    "batch_size": "batch size {}",
+    "prompt_tokens": "prompts of {} tokens",
+    "max_new_tokens": "{} output tokens",
+}
+
+
+def finding_speedup(lines: pd.DataFrame, axis: str) -> str:
+    """The best measured point along an axis at each temperature, and how many points do not pay."""
+    methods = lines[(lines["method"] != BASELINE) & lines["speedup"].notna()]
+    if methods.empty:
+        return NOTHING
+    best = [methods.loc[group["speedup"].idxmax()] for _, group in methods.groupby("temperature")]
+    parts = [f"at T = {line.temperature:g} the {_where(line, axis)}, {with_interval(line)}" for line in best]
+    slower = int((methods["speedup"] < 1).sum())
+    count = f"Slower than autoregressive: {slower} of {len(methods)} points."
+    return f"Fastest of the points shown: {'; '.join(parts)}. {count}"
+
+
+def finding_headline(headline: pd.DataFrame) -> str:
+    """The speedup of every method at the gamma that the params fixed before measuring."""
+    methods = headline[(headline["method"] != BASELINE) & headline["speedup"].notna()]
+    if methods.empty:
+        return NOTHING
+    parts = [
+        f"{METHOD_NAMES[line.method]} at T = {line.temperature:g}, {with_interval(line)}"
+        for line in methods.itertuples()
+    ]
+    prompts = methods["num_prompts"].min()
+    return f"With γ = {methods['num_draft_tokens'].iloc[0]}, paired over {prompts} prompt group(s): {'; '.join(parts)}."
+
+
+def finding_tpot(lines: pd.DataFrame, axis: str = "batch_size") -> str:
+    """Which method takes the least time per token at the first and at the last value of an axis."""
+    parts = []
+    for temperature, group in lines[lines["tpot_ms"].notna()].groupby("temperature"):
+        values = group[axis].fillna(0).astype(int)
+        for value in sorted({values.min(), values.max()}):
+            here = group[values == value]
+            fastest = here.loc[here["tpot_ms"].idxmin()]
+            baseline = here.loc[here["method"] == BASELINE, "tpot_ms"]
+            against = f" against {baseline.iloc[0]:.3g} ms" if len(baseline) and fastest.method != BASELINE else ""
+            parts.append(f"at T = {temperature:g} {_where(fastest, axis)}, {fastest.tpot_ms:.3g} ms{against}")
+    return f"Least time per token: {'; '.join(parts)}." if parts else NOTHING
+
+
+def finding_memory(lines: pd.DataFrame, axis: str = "batch_size") -> str:
+    """Peak memory of every method at the last value of an axis."""
+    values = lines[axis].fillna(0).astype(int)
+    column = memory_column(lines)
+    here = lines[(values == values.max()) & lines[column].notna()]
+    if here.empty:
+        return NOTHING
+    peaks = pd.to_numeric(here[column]).groupby(here["method"]).max() / GIB
+    parts = [f"{METHOD_NAMES[method]} {peak:.2f} GiB" for method, peak in peaks.items()]
+    return f"Peak memory with {_point(here.iloc[0], axis)}: {', '.join(parts)}."
+
+
+def finding_acceptance(positions: pd.DataFrame) -> str:
+    """Acceptance at the first position and at the last that was tested."""
+    parts = []
+    for (method, temperature), curve in positions[positions["tested"] > 0].groupby(["method", "temperature"]):
+        curve = curve.sort_values("position")
+        first, last = curve.iloc[0], curve.iloc[-1]
+        rates = f"{first['acceptance_rate']:.2f} at position 1 and {last['acceptance_rate']:.2f} at {last['position']}"
+        parts.append(f"{METHOD_NAMES[method]} at T = {temperature:g}, {rates}")
+    return f"Accepted, if all before were: {'; '.join(parts)}." if parts else NOTHING
+
+
+def finding_token_gaps(gaps: pd.DataFrame) -> str:
+    """How bursty speculation is: tokens without a wait, and the long waits against those of the baseline."""
+    parts = []
+    for temperature, group in gaps.groupby("temperature"):
+        baseline = group.loc[group["method"] == BASELINE, "gap_ms"].quantile(0.99)
+        for method, waits in group[group["method"] != BASELINE].groupby("method")["gap_ms"]:
+            bursts = (
+                f"{(waits == 0).mean():.0%} of tokens come without a wait, 1 in 100 after {waits.quantile(0.99):.3g} ms"
+            )
+            against = f" (without speculation {baseline:.3g} ms)" if baseline > 0 else ""
+            parts.append(f"{METHOD_NAMES[method]} at T = {temperature:g}, {bursts} or more{against}")
+    return f"Speculation is bursty: {'; '.join(parts)}." if parts else NOTHING
+
+
+def finding_cost(costs: pd.DataFrame) -> str:
+    """The cheapest method at each temperature, and the price ratio that it can bear."""
+    parts = []
+    for temperature, group in costs.groupby("temperature"):
+        cheapest = group.loc[group["usd_per_million_tokens"].idxmin()]
+        text = f"at T = {temperature:g} {METHOD_NAMES[cheapest.method]}, ${cheapest.usd_per_million_tokens:#.3g}"
+        baseline = group.loc[group["method"] == BASELINE, "usd_per_million_tokens"]
+        if cheapest.method != BASELINE and len(baseline):
+            ratio = f"worth up to {cheapest.break_even_price_ratio:.2f} times the hourly price"
+            text += f" against ${baseline.iloc[0]:#.3g} without speculation, {ratio}"
+        parts.append(text)
+    return f"Cheapest per million tokens: {'; '.join(parts)}." if parts else NOTHING
+
+
+def finding_transformers(lines: pd.DataFrame) -> str:
+    """The library's own baseline, and its best speculative method, against autoregressive `transformers.generate`."""
+    parts = []
+    for temperature, group in lines[lines["engine"] != "transformers"].groupby("temperature"):
+        baseline, methods = group[group["method"] == BASELINE], group[group["method"] != BASELINE]
+        texts = [f"autoregressive here, {with_interval(line)}" for line in baseline.itertuples()]
+        if len(methods):
+            best = methods.loc[methods["speedup"].idxmax()]
+            texts.append(f"best speculative, {_where(best, 'num_draft_tokens')}, {with_interval(best)}")
+        parts.append(f"at T = {temperature:g} {'; '.join(texts)}")
+    if not parts:
+        return "transformers.generate was not timed in this run."
+    return f"Over transformers.generate without speculation: {'; '.join(parts)}."
+
+
+def with_interval(line: pd.Series) -> str:
+    """A speedup as text, with its interval where there is one."""
+    if pd.isna(line.speedup):
+        return "not measured"
+    if pd.isna(line.speedup_low):
+        return f"{line.speedup:.2f}× (no interval)"
+    return f"{line.speedup:.2f}× (95 % interval {line.speedup_low:.2f} to {line.speedup_high:.2f})"
+
+
+def _where(line: pd.Series, axis: str) -> str:
+    return f"{METHOD_NAMES[line.method]} with {_point(line, axis)}"
+
+
+def _point(line: pd.Series, axis: str) -> str:
+    return "natural prompts" if pd.isna(line[axis]) else _POINTS[axis].format(line[axis])

@@ -1,0 +1,62 @@
+"""Intervals over prompts: the geometric mean of paired ratios with a BCa bootstrap."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+LEAST_VALUES = 5  # fewer have so few distinct resamples that no interval of theirs holds what it says
+RESAMPLES = 9_999
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its 95 % interval and the number of prompts behind it; NaN is undefined."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+def geometric_mean(ratios: Sequence[float] | np.ndarray, rng: np.random.Generator) -> Estimate:
+    """Geometric mean of one ratio per prompt with a 95 % BCa bootstrap interval over prompts (Efron 1987).
+
+    The interval is undefined (NaN) for a single prompt and where the ratios do not differ; without any ratio the value
+    is undefined too.
+
+    Args:
+        ratios: dimensionless, one per prompt, each already a median over repetitions.
+        rng: a seeded generator; the same seed gives the same interval.
+
+    Raises:
+        ValueError: a ratio is not a positive finite number.
+    """
+    values = np.asarray(ratios, dtype=np.float64)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"ratios must be positive and finite, got {values.tolist()}: drop the failed cells first")
+    if values.size == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    logs = np.log(values)
+    low, high = _mean_interval(logs, rng)
+    return Estimate(float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high)), values.size)
+
+
+def _mean_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    """BCa interval of a mean, (NaN, NaN) where the data are too few or too alike to have one."""
+    if values.size < LEAST_VALUES or np.ptp(values) < 1e-9:
+        return np.nan, np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", stats.DegenerateDataWarning)
+        try:
+            result = stats.bootstrap(
+                (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="BCa", rng=rng
+            )
+        except stats.DegenerateDataWarning:
+            return np.nan, np.nan
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

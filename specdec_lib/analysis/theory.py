@@ -1,0 +1,68 @@
+"""What speculative decoding should gain: the formulas of Leviathan et al. 2022 (arXiv 2211.17192).
+
+`acceptance_rate` is alpha, `num_draft_tokens` is gamma. `cost_ratio` is c, the time of one draft pass over the time of
+one target pass; `operations_ratio` is c-hat, the same for arithmetic operations. All results are dimensionless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def expected_tokens(acceptance_rate: float, num_draft_tokens: int) -> float:
+    """Tokens emitted per target pass if every draft token is accepted with the same chance (eq. 1).
+
+    Raises:
+        ValueError: the acceptance rate lies outside 0..1, or gamma is negative.
+    """
+    if not 0 <= acceptance_rate <= 1:
+        raise ValueError(f"acceptance_rate is {acceptance_rate}: it is a probability, give 0 to 1")
+    if num_draft_tokens < 0:
+        raise ValueError(f"num_draft_tokens is {num_draft_tokens}: give 0 for no speculation or a positive number")
+    return sum(acceptance_rate**position for position in range(num_draft_tokens + 1))  # = (1 - a^(g+1)) / (1 - a)
+
+
+def expected_tokens_by_position(acceptance_rates: Sequence[float]) -> float:
+    """Tokens per target pass from the conditional acceptance rate of each position.
+
+    Eq. 1 without its assumption that all positions are alike: 1 + a1 + a1 a2 + a1 a2 a3 + ...
+
+    Args:
+        acceptance_rates: for position 1..gamma, the chance of acceptance given that all before it were accepted.
+    """
+    tokens, still_accepted = 1.0, 1.0
+    for rate in acceptance_rates:
+        still_accepted *= rate
+        tokens += still_accepted
+    return tokens
+
+
+def walltime_improvement(acceptance_rate: float, num_draft_tokens: int, cost_ratio: float) -> float:
+    """Expected speedup in wall time (Theorem 3.8), if verifying gamma + 1 tokens costs as much as decoding one.
+
+    Raises:
+        ValueError: the cost ratio is negative, or `expected_tokens` refuses its arguments.
+    """
+    if cost_ratio < 0:
+        raise ValueError(f"cost_ratio is {cost_ratio}: it is a ratio of two times, give 0 or more")
+    return expected_tokens(acceptance_rate, num_draft_tokens) / (num_draft_tokens * cost_ratio + 1)
+
+
+def operations_factor(acceptance_rate: float, num_draft_tokens: int, operations_ratio: float) -> float:
+    """By how much the arithmetic operations per token grow (Theorem 3.11).
+
+    Raises:
+        ValueError: the operations ratio is negative, or `expected_tokens` refuses its arguments.
+    """
+    if operations_ratio < 0:
+        raise ValueError(f"operations_ratio is {operations_ratio}: it is a ratio of two counts, give 0 or more")
+    passes = num_draft_tokens * operations_ratio + num_draft_tokens + 1
+    return passes / expected_tokens(acceptance_rate, num_draft_tokens)
+
+
+def best_num_draft_tokens(acceptance_rate: float, cost_ratio: float, largest: int = 64) -> int:
+    """The gamma in 0..largest with the greatest `walltime_improvement`; 0 says that speculation does not pay.
+
+    By Corollary 3.9 some gamma pays exactly when the acceptance rate exceeds the cost ratio.
+    """
+    return max(range(largest + 1), key=lambda gamma: walltime_improvement(acceptance_rate, gamma, cost_ratio))

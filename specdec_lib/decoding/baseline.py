@@ -1,0 +1,88 @@
+"""Autoregressive decoding: one target pass for every token. What speculative decoding is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.decoding.sampling import choose, probabilities
+from specdec_lib.decoding.state import DecodeState, check_generator
+from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.runner import LanguageModel
+
+
+@torch.inference_mode()
+def autoregressive_decode(
+    target: LanguageModel,
+    prompts: Sequence[torch.Tensor],
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+    stop_token_ids: Sequence[int] = (),
+) -> DecodeResult:
+    """Decode a ragged batch one token at a time.
+
+    Args:
+        prompts: B one-dimensional int64 tensors of token ids.
+        max_new_tokens: tokens per row; fewer only where a stop token ends the row.
+        generator: on the target's device; the only source of randomness.
+        stop_token_ids: a row ends with the first of these; the stop token itself is returned.
+
+    Raises:
+        ValueError: a prompt that cannot be decoded (empty, too long, unknown token), or NaN logits, naming the step.
+    """
+    check_generator(generator, target)
+    state = DecodeState(target, prompts, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, slack=1)
+    cache = prefill(target, state, sampling, generator)
+    finished = state.look()
+    while not finished:
+        cache.set_lengths(state.lengths - 1, state.max_length - 1)
+        step = target.forward(state.last_tokens(1), cache)
+        probs = probabilities(target.logits(step.hidden[:, -1]), sampling)
+        state.check(probs)
+        state.emit(choose(probs, sampling, generator)[:, None], torch.ones_like(state.lengths))
+        finished = state.look()
+    return decode_result(state)
+
+
+def prefill(
+    target: LanguageModel,
+    state: DecodeState,
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+    also: Callable[[int, int, torch.Tensor], None] = lambda start, end, features: None,
+) -> RaggedStaticCache:
+    """Read the prompts and emit the first token of every row; `also` is handed each chunk and its features."""
+    cache = target.new_cache(state.batch_size, state.capacity)
+    last = state.prompt_lengths - 1
+    hidden = features = torch.empty(0)
+    for start, end in state.prompt_chunks():
+        step = target.forward(state.tokens[:, start:end], cache)
+        cache.commit(state.prompt_tokens_in(start, end), at_most=end - start)
+        here = (last - start).clamp(0, end - start - 1)[:, None, None]
+        newer = (last >= start)[:, None, None]
+        chunk_hidden = step.hidden.gather(1, here.expand(-1, 1, step.hidden.shape[-1]))
+        chunk_features = step.features.gather(1, here.expand(-1, 1, step.features.shape[-1]))
+        hidden = chunk_hidden if start == 0 else torch.where(newer, chunk_hidden, hidden)
+        features = chunk_features if start == 0 else torch.where(newer, chunk_features, features)
+        also(start, end, step.features)
+    probs = probabilities(target.logits(hidden[:, 0]), sampling)
+    state.check(probs)
+    state.emit(choose(probs, sampling, generator)[:, None], torch.ones_like(state.lengths))
+    state.features = features
+    return cache
+
+
+def decode_result(state: DecodeState) -> DecodeResult:
+    """The tokens and times of a finished state."""
+    step_s = [after - before for before, after in zip(state.times[:-1], state.times[1:], strict=True)]
+    return DecodeResult(
+        tokens=state.output(),
+        ttft_s=state.times[0],
+        step_s=step_s,
+        step_tokens=torch.stack(state.emitted)[1:].tolist(),
+    )

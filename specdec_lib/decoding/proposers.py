@@ -1,0 +1,181 @@
+"""Where draft tokens come from: a draft model, a draft head on the target's hidden states, or the text itself."""
+
+from __future__ import annotations
+
+from typing import Protocol, Self
+
+import torch
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.sampling import choose, probabilities
+from specdec_lib.decoding.state import DecodeState, check_context
+from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.pair import Pair
+from specdec_lib.models.runner import LanguageModel
+
+Proposal = tuple[torch.Tensor, torch.Tensor]  # draft_tokens [B, gamma], draft_probs [B, gamma, V]
+
+
+class Proposer(Protocol):
+    """Proposes gamma tokens for every row, with the distributions that they were drawn from.
+
+    Where it has nothing to propose, the row of `draft_probs` is zero. It must propose from `state` alone: what it may
+    keep between steps is a cache.
+    """
+
+    def start(self, state: DecodeState) -> None:
+        """Prepare for a new batch; raise ValueError if it cannot serve it."""
+
+    def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
+        """Read positions start..end of the prompts, for which the target computed `features` `[B, end-start, F]`."""
+
+    def propose(
+        self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
+    ) -> Proposal:
+        """Propose what follows each row's last token."""
+
+
+class ModelProposer:
+    """Drafts with a smaller language model that has the target's vocabulary (Leviathan et al. 2022).
+
+    `ModelProposer(head)` of a draft head makes a `HeadProposer`, so that a pair's draft need not be told apart.
+    """
+
+    def __new__(cls, draft: LanguageModel | DraftHead) -> Self:
+        is_head = cls is ModelProposer and isinstance(draft, DraftHead)
+        return super().__new__(HeadProposer if is_head else cls)  # type: ignore[return-value]
+
+    def __init__(self, draft: LanguageModel | DraftHead):
+        assert isinstance(draft, LanguageModel)
+        self.draft = draft
+
+    def start(self, state: DecodeState) -> None:
+        check_context(self.draft, state.longest_prompt, state.max_new_tokens)
+        self.cache = self.draft.new_cache(state.batch_size, state.capacity)
+
+    def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
+        self._forward(state.tokens[:, start:end])
+        self.cache.commit(state.prompt_tokens_in(start, end), at_most=end - start)
+
+    def propose(
+        self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
+    ) -> Proposal:
+        # The last two tokens are read again, whatever was accepted: after full acceptance the draft has seen neither,
+        # and reading a token twice changes nothing.
+        self.cache.set_lengths(state.lengths - 2, state.max_length - 2)
+        tokens = state.last_tokens(2)
+        drafted = []
+        for _ in range(num_draft_tokens):
+            hidden = self._forward(tokens)
+            self.cache.commit(tokens.shape[1], at_most=tokens.shape[1])
+            logits = _fit_vocabulary(self.draft.logits(hidden[:, -1]), state.vocab_size)
+            probs = probabilities(logits, sampling)
+            tokens = choose(probs, sampling, generator)[:, None]
+            drafted.append((tokens, probs))
+        return _stack(drafted)
+
+    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [B, m] to [B, m, hidden_size]
+        # A target that pads its vocabulary further may emit an id that the draft has no row for: any other will do.
+        return self.draft.forward(tokens.clamp(max=self.draft.vocab_size - 1), self.cache).hidden
+
+
+class HeadProposer(ModelProposer):
+    """Drafts with a one-layer head that reads the target's hidden states (EAGLE, arXiv 2401.15077).
+
+    The head's input at position t is the token t+1 together with the target's features of token t; while drafting
+    on, its own output stands in for the features that the target has not computed yet.
+    """
+
+    def __init__(self, draft: LanguageModel | DraftHead):
+        assert isinstance(draft, DraftHead)
+        self.head = draft
+
+    def start(self, state: DecodeState) -> None:
+        check_context(self.head, state.longest_prompt, state.max_new_tokens)
+        self.cache: RaggedStaticCache = self.head.new_cache(state.batch_size, state.capacity)
+
+    def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
+        # The pair of the last prompt position waits for the first emitted token: `propose` reads it.
+        self.head.forward(state.tokens[:, start + 1 : end + 1], self.head.fuse(features), self.cache)
+        self.cache.commit(state.prompt_tokens_in(start, end), at_most=end - start)
+
+    def propose(
+        self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
+    ) -> Proposal:
+        width = state.features.shape[1]
+        known = state.lengths - 1 - state.num_emitted  # pairs read before the last step
+        index = known[:, None] + 1 + torch.arange(width, device=known.device)
+        self.cache.set_lengths(known, state.max_length - 1)
+        hidden = self.head.forward(state.tokens.gather(1, index), self.head.fuse(state.features), self.cache)
+        self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
+        newest = (state.num_emitted - 1).clamp(min=0)[:, None, None]
+        hidden = hidden.gather(1, newest.expand(-1, 1, hidden.shape[-1]))  # [B, 1, hidden_size]
+        drafted: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for position in range(num_draft_tokens):
+            if position > 0:
+                hidden = self.head.forward(drafted[-1][0], hidden, self.cache)
+                self.cache.commit(1, at_most=1)
+            probs = probabilities(self.head.logits(hidden[:, 0]), sampling)
+            drafted.append((choose(probs, sampling, generator)[:, None], probs))
+        return _stack(drafted)
+
+
+class NgramProposer:
+    """Drafts by copying what followed the last tokens where they stood before (prompt lookup; no second model).
+
+    Args:
+        longest, shortest: how many last tokens must match; longer matches are preferred, then more recent ones.
+    """
+
+    def __init__(self, longest: int = 3, shortest: int = 1):
+        if not 1 <= shortest <= longest:
+            raise ValueError(f"n-grams of {shortest} to {longest} tokens: give 1 <= shortest <= longest")
+        self.longest, self.shortest = longest, shortest
+
+    def start(self, state: DecodeState) -> None:
+        pass
+
+    def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
+        pass
+
+    def propose(
+        self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
+    ) -> Proposal:
+        source = self._continuation(state)  # [B], where the copy begins; at the end of the row if nothing matched
+        index = source[:, None] + torch.arange(num_draft_tokens, device=source.device)
+        known = index < state.lengths[:, None]
+        tokens = state.tokens.gather(1, index.clamp(max=state.capacity - 1))
+        probs = torch.zeros(*tokens.shape, state.vocab_size, device=tokens.device)
+        return tokens, probs.scatter_(2, tokens[:, :, None], known[:, :, None].float())
+
+    def _continuation(self, state: DecodeState) -> torch.Tensor:  # [B]
+        text = state.tokens[:, : state.max_length]
+        source = state.lengths
+        for size in range(self.shortest, min(self.longest, state.max_length - 1) + 1):
+            suffix = text.gather(1, (state.lengths[:, None] + torch.arange(-size, 0, device=text.device)).clamp(min=0))
+            windows = text.unfold(1, size, 1)  # [B, max_length-size+1, size]
+            after = torch.arange(size, text.shape[1] + 1, device=text.device)  # [windows], first token behind each
+            match = (windows == suffix[:, None]).all(dim=-1) & (after < state.lengths[:, None])
+            latest = (after * match).max(dim=1).values
+            source = torch.where(latest > 0, latest, source)
+        return source
+
+
+def make_proposer(method: str, pair: Pair) -> Proposer:
+    """The proposer that the params call `method`: "draft" (the pair's own draft, whatever its kind) or "ngram"."""
+    if method == "ngram":
+        return NgramProposer()
+    assert method == "draft", method
+    return ModelProposer(pair.draft)
+
+
+def _fit_vocabulary(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Cut or pad `[B, V_draft]` to `[B, V]`: models of one family pad the same vocabulary to different widths."""
+    extra = vocab_size - logits.shape[-1]
+    return torch.nn.functional.pad(logits, (0, extra), value=float("-inf")) if extra else logits
+
+
+def _stack(drafted: list[tuple[torch.Tensor, torch.Tensor]]) -> Proposal:
+    """gamma pairs of `[B, 1]` tokens and `[B, V]` distributions as one proposal."""
+    return torch.cat([tokens for tokens, _ in drafted], dim=1), torch.stack([probs for _, probs in drafted], dim=1)

@@ -1,0 +1,72 @@
+"""What a decoding call returns: tokens, counters and raw times. Every rate is derived here, from the counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class DecodeResult:
+    """The outcome of one decoding call over a batch.
+
+    Attributes:
+        tokens: new tokens of each row, int64, cut after the first stop token.
+        ttft_s: seconds from the call to the first token of every row, all prefills included.
+        step_s: seconds that each step took.
+        step_tokens: tokens that each step emitted in each row, `[steps, B]`.
+        steps: verification passes, counted once for every row that was still decoding. 0 for the baseline.
+        drafted, tested, accepted: draft tokens; a token is tested if all before it in its step were accepted.
+        tested_by_position, accepted_by_position: the same by position in the draft, gamma numbers each.
+    """
+
+    tokens: list[torch.Tensor]
+    ttft_s: float
+    step_s: list[float]
+    step_tokens: list[list[int]]
+    steps: int = 0
+    drafted: int = 0
+    tested_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    @property
+    def new_tokens(self) -> int:
+        """Emitted tokens over all rows."""
+        return sum(len(row) for row in self.tokens)
+
+    @property
+    def tested(self) -> int:
+        """Draft tokens that were accepted or rejected."""
+        return sum(self.tested_by_position)
+
+    @property
+    def accepted(self) -> int:
+        """Draft tokens that were emitted."""
+        return sum(self.accepted_by_position)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted / tested (alpha of Leviathan et al. 2022); None where nothing was tested."""
+        return self.accepted / self.tested if self.tested else None
+
+    @property
+    def draft_efficiency(self) -> float | None:
+        """Accepted / drafted; None where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """Tokens emitted per verification pass; None for the baseline.
+
+        Without stop tokens this is 1 + accepted / steps; a step cut at an accepted stop token emits no further one.
+        """
+        return (self.new_tokens - len(self.tokens)) / self.steps if self.steps else None
+
+    def emission_times(self, row: int) -> list[float]:
+        """Seconds from the call until each token of `row` was there; tokens of one step share their time."""
+        times, now = [self.ttft_s], self.ttft_s
+        for seconds, counts in zip(self.step_s, self.step_tokens, strict=True):
+            now += seconds
+            times += [now] * counts[row]
+        return times

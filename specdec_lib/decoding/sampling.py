@@ -1,0 +1,53 @@
+"""Logits to probabilities to a token. The same functions serve target and draft, baseline and speculation."""
+
+from __future__ import annotations
+
+import torch
+
+from specdec_lib.config import SamplingConfig
+
+
+def probabilities(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+    """Turn logits `[..., V]` into the distribution that `sampling` describes, `[..., V]`.
+
+    Temperature comes first, then top-k, then top-p. Greedy is an exact one-hot. The result is float32 (float64 for
+    float64 logits); `logits` is left as it was. Logits of -inf get probability 0. A NaN among the logits of a row makes
+    the row's sum NaN, so that `DecodeState` can notice it without a synchronisation of its own.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if sampling.temperature == 0:
+        best, token = logits.max(dim=-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, token, best - best + 1)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    probs = torch.softmax(logits, dim=-1)
+    return probs if sampling.top_p == 1 else _nucleus(probs, sampling.top_p)
+
+
+def _nucleus(probs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the smallest set of most likely tokens whose probability reaches `top_p`; the most likely always stays."""
+    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    ordered = ordered.masked_fill(before >= top_p, 0)
+    ordered = ordered / ordered.sum(dim=-1, keepdim=True)
+    return torch.empty_like(probs).scatter_(-1, order, ordered)
+
+
+def choose(probs: torch.Tensor, sampling: SamplingConfig, generator: torch.Generator) -> torch.Tensor:
+    """The next token `[...]` from what `probabilities` made of logits `[..., V]`; greedy needs no random numbers."""
+    return probs.argmax(dim=-1) if sampling.temperature == 0 else draw(probs, generator)
+
+
+def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw one token from each distribution `[..., V]`, which need not be normalised; returns int64 `[...]`.
+
+    Inverts the cumulative distribution in float64, with one random number a row. Unlike `torch.multinomial` it neither
+    waits for the device nor stops it on a NaN. A token of probability 0 is never drawn.
+    """
+    cumulative = probs.double().cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    uniform = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=probs.device)
+    point = (uniform * total).minimum(total.nextafter(torch.zeros_like(total)))  # below the total even if rounded up
+    return torch.searchsorted(cumulative, point, right=True).clamp(max=probs.shape[-1] - 1)[..., 0]

@@ -1,0 +1,141 @@
+"""Speculative decoding: prefill, then propose -> verify -> commit until every row is done.
+
+Leviathan, Kalman, Matias 2022 (arXiv 2211.17192), Algorithm 1, for a batch in which every row advances by its own
+number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.baseline import decode_result, prefill
+from specdec_lib.decoding.proposers import Proposer
+from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.decoding.sampling import probabilities
+from specdec_lib.decoding.state import DecodeState, check_generator
+from specdec_lib.decoding.verification import Verification, verify
+from specdec_lib.models.runner import LanguageModel
+
+Verifier = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator], Verification]
+VERIFICATIONS: dict[str, Verifier] = {"token": verify}
+
+
+@torch.inference_mode()
+def speculative_decode(
+    target: LanguageModel,
+    proposer: Proposer,
+    prompts: Sequence[torch.Tensor],
+    *,
+    max_new_tokens: int,
+    num_draft_tokens: int,
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+    stop_token_ids: Sequence[int] = (),
+    verification: str | Verifier = "token",
+) -> DecodeResult:
+    """Decode a ragged batch with draft tokens; the output follows the target's distribution exactly.
+
+    Args:
+        proposer: where draft tokens come from.
+        prompts: B one-dimensional int64 tensors of token ids.
+        max_new_tokens: tokens per row; fewer only where a stop token ends the row.
+        num_draft_tokens: gamma, tokens proposed in each step.
+        generator: on the target's device; the only source of randomness.
+        stop_token_ids: a row ends with the first of these; tokens accepted behind it are dropped and not counted.
+        verification: "token", the rule of Leviathan et al. 2022, or a function with the signature of `verify`.
+
+    Raises:
+        ValueError: gamma below 1, an unknown verification, a prompt that cannot be decoded (empty, too long for either
+            model, unknown token), or NaN logits, naming the step.
+    """
+    if num_draft_tokens < 1:
+        raise ValueError(f"num_draft_tokens is {num_draft_tokens}: give at least 1, or use autoregressive_decode")
+    verifier = _verifier(verification)
+    check_generator(generator, target)
+    state = DecodeState(
+        target,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_token_ids=stop_token_ids,
+        slack=num_draft_tokens + 1,
+    )
+    proposer.start(state)
+    cache = prefill(target, state, sampling, generator, also=lambda *chunk: proposer.read_prompt(state, *chunk))
+    counters = _Counters(num_draft_tokens, target.device)
+    finished = state.look()
+    while not finished:
+        draft_tokens, draft_probs = proposer.propose(state, num_draft_tokens, sampling, generator)
+        state.check(draft_probs)
+        draft_probs = _leave_room(draft_probs, state.remaining)
+
+        cache.set_lengths(state.lengths - 1, state.max_length - 1)  # what the last step wrote too much is rolled back
+        step = target.forward(torch.cat([state.last_tokens(1), draft_tokens], dim=1), cache)
+        target_probs = probabilities(target.logits(step.hidden), sampling)  # [B, gamma+1, V]
+        state.check(target_probs)
+        verdict = verifier(target_probs, draft_probs, draft_tokens, generator)
+
+        state.features = step.features
+        state.emit(*_emission(draft_tokens, verdict))
+        counters.add(draft_tokens, draft_probs, verdict, state.num_emitted)
+        finished = state.look()
+    result = decode_result(state)
+    counters.write_into(result)
+    return result
+
+
+def _verifier(verification: str | Verifier) -> Verifier:
+    if callable(verification):
+        return verification
+    if verification not in VERIFICATIONS:
+        raise ValueError(f"unknown verification {verification!r}: choose one of {', '.join(VERIFICATIONS)}")
+    return VERIFICATIONS[verification]
+
+
+def _leave_room(draft_probs: torch.Tensor, remaining: torch.Tensor) -> torch.Tensor:
+    """Undraft what `remaining` `[B]` has no room for: a step emits one token more than it accepts."""
+    position = torch.arange(draft_probs.shape[1], device=draft_probs.device)
+    return draft_probs * (position < remaining[:, None] - 1)[:, :, None]
+
+
+def _emission(draft_tokens: torch.Tensor, verdict: Verification) -> tuple[torch.Tensor, torch.Tensor]:
+    """The accepted tokens with the resampled or bonus token behind them `[B, gamma+1]`, and how many count `[B]`."""
+    tokens = torch.nn.functional.pad(draft_tokens, (0, 1))
+    tokens = tokens.scatter(1, verdict.num_accepted[:, None], verdict.next_token[:, None])
+    return tokens, verdict.num_accepted + 1
+
+
+class _Counters:
+    """Acceptance counted on the device, read once at the end."""
+
+    def __init__(self, num_draft_tokens: int, device: torch.device):
+        self.position = torch.arange(num_draft_tokens, device=device)
+        self.steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.drafted = torch.zeros_like(self.steps)
+        self.tested = torch.zeros_like(self.position)
+        self.accepted = torch.zeros_like(self.position)
+
+    def add(
+        self,
+        draft_tokens: torch.Tensor,  # [B, gamma]
+        draft_probs: torch.Tensor,  # [B, gamma, V]
+        verdict: Verification,
+        num_emitted: torch.Tensor,  # [B], 0 for a row that was done before
+    ) -> None:
+        drafted = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
+        active = (num_emitted > 0)[:, None]
+        emitted = self.position < num_emitted[:, None]  # a stop token ends what counts
+        accepted = emitted & (self.position < verdict.num_accepted[:, None])
+        tested = emitted & drafted & (self.position <= verdict.num_accepted[:, None])
+        self.steps += active.sum()
+        self.drafted += (drafted & active).sum()
+        self.tested += tested.sum(dim=0)
+        self.accepted += accepted.sum(dim=0)
+
+    def write_into(self, result: DecodeResult) -> None:
+        result.steps = int(self.steps)
+        result.drafted = int(self.drafted)
+        result.tested_by_position = self.tested.tolist()
+        result.accepted_by_position = self.accepted.tolist()

@@ -1,0 +1,169 @@
+"""Training text for a draft: conversations that the target itself writes, with the hidden states it had.
+
+Every row of the batch is one conversation of `CONVERSATION_TOKENS` tokens that never pauses: where the chat template
+dictates a token it is forced, everywhere else the target samples it - the user's turns too, so that no data set is
+needed. A third of the rows opens with a task over text that every Python installation carries (docstrings and
+functions of the standard library), so that summaries and code edits are represented. What is stored beside the tokens
+is what a draft head learns from, and what the target's distribution can be recomputed from: its hidden states.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import random
+import sysconfig
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from specdec_lib.models.runner import LanguageModel
+
+CONVERSATION_TOKENS = 448
+BATCH_SIZE = 256
+MAX_TURN_TOKENS = 220  # a turn that does not end by itself is ended here
+USER_TEMPERATURE = 1.0
+ANSWER_TEMPERATURES = (0.7, 1.0)
+TASKS = (
+    "Summarize the following text in two sentences.\n\n{prose}",
+    "Rewrite this text so that a beginner understands it:\n\n{prose}",
+    "List the key points of this text.\n\n{prose}",
+    "Answer in one paragraph: what is this text about?\n\n{prose}",
+    "Explain what this Python function does.\n\n```python\n{code}\n```",
+    "Add a docstring and comments to this function. Return the whole function.\n\n```python\n{code}\n```",
+    "Rename the variables in this code so that they are clearer. Return all of the code.\n\n```python\n{code}\n```",
+    "Fix any bug in this code and return the corrected code.\n\n```python\n{code}\n```",
+)
+
+log = logging.getLogger(__name__)
+
+
+def standard_library_text(limit: int = 4000) -> tuple[list[str], list[str]]:
+    """Docstrings (prose) and function sources (code) of 200 to 900 characters from Python's standard library."""
+    prose: list[str] = []
+    code: list[str] = []
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        source = path.read_text(encoding="utf-8", errors="ignore")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+                prose.append(ast.get_docstring(node) or "")
+            if isinstance(node, ast.FunctionDef):
+                code.append(ast.get_source_segment(source, node) or "")
+    return tuple([t for t in texts if 200 <= len(t) <= 900][:limit] for texts in (prose, code))  # type: ignore[return-value]
+
+
+class _Conversations:
+    """What each row must say next: forced tokens while the template dictates, a sampled token otherwise."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: tuple[list[str], list[str]], rng: random.Random):
+        self.tokenizer, self.rng = tokenizer, rng
+        self.prose, self.code = texts
+        (self.end_of_turn,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+        opening = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+        self.opening = opening[: opening.rindex("<|im_end|>")]
+        self.to_user = tokenizer.encode("\n<|im_start|>user\n", add_special_tokens=False)
+        self.to_answer = tokenizer.encode("\n<|im_start|>assistant\n", add_special_tokens=False)
+
+    def start(self) -> None:
+        self.forced: list[list[int]] = []
+        self.answering = [False] * BATCH_SIZE
+        self.turn_tokens = [0] * BATCH_SIZE
+        for row in range(BATCH_SIZE):
+            text = self.opening
+            if row % 3 == 0:
+                task = self.rng.choice(TASKS)
+                text += task.format(prose=self.rng.choice(self.prose), code=self.rng.choice(self.code))
+            tokens = self.tokenizer.encode(text, add_special_tokens=False)[: CONVERSATION_TOKENS // 2 + 32]
+            if row % 3 == 0:
+                tokens += [self.end_of_turn, *self.to_answer]
+                self.answering[row] = True
+            self.forced.append(tokens[::-1])
+
+    def temperatures(self) -> torch.Tensor:  # [B, 1]
+        answer = [ANSWER_TEMPERATURES[row % len(ANSWER_TEMPERATURES)] for row in range(BATCH_SIZE)]
+        return torch.tensor([[t if a else USER_TEMPERATURE] for t, a in zip(answer, self.answering, strict=True)])
+
+    def choose(self, sampled: list[int]) -> tuple[list[int], list[bool]]:
+        """The next token of every row, and whether the target chose it."""
+        tokens, free = [], []
+        for row, token in enumerate(sampled):
+            queue = self.forced[row]
+            free.append(not queue)
+            if queue:
+                token = queue.pop()
+            else:
+                self.turn_tokens[row] += 1
+                if self.turn_tokens[row] > MAX_TURN_TOKENS:
+                    token, free[-1] = self.end_of_turn, False
+                if token == self.end_of_turn:
+                    self.forced[row] = (self.to_user if self.answering[row] else self.to_answer)[::-1]
+                    self.answering[row] = not self.answering[row]
+                    self.turn_tokens[row] = 0
+            tokens.append(token)
+        return tokens, free
+
+
+def draw(probs: torch.Tensor, generator: torch.Generator, block: int = 256) -> torch.Tensor:  # [B]
+    """One token a row from `probs` `[B, V]` by inversion: first the block of the vocabulary, then the token within.
+
+    `torch.multinomial` draws a random number for every token of the vocabulary, which costs more than the forward pass.
+    """
+    blocks = probs.unflatten(-1, (-1, block))  # [B, V / block, block]
+    ends = blocks.sum(-1).cumsum(-1)
+    u = torch.rand(len(probs), 1, generator=generator) * ends[:, -1:]
+    chosen = torch.searchsorted(ends, u, right=True).clamp_max(ends.shape[1] - 1)  # [B, 1]
+    rest = u - (ends.gather(1, chosen) - blocks.sum(-1).gather(1, chosen))
+    within = blocks.gather(1, chosen[..., None].expand(-1, 1, block))[:, 0].cumsum(-1)  # [B, block]
+    token = torch.searchsorted(within, rest.clamp_min(0), right=True).clamp_max(block - 1)
+    return (chosen * block + token)[:, 0]
+
+
+@torch.inference_mode()
+def write_shard(path: Path, target: LanguageModel, talk: _Conversations, generator: torch.Generator) -> int:
+    """Sample one batch of conversations into a safetensors shard; return how many tokens the target chose itself.
+
+    The shard holds `tokens` `[B, T]` int32, `sampled` `[B, T]` bool (chosen by the target, not forced) and `features`
+    `[B, T, F]` bfloat16, where row `t` is what the target computed from token `t`.
+    """
+    talk.start()
+    cache = target.new_cache(BATCH_SIZE, CONVERSATION_TOKENS)
+    tokens = torch.zeros(BATCH_SIZE, CONVERSATION_TOKENS, dtype=torch.int32)
+    sampled = torch.zeros(BATCH_SIZE, CONVERSATION_TOKENS, dtype=torch.bool)
+    features: torch.Tensor | None = None
+    proposal = [0] * BATCH_SIZE
+    for t in range(CONVERSATION_TOKENS):
+        step_tokens, free = talk.choose(proposal)
+        tokens[:, t], sampled[:, t] = torch.tensor(step_tokens), torch.tensor(free)
+        step = target.forward(tokens[:, t : t + 1].long(), cache)
+        cache.commit(1, at_most=1)
+        if features is None:
+            features = torch.zeros(BATCH_SIZE, CONVERSATION_TOKENS, step.features.shape[-1], dtype=torch.bfloat16)
+        features[:, t] = step.features[:, 0]
+        scores, temperatures = target.logits(step.hidden[:, 0]), talk.temperatures()
+        proposal = []
+        for rows in torch.arange(BATCH_SIZE).split(16):  # larger buffers leave the allocator's cache: page faults
+            probs = torch.softmax(scores[rows].float().div_(temperatures[rows]), dim=-1)
+            proposal += draw(probs, generator).tolist()
+    assert features is not None
+    temporary = path.with_suffix(".tmp")
+    save_file({"tokens": tokens, "sampled": sampled, "features": features}, temporary)
+    temporary.rename(path)
+    return int(sampled.sum())
+
+
+def write_corpus(folder: Path, target: LanguageModel, tokenizer: PreTrainedTokenizerBase, num_shards: int) -> None:
+    """Write shards `0000.safetensors` ... into `folder`; those already there are kept. The seed is the shard number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = standard_library_text()
+    for shard in range(num_shards):
+        path = folder / f"{shard:04d}.safetensors"
+        if path.exists():
+            continue
+        start = time.monotonic()
+        talk = _Conversations(tokenizer, texts, random.Random(shard))
+        chosen = write_shard(path, target, talk, torch.Generator().manual_seed(shard))
+        rate = BATCH_SIZE * CONVERSATION_TOKENS / (time.monotonic() - start)
+        log.info("shard %d of %d: %d tokens chosen by the target, %.0f tokens/s", shard + 1, num_shards, chosen, rate)

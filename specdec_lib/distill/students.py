@@ -1,0 +1,137 @@
+"""The shapes of draft that can be trained, and how each sees a batch of conversations.
+
+A student unrolls a batch into hidden states `[steps, B, T - 1, H]`: entry `[j, :, t]` predicts token t + 2 as the
+(j + 1)-th token of a drafted run, that is with what the target computed up to position t - j only. The target's own
+distribution for token t + 2 is in its last state at t + 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import embedding, linear
+from transformers import LlamaConfig, PreTrainedModel
+
+from specdec_lib.distill.data import Batch
+from specdec_lib.models.draft_head import DraftHead, HeadConfig
+from specdec_lib.models.plain_draft import PlainDraft
+
+
+class HeadStudent(nn.Module):
+    """An EAGLE-style head that is trained on its own states too (HASS, arXiv 2408.15766; EAGLE-3, arXiv 2503.01840)."""
+
+    def __init__(self, target: PreTrainedModel, feature_layers: tuple[int, ...], scored_ids: torch.Tensor):
+        super().__init__()
+        self.embeddings = (target.get_input_embeddings().weight.detach(),)  # a tuple: not a parameter of this module
+        config = HeadConfig.for_target(target.config, feature_layers, len(scored_ids))
+        self.draft = DraftHead(config, self.embeddings[0])
+        self.draft.scored_ids.copy_(scored_ids)
+        copy_layer(self.draft, target)
+
+    def unroll(self, batch: Batch, steps: int) -> torch.Tensor:  # [steps, B, T - 1, H]
+        tokens, head = batch.tokens[:, 1:], self.draft
+        state = head.fuse(batch.features[:, :-1])
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        keys, values, outputs = [], [], []
+        for _ in range(steps):
+            x = head.join(tokens, state)
+            query, key, value = head.project(x, positions)
+            keys.append(key)
+            values.append(value)
+            hidden = head.finish(x, unrolled_attention(query, keys, values).transpose(1, 2).flatten(2))
+            outputs.append(head.normed(hidden))
+            state = torch.cat([state[:, :1], hidden[:, :-1]], dim=1)
+        return torch.stack(outputs)
+
+
+class PlainStudent(nn.Module):
+    """A small Llama: it sees tokens only, so every drafted position looks the same to it."""
+
+    def __init__(self, target: PreTrainedModel, config: LlamaConfig, scored_ids: torch.Tensor):
+        super().__init__()
+        self.embeddings = (target.get_input_embeddings().weight.detach(),)
+        self.draft = PlainDraft(config, target.config.hidden_size, len(scored_ids))
+        self.draft.scored_ids.copy_(scored_ids)
+        if config.hidden_size != target.config.hidden_size:
+            _, _, basis = torch.linalg.svd(self.embeddings[0].float(), full_matrices=False)
+            assert isinstance(self.draft.projection, nn.Linear)
+            self.draft.projection.weight.data.copy_(basis[: config.hidden_size])
+
+    def unroll(self, batch: Batch, steps: int) -> torch.Tensor:  # [steps, B, T - 1, H]
+        embedded = self.draft.projection(embedding(batch.tokens, self.embeddings[0]).float())
+        hidden = self.draft.body(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, 1:]
+        if isinstance(self.draft.projection, nn.Linear):
+            hidden = linear(hidden, self.draft.projection.weight.T)
+        return hidden.expand(steps, *hidden.shape)
+
+
+def layers_of_target(target: PreTrainedModel, layers: tuple[int, ...], scored_ids: torch.Tensor) -> PlainStudent:
+    """Shape (a): the target's width, starting from some of its layers."""
+    config = _llama_config(target, num_hidden_layers=len(layers))
+    student = PlainStudent(target, config, scored_ids)
+    for mine, theirs in enumerate(layers):
+        student.draft.body.layers[mine].load_state_dict(target.base_model.layers[theirs].state_dict())
+    student.draft.body.norm.load_state_dict(target.base_model.norm.state_dict())
+    return student
+
+
+def narrower(target: PreTrainedModel, width: int, num_layers: int, scored_ids: torch.Tensor) -> PlainStudent:
+    """Shape (b): fewer channels, from random weights; the embedding starts from its principal components."""
+    scale = width / target.config.hidden_size
+    config = _llama_config(
+        target,
+        num_hidden_layers=num_layers,
+        hidden_size=width,
+        intermediate_size=int(target.config.intermediate_size * scale),
+        head_dim=width // target.config.num_attention_heads,
+    )
+    return PlainStudent(target, config, scored_ids)
+
+
+def _llama_config(target: PreTrainedModel, **changes: int) -> LlamaConfig:
+    geometry = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings")
+    heads = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
+    keep = (*geometry, *heads, "bos_token_id", "eos_token_id", "pad_token_id")
+    config = LlamaConfig(**{**{name: getattr(target.config, name) for name in keep}, **changes})
+    config._attn_implementation = "sdpa"
+    return config
+
+
+@torch.no_grad()
+def copy_layer(head: DraftHead, target: PreTrainedModel) -> None:
+    """Start the head's block from the target's last layer and its last norm."""
+    layer = target.base_model.layers[-1]
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    head.query_key_value.weight.copy_(torch.cat([p.weight for p in projections]))
+    head.attention_out.weight.copy_(attention.o_proj.weight)
+    head.gate_up.weight.copy_(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
+    head.down.weight.copy_(mlp.down_proj.weight)
+    head.attention_norm.copy_(layer.input_layernorm.weight)
+    head.mlp_norm.copy_(layer.post_attention_layernorm.weight)
+    head.output_norm.copy_(target.base_model.norm.weight)
+
+
+def unrolled_attention(
+    query: torch.Tensor,  # [B, H, T, D], of the newest step
+    keys: list[torch.Tensor],  # a [B, H_kv, T, D] for every step so far
+    values: list[torch.Tensor],
+) -> torch.Tensor:  # [B, H, T, D]
+    """Attention of drafting step j: what the target has seen up to t - j, then the run's own steps 1 ... j."""
+    batch, heads, length, dim = query.shape
+    kv_heads, last = keys[0].shape[1], len(keys) - 1
+    query = query.reshape(batch, kv_heads, -1, length, dim) * dim**-0.5  # [B, H_kv, G, T, D]
+    scores = (query.flatten(2, 3) @ keys[0].transpose(-1, -2)).unflatten(2, (-1, length)).float()
+    index = torch.arange(length)
+    scores = scores.masked_fill(index > index[:, None] - last, -1e9)
+    own = [(query * shifted(key, last - step)[:, :, None]).sum(-1) for step, key in enumerate(keys) if step]
+    weights = torch.cat([scores, *(s[..., None].float() for s in own)], dim=-1).softmax(-1)
+    out = (weights[..., :length].flatten(2, 3).to(values[0].dtype) @ values[0]).unflatten(2, (-1, length))
+    for step in range(1, len(values)):
+        out = out + weights[..., length + step - 1, None] * shifted(values[step], last - step)[:, :, None]
+    return out.reshape(batch, heads, length, dim)
+
+
+def shifted(x: torch.Tensor, by: int) -> torch.Tensor:  # [B, H, T, D]
+    """`x` moved `by` positions to the right; what falls in at the left is never used."""
+    return torch.cat([x[:, :, :by], x[:, :, : x.shape[2] - by]], dim=2) if by else x

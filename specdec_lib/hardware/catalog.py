@@ -1,0 +1,127 @@
+"""Published facts about GPUs and dated prices, each with its source; checked when they are read."""
+
+from __future__ import annotations
+
+import difflib
+from datetime import date as Date  # noqa: N812 - the field below is called date
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FOLDER = Path(__file__).resolve().parent
+CPU = "cpu"  # the `gpu` of a price for a machine without one
+
+# The highest dense figures of any product of a generation, by the first word of its name: above them is sparse.
+DENSE_PEAKS: dict[str, dict[str, float]] = {
+    "A100": {"bf16_tflops": 312, "int8_tops": 624},
+    "H100": {"bf16_tflops": 989.5, "fp8_tflops": 1979, "int8_tops": 1979},
+    "H200": {"bf16_tflops": 989.5, "fp8_tflops": 1979, "int8_tops": 1979},
+}
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Fact(BaseModel):
+    """Where a fact comes from. `secondary` marks a transcription of the original."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(min_length=1)
+    secondary: bool
+    note: str = ""
+
+
+class Gpu(Fact):
+    """One product: memory in GB (1e9 bytes), bandwidth in TB/s, dense TFLOP/s and TOP/s, power in watts."""
+
+    product: str
+    memory_gb: Positive
+    bandwidth_tb_per_s: Positive
+    bf16_tflops: Positive
+    fp8_tflops: Positive | None
+    int8_tops: Positive | None
+    tdp_watts: Positive
+    nvlink_gb_per_s: Positive | None
+    date: str = Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")  # to the month where the source says no more
+
+    @model_validator(mode="after")
+    def _dense(self) -> Gpu:
+        for figure, peak in DENSE_PEAKS.get(self.product.split()[0], {}).items():
+            value = getattr(self, figure)
+            if value is not None and value > peak:
+                raise ValueError(
+                    f"{figure} is {value:g}, above the dense peak {peak:g}: give the dense figure, not the sparse"
+                )
+        return self
+
+
+class Price(Fact):
+    """On-demand dollars for an hour of one GPU, or of one machine if `gpu` is "cpu", read on `date`."""
+
+    gpu: str  # a key of gpus.yaml, or "cpu"
+    usd_per_hour: Positive
+    vendor: str
+    region: str
+    date: Date
+
+
+Entry = TypeVar("Entry", Gpu, Price)
+
+
+def load_gpus(path: Path = FOLDER / "gpus.yaml") -> dict[str, Gpu]:
+    """All GPUs by key.
+
+    Raises:
+        ValueError: an entry that lacks a fact, or gives a sparse figure; one line that names it.
+    """
+    return _load(path, Gpu)
+
+
+def load_prices(path: Path = FOLDER / "prices.yaml") -> dict[str, Price]:
+    """All prices by key.
+
+    Raises:
+        ValueError: an entry without a date, source or positive price, or for an unknown GPU; one line that names it.
+    """
+    prices = _load(path, Price)
+    known = {CPU, *load_gpus()}
+    for name, entry in prices.items():
+        if entry.gpu not in known:
+            raise ValueError(
+                f"{path.name}: {name}: unknown gpu {entry.gpu!r}: choose one of {', '.join(sorted(known))}"
+            )
+    return prices
+
+
+def price(name: str) -> Price:
+    """The price called `name`.
+
+    Raises:
+        ValueError: no such price; near matches are named.
+    """
+    prices = load_prices()
+    if name not in prices:
+        near = difflib.get_close_matches(name, prices, n=3) or sorted(prices)
+        raise ValueError(f"unknown price {name!r}: choose one of {', '.join(near)}, or add it to hardware/prices.yaml")
+    return prices[name]
+
+
+def _load(path: Path, kind: type[Entry]) -> dict[str, Entry]:
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path.name} holds no entries: restore it from the repository")
+    return {name: _entry(path, name, facts, kind) for name, facts in entries.items()}
+
+
+def _entry(path: Path, name: str, facts: object, kind: type[Entry]) -> Entry:
+    try:
+        return kind.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise ValueError(f"{path.name}: {name} has no {key}: add it, every entry needs one") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{path.name}: {name}: {key + ': ' if key else ''}{reason}") from None

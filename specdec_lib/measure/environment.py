@@ -1,0 +1,103 @@
+"""What a run ran on: written beside the results, so that a number can be traced to its circumstances."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import torch
+
+from specdec_lib.config import BENCHMARK_VERSION, StudyParams
+
+PACKAGES = ("torch", "transformers", "numpy", "pandas", "scipy", "safetensors")
+
+
+def device_name(device: str) -> str:
+    """The device as it calls itself: the CUDA device's name, or the processor's model name."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def check_device(params: StudyParams) -> None:
+    """Refuse to run a study on another device than its params are for.
+
+    Raises:
+        ValueError: naming the device that was asked for and the one that is here.
+    """
+    if params.device == "cuda" and not torch.cuda.is_available():
+        here = f"{device_name('cpu')} and no CUDA device"
+    elif re.search(rf"(?<![A-Z0-9]){re.escape(params.device_name)}", here := device_name(params.device), re.IGNORECASE):
+        return
+    raise ValueError(
+        f"GPU={params.gpu} needs a device whose name contains {params.device_name!r}, but this machine has {here}: "
+        "run it on such a machine, or choose other params, such as GPU=cpu"
+    )
+
+
+def describe_environment(params: StudyParams) -> dict[str, object]:
+    """Start, hardware, versions, commit and params, as JSON-ready values."""
+    cuda = params.device == "cuda"
+    return {
+        "started": now(),
+        "device_name": device_name(params.device),
+        "cpu": {"name": device_name("cpu"), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "memory_bytes": psutil.virtual_memory().total,
+        "cuda": _cuda_facts() if cuda else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "benchmark_version": BENCHMARK_VERSION,
+        "params": params.model_dump(),
+    }
+
+
+def write_environment(folder: Path, facts: dict[str, object], run_id: str) -> None:
+    """Write `environment.json`: the facts of the latest run, and under `runs` those of every run with rows here."""
+    path = folder / "environment.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else {}
+    facts = facts | {"ended": now()}
+    text = json.dumps({"run_id": run_id, **facts, "runs": earlier | {run_id: facts}}, indent=2)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _cuda_facts() -> dict[str, object]:
+    """Toolkit, driver and memory of the CUDA device."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+    finally:
+        pynvml.nvmlShutdown()
+    return {"version": torch.version.cuda, "driver": driver, "memory_bytes": torch.cuda.mem_get_info()[1]}
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with a + if files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

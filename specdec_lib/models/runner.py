@@ -1,0 +1,127 @@
+"""Weights in, logits out: one forward function for prefill, decoding and verification over a ragged batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from specdec_lib.models.cache import RaggedStaticCache
+
+ATTENTION = "specdec_grouped"
+PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [B, H, m, D]
+    key: torch.Tensor,  # [B, H_kv, S, D]
+    value: torch.Tensor,  # [B, H_kv, S, D]
+    attention_mask: torch.Tensor,  # [B, 1, m, S], additive
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:  # [B, m, H, D]
+    """Attention that never repeats keys and values: the heads of a group become extra query rows instead."""
+    assert kwargs.get("softcap") is None, "capped attention logits are not supported"
+    batch, heads, m, dim = query.shape
+    group = heads // key.shape[1]
+    packed = query.reshape(batch, key.shape[1], group * m, dim)
+    mask = attention_mask.repeat(1, 1, group, 1) if group > 1 else attention_mask
+    out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, heads, m, dim).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward pass over m tokens computed."""
+
+    hidden: torch.Tensor  # [B, m, hidden_size], what the output layer reads
+    features: torch.Tensor  # [B, m, F], what a draft head reads: chosen layers' states, then `hidden`
+
+
+class LanguageModel:
+    """A causal language model over ragged batches.
+
+    Args:
+        model: a Hugging Face causal LM, or a toy with the same few attributes.
+        name: how reports call it.
+        feature_layers: layers whose output states a draft head wants to see beside the last one.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str, feature_layers: tuple[int, ...] = ()):
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.body = model.base_model
+        self.head = model.get_output_embeddings()
+        config = model.config
+        self.vocab_size: int = config.vocab_size
+        self.hidden_size: int = config.hidden_size
+        self.context_length: int = config.max_position_embeddings
+        self.device: torch.device = self.head.weight.device
+        self.dtype: torch.dtype = self.head.weight.dtype
+        self._tapped: list[torch.Tensor] = []
+        for layer in feature_layers:
+            self.body.layers[layer].register_forward_hook(lambda _, __, output: self._tapped.append(output))
+
+    def to(self, device: str) -> LanguageModel:
+        """Move the weights, in place."""
+        self.model.to(device)
+        self.device = self.head.weight.device
+        return self
+
+    def check_faithful(self) -> None:
+        """Compare `forward` and `logits` with the model's own way from tokens to logits.
+
+        Raises:
+            ValueError: they differ, as with models that scale or cap their logits.
+        """
+        tokens = torch.arange(1, 9, device=self.device)[None] % self.vocab_size
+        with torch.inference_mode():
+            ours = self.logits(self.forward(tokens, self.new_cache(1, tokens.shape[1])).hidden)
+            theirs = self._call(self.model, tokens, self.new_cache(1, tokens.shape[1])).logits
+        if not torch.allclose(ours.float(), theirs.float(), rtol=0.01, atol=0.01):
+            raise ValueError(f"{self.name} does more to its logits than an output layer: such models are not supported")
+
+    def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
+        """An empty cache for `batch_size` rows of up to `capacity` tokens each."""
+        config = self.model.config
+        return RaggedStaticCache(
+            batch_size=batch_size,
+            capacity=capacity,
+            num_layers=config.num_hidden_layers,
+            num_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(self, tokens: torch.Tensor, cache: RaggedStaticCache) -> Step:
+        """Run `tokens` `[B, m]` behind each row's committed length.
+
+        Nothing is committed: call `cache.commit` with the number of tokens to keep.
+        """
+        self._tapped.clear()
+        hidden = self._call(self.body, tokens, cache).last_hidden_state
+        features = torch.cat([*self._tapped, hidden], dim=-1) if self._tapped else hidden
+        return Step(hidden, features)
+
+    def _call(self, model: Any, tokens: torch.Tensor, cache: RaggedStaticCache) -> Any:
+        positions = cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)  # drafts may overshoot; unused
+        mask = cache.attention_mask(self.dtype)
+        return model(
+            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[..., hidden_size]` to logits `[..., vocab_size]`."""
+        return self.head(hidden)

@@ -1,0 +1,69 @@
+"""Keep a run: its table and reports under `outputs/published/<gpu>`, and its headline in the README."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from specdec_lib.analysis import findings, metrics, plots, tables
+from specdec_lib.config import StudyParams
+from specdec_lib.measure.results import read_results
+from specdec_lib.report import ROOT
+
+README = ROOT / "README.md"
+KEPT = ("results.parquet", "environment.json", "index.html", "reports")
+
+
+def publish(params: StudyParams, folder: Path, published: Path) -> Path:
+    """Copy what readers need from a run's `folder` to `published`, draw the headline figure, and update the README.
+
+    Raises:
+        ValueError: the run has no table, or cells that failed.
+    """
+    rows = read_results(folder)
+    if (rows["status"] == "failed").any():
+        raise ValueError(f"{folder} has failed cells: run it again before publishing it")
+    readme = with_headline(README.read_text(encoding="utf-8"), params, rows)
+    shutil.rmtree(published, ignore_errors=True)
+    published.mkdir(parents=True)
+    for name in KEPT:
+        source = folder / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, published / name)
+    by_gamma = metrics.along(metrics.speedups(rows), params, "num_draft_tokens")
+    plots.speedup_figure(by_gamma, "num_draft_tokens").savefig(published / "speedup.png", dpi=160)
+    README.write_text(readme, encoding="utf-8")
+    return published
+
+
+def with_headline(text: str, params: StudyParams, rows: pd.DataFrame) -> str:
+    """The README's `text` with everything between the two headline marks made anew from the table."""
+    begin, end = f"<!-- headline {params.gpu} -->", "<!-- end of headline -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"the README lacks the marks {begin} and {end}: put them where the headline belongs")
+    block = f"{begin}\n{headline_text(params, rows)}\n{end}"
+    return pattern.sub(lambda _: block, text)
+
+
+def headline_text(params: StudyParams, rows: pd.DataFrame) -> str:
+    """The headline of a run in Markdown: a table and two sentences, all of it computed."""
+    lines = metrics.headline(metrics.speedups(rows), params)
+    over_transformers = metrics.headline_setting(metrics.speedups_over_transformers(rows), params)
+    gamma = over_transformers["num_draft_tokens"]
+    over_transformers = over_transformers[gamma.isna() | (gamma == params.headline_num_draft_tokens)]
+    table = tables.speedup_table(lines).merge(tables.latency_table(lines)).drop(columns=["engine", "batch", "prompt"])
+    columns = ["method", "γ", "T", "TPOT (ms)", "speedup (×)", "95 % interval", "acceptance rate"]
+    return "\n\n".join(
+        [
+            _markdown(table[[*columns, "tokens per target pass", "evidence"]]),
+            findings.finding_transformers(over_transformers),
+        ]
+    )
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [table.columns, ["---"] * len(table.columns), *table.astype(str).to_numpy()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,96 @@
+"""The ragged cache: cached passes equal uncached ones, whatever was written and rolled back in between."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specdec_lib.models.runner import ATTENTION, LanguageModel
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """A tiny Llama with grouped heads, in float32."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        attn_implementation=ATTENTION,
+    )
+    return LanguageModel(LlamaForCausalLM(config), "tiny")
+
+
+def uncached_logits(model: LanguageModel, text: torch.Tensor) -> torch.Tensor:
+    """Logits of the last position by transformers' own attention, without any cache."""
+    model.model.set_attn_implementation("eager")
+    logits = model.model(input_ids=text[None], use_cache=False).logits[0, -1]
+    model.model.set_attn_implementation(ATTENTION)
+    return logits
+
+
+def test_ragged_rows_with_rollback_equal_uncached_passes(model):
+    texts = [torch.arange(1, 1 + n) for n in (9, 4, 6)]
+    cache = model.new_cache(3, 40)
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    model.forward(padded[:, :3], cache)  # too much and wrong: rolled back below
+    cache.commit(3, at_most=3)
+    cache.set_lengths(torch.tensor([2, 1, 0]), 2)
+    rest = torch.nn.utils.rnn.pad_sequence([texts[0][2:], texts[1][1:], texts[2][0:]], batch_first=True)
+    step = model.forward(rest, cache)
+    cache.commit(torch.tensor([7, 3, 6]), at_most=7)
+    assert cache.lengths.tolist() == [len(text) for text in texts]
+    for row, (text, new) in enumerate(zip(texts, (7, 3, 6), strict=True)):
+        assert torch.allclose(model.logits(step.hidden[row, new - 1]), uncached_logits(model, text), atol=1e-5)
+
+
+def test_stale_entries_behind_the_length_do_not_matter(model):
+    clean, dirty = model.new_cache(1, 40), model.new_cache(1, 40)
+    text = torch.arange(5, 15)[None]
+    model.forward(text, clean)
+    model.forward(text, dirty)
+    for cache in (clean, dirty):
+        cache.commit(4, at_most=4)
+    for layer in dirty.layers:
+        layer.keys[:, :, 4:] = 100.0
+        layer.values[:, :, 4:] = -100.0
+    step = torch.tensor([[3, 1]])
+    assert torch.equal(model.forward(step, clean).hidden, model.forward(step, dirty).hidden)
+
+
+def test_a_full_cache_refuses_more(model):
+    cache = model.new_cache(1, 10)
+    cache.commit(cache.capacity - 1, at_most=cache.capacity - 1)
+    with pytest.raises(AssertionError, match="cannot take"):
+        model.forward(torch.tensor([[1, 2]]), cache)
+
+
+def test_a_model_that_scales_its_logits_is_refused(model):
+    class Scaled(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 2
+            return output
+
+    model.check_faithful()
+    scaled = LanguageModel(Scaled(model.model.config), "scaled")
+    with pytest.raises(ValueError, match="scaled does more to its logits"):
+        scaled.check_faithful()
+
+
+def test_a_dropped_cache_is_freed_at_once(model):
+    """Without waiting for the garbage collector: on a GPU the next cell needs that memory."""
+    cache = model.new_cache(2, 64)
+    keys = weakref.ref(cache.layers[0].keys)
+    gc.disable()
+    try:
+        del cache
+        assert keys() is None
+    finally:
+        gc.enable()

@@ -1,0 +1,52 @@
+"""The command line: one line for a mistake, before anything is loaded."""
+
+import pytest
+import torch
+
+from specdec_lib import __main__ as cli
+from specdec_lib.config import load_params
+from specdec_lib.measure.sweep import run_sweep
+
+
+def test_an_unknown_gpu_name_is_one_line_and_exit_code_2(capsys):
+    assert cli.main(["run", "--gpu", "abacus"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no params file for GPU=abacus: choose one of ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_gpu_study_without_that_gpu_names_both(capsys, tmp_path):
+    assert cli.main(["run", "--gpu", "h100", "--outputs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "'H100'" in error
+    assert "no CUDA device" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("change", "message"), [({"pair": "nope"}, "unknown pair"), ({"price": "nope"}, "nope")])
+def test_what_does_not_exist_is_refused_before_the_first_notebook(change, message):
+    with pytest.raises(ValueError, match=message):
+        cli.check_study(load_params("smoke").model_copy(update=change))
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["draft"], ["draft-export"]])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--help"])
+    assert end.value.code == 0
+    assert "usage: python -m specdec_lib" in capsys.readouterr().out
+
+
+def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd):
+    """The whole of make run GPU=smoke: three notebooks, three reports, an index; measured once only."""
+    arguments = ["run", "--gpu", "smoke", "--outputs", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    folder = tmp_path / "smoke"
+    reports = sorted(path.name for path in (folder / "reports").glob("*.html"))
+    assert reports == ["01_correctness.html", "02_latency_sweep.html", "03_cost_analysis.html"]
+    index = (folder / "index.html").read_text(encoding="utf-8")
+    assert all(f"reports/{name}" in index for name in reports)
+    assert f"report: {folder / 'index.html'}" in capfd.readouterr().out
+    run_sweep(load_params("smoke"), folder)
+    assert ", 0 to run" in capfd.readouterr().out

@@ -1,0 +1,125 @@
+"""Distillation on a toy: the gradient is right, training raises acceptance, and the arithmetic of acceptance holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specdec_lib.distill.corpus import draw
+from specdec_lib.distill.data import Corpus
+from specdec_lib.distill.evaluate import Acceptance, measure
+from specdec_lib.distill.students import HeadStudent, layers_of_target
+from specdec_lib.distill.train import DistillationLoss, Recipe, start_from_regression, train
+from specdec_lib.models.runner import ATTENTION, LanguageModel
+
+TURN, ASSISTANT, LENGTH = 1, 5, 24
+
+
+def tiny_target() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        initializer_range=0.3,  # distributions with something to learn
+        tie_word_embeddings=True,
+        attn_implementation=ATTENTION,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return model
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return tiny_target()
+
+
+@pytest.fixture
+def corpus(model: LlamaForCausalLM, tmp_path: Path) -> Corpus:
+    """Two shards of 16 texts in which everything behind two forced tokens is the assistant's, at temperature 1."""
+    target = LanguageModel(model, "tiny", feature_layers=(0, 1))
+    for shard in range(2):
+        generator = torch.Generator().manual_seed(shard)
+        tokens = torch.tensor([[TURN, ASSISTANT]]).repeat(16, 1)
+        while tokens.shape[1] < LENGTH:
+            hidden = target.forward(tokens, target.new_cache(16, LENGTH)).hidden[:, -1]
+            logits = target.logits(hidden).float()
+            logits = logits.index_fill(1, torch.tensor([TURN]), float("-inf"))
+            tokens = torch.cat([tokens, draw(logits.softmax(-1), generator, block=16)[:, None]], dim=1)
+        features = target.forward(tokens, target.new_cache(16, LENGTH)).features.bfloat16()
+        sampled = torch.ones(16, LENGTH, dtype=torch.bool)
+        sampled[:, :2] = False
+        tensors = {"tokens": tokens.int(), "sampled": sampled, "features": features}
+        save_file(tensors, tmp_path / f"{shard:04d}.safetensors")
+    return Corpus(tmp_path, TURN, ASSISTANT)
+
+
+def test_hand_written_gradient_is_the_derivative() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 5, 8, generator=generator, requires_grad=True)
+    last_state = torch.randn(5, 8, generator=generator).bfloat16()
+    rows = torch.randn(12, 8, generator=generator).bfloat16()
+    weights = torch.tensor([0.6, 0.4])
+    DistillationLoss.apply(hidden, last_state, rows, weights, 0.5)[0].backward()
+    ours, hidden.grad = hidden.grad, None
+    target = (last_state @ rows.T).float().softmax(-1)
+    log_draft = (hidden.bfloat16().float() @ rows.float().T).log_softmax(-1)
+    acceptance = torch.minimum(log_draft.exp(), target).sum(-1)
+    losses = 0.5 * -(target * log_draft).sum(-1) - 0.5 * acceptance.log()
+    (weights[:, None] * losses).sum(0).mean().backward()
+    torch.testing.assert_close(ours, hidden.grad, rtol=0.05, atol=5e-3)
+
+
+@pytest.mark.parametrize("shape", ["head", "layers"])
+def test_training_raises_acceptance(shape: str, model: LlamaForCausalLM, corpus: Corpus) -> None:
+    ids = corpus.rank_tokens(model.get_input_embeddings().weight.bfloat16())[:48].sort().values
+    if shape == "head":
+        student = HeadStudent(model, (0, 1), ids)
+    else:
+        student = layers_of_target(model, (0, 2), ids)
+    before = measure(student, corpus.held_out, 2, slice(None))
+    report = train(student, corpus, Recipe(num_batches=25, batch_size=4, steps=2, learning_rate=3e-3))
+    after = measure(student, corpus.held_out, 2, slice(None))
+    assert report["batches"] == 25
+    assert after.sampled[0] > before.sampled[0]
+
+
+def test_regression_is_a_head_start(model: LlamaForCausalLM, corpus: Corpus) -> None:
+    student = HeadStudent(model, (0, 1), torch.arange(64))
+    before = measure(student, corpus.held_out, 1, slice(None))
+    start_from_regression(student, next(corpus.batches(16, torch.Generator().manual_seed(0))))
+    after = measure(student, corpus.held_out, 1, slice(None))
+    assert after.sampled[0] > before.sampled[0]
+
+
+def test_a_draft_equal_to_the_target_is_always_accepted(model: LlamaForCausalLM, corpus: Corpus) -> None:
+    student = layers_of_target(model, (0, 1, 2), torch.arange(64))
+    perfect = measure(student, corpus.held_out, 3, slice(None))
+    assert perfect.coverage == pytest.approx(1.0, abs=1e-3)
+    assert min(perfect.sampled) > 0.95
+    assert min(perfect.greedy) > 0.95
+
+
+def test_acceptance_adds_up() -> None:
+    """Chances 1/2 and 1/2: lengths 1 + 1/2 + 1/4, three quarters accepted of one and a half tested."""
+    assert Acceptance.mean_length([0.5, 0.5], 2) == pytest.approx(1.75)
+    assert Acceptance.rate([0.5, 0.5], 2) == pytest.approx(0.5)
+
+
+def test_draw_follows_the_probabilities() -> None:
+    """A chi-square statistic on 64 tokens exceeds 120 with probability below 1e-5."""
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.randn(64, generator=generator).softmax(-1)
+    drawn = draw(probs.expand(20_000, -1), generator, block=16)
+    expected = probs * 20_000
+    assert ((torch.bincount(drawn, minlength=64) - expected).square() / expected).sum() < 120

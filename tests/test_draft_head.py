@@ -1,0 +1,149 @@
+"""Drafts that share the target's embedding: cached and one-shot forward agree, bad files are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from specdec_lib.distill.students import HeadStudent, PlainStudent, layers_of_target, narrower
+from specdec_lib.models.draft_head import WEIGHTS, DraftHead
+from specdec_lib.models.plain_draft import export_plain_draft, load_plain_draft
+from specdec_lib.models.runner import ATTENTION, LanguageModel
+
+SCORED = torch.tensor([1, 2, 5, 8, 13, 21])
+
+
+def tiny_target(hidden_size: int = 24) -> LanguageModel:
+    """A random Llama of 3 layers, 3 heads in 1 group and 48 tokens, with layers 0 and 1 tapped."""
+    config = LlamaConfig(
+        vocab_size=48,
+        hidden_size=hidden_size,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        attn_implementation=ATTENTION,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return LanguageModel(model, "tiny", feature_layers=(0, 1))
+
+
+@pytest.fixture
+def target() -> LanguageModel:
+    return tiny_target()
+
+
+@pytest.fixture
+def folder(target: LanguageModel, tmp_path: Path) -> Path:
+    HeadStudent(target.model, (0, 1), SCORED).draft.save(tmp_path)
+    return tmp_path
+
+
+def pairs(target: LanguageModel, head: DraftHead) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens `[2, 9]` and fused states `[2, 9, H]` of a random text."""
+    tokens = torch.randint(48, (2, 10), generator=torch.Generator().manual_seed(1))
+    features = target.forward(tokens, target.new_cache(2, 16)).features
+    return tokens[:, 1:], head.fuse(features[:, :-1])
+
+
+def test_pair_by_pair_equals_all_at_once(target: LanguageModel, folder: Path) -> None:
+    head = DraftHead.load(folder, target)
+    tokens, state = pairs(target, head)
+    at_once = head.forward(tokens, state, head.new_cache(2, 16))
+    cache = head.new_cache(2, 16)
+    one_by_one = []
+    for t in range(tokens.shape[1]):
+        one_by_one.append(head.forward(tokens[:, t : t + 1], state[:, t : t + 1], cache))
+        cache.commit(1, at_most=1)
+    torch.testing.assert_close(torch.cat(one_by_one, dim=1), at_once)
+
+
+def test_training_sees_what_drafting_does(target: LanguageModel, folder: Path) -> None:
+    """Three unrolled steps in training equal three drafted tokens with the cache."""
+    student = HeadStudent(target.model, (0, 1), SCORED)
+    head = DraftHead.load(folder, target)
+    student.draft.load_state_dict(head.state_dict())
+    tokens = torch.randint(48, (2, 10), generator=torch.Generator().manual_seed(1))
+    features = target.forward(tokens, target.new_cache(2, 16)).features
+    unrolled = student.unroll(batch_of(tokens, features), steps=3)
+    cache = head.new_cache(2, 16)
+    state = head.forward(tokens[:, 1:6], head.fuse(features[:, :5]), cache)[:, -1:]
+    cache.commit(5, at_most=5)
+    torch.testing.assert_close(head.normed(state[:, 0]), unrolled[0][:, 4])
+    for step in (1, 2):
+        state = head.forward(tokens[:, 5 + step : 6 + step], state, cache)
+        cache.commit(1, at_most=1)
+        torch.testing.assert_close(head.normed(state[:, 0]), unrolled[step][:, 4 + step])
+
+
+def batch_of(tokens: torch.Tensor, features: torch.Tensor) -> object:
+    from specdec_lib.distill.data import Batch
+
+    chosen = torch.ones_like(tokens, dtype=torch.bool)
+    return Batch(tokens, chosen, chosen, features)
+
+
+def test_only_scored_tokens_get_logits(target: LanguageModel, folder: Path) -> None:
+    head = DraftHead.load(folder, target)
+    hidden = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
+    logits = head.logits(hidden)
+    assert logits.shape == (2, 3, 48)
+    scored = torch.zeros(48, dtype=torch.bool).index_fill(0, SCORED, True)
+    assert torch.isfinite(logits[..., scored]).all()
+    assert (logits[..., ~scored] == float("-inf")).all()
+
+
+def test_embedding_is_shared_not_shipped(target: LanguageModel, folder: Path) -> None:
+    head = DraftHead.load(folder, target)
+    own = sum(p.numel() for name, p in head.named_parameters())
+    assert head.num_parameters == own
+    assert (folder / WEIGHTS).stat().st_size < 2 * own + 4096
+
+
+def test_refuses_another_target(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"width 24 .* tiny has 48 .*its own target"):
+        DraftHead.load(folder, tiny_target(hidden_size=48))
+
+
+def test_refuses_missing_files(target: LanguageModel, folder: Path, tmp_path: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors is missing; .*make draft"):
+        DraftHead.load(folder, target)
+    with pytest.raises(ValueError, match=r"config.json is missing; give the folder"):
+        DraftHead.load(tmp_path / "nowhere", target)
+
+
+def test_refuses_truncated_weights(target: LanguageModel, folder: Path) -> None:
+    weights = folder / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        DraftHead.load(folder, target)
+
+
+@pytest.mark.parametrize("shape", ["layers", "narrow"])
+def test_plain_draft_scores_like_its_export(shape: str, target: LanguageModel, tmp_path: Path) -> None:
+    """The restricted draft and the ordinary checkpoint give the scored tokens the same logits."""
+    student: PlainStudent
+    model = target.model
+    student = layers_of_target(model, (0, 2), SCORED) if shape == "layers" else narrower(model, 12, 2, SCORED)
+    student.draft.save(tmp_path / "draft")
+    draft = load_plain_draft(tmp_path / "draft", target)
+    tokens = torch.randint(48, (1, 7), generator=torch.Generator().manual_seed(2))
+    ours = draft.logits(draft.forward(tokens, draft.new_cache(1, 8)).hidden)
+    export_plain_draft(tmp_path / "draft", tmp_path / "export", target)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32)(tokens).logits
+    torch.testing.assert_close(ours[..., SCORED], theirs[..., SCORED], rtol=0.02, atol=2e-3)
+    assert (ours[..., 0] == float("-inf")).all()
+
+
+def test_plain_draft_refuses_a_head(target: LanguageModel, folder: Path) -> None:
+    with pytest.raises(ValueError, match="describes a 'draft_head', not a 'plain_draft'"):
+        load_plain_draft(folder, target)

@@ -1,0 +1,86 @@
+"""Drafting with a head: what it proposes from its cache is what it would propose from scratch."""
+
+import pytest
+import torch
+from test_draft_head import tiny_target
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.baseline import autoregressive_decode
+from specdec_lib.decoding.proposers import HeadProposer, ModelProposer
+from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.distill.students import HeadStudent
+from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.toy import toy_model
+
+PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6, 5, 3, 5, 8, 9, 7, 9])]
+
+
+@pytest.fixture(scope="module")
+def target():
+    return tiny_target()
+
+
+@pytest.fixture(scope="module")
+def head(target, tmp_path_factory):
+    """An untrained head that scores every token: with two almost uniform models, acceptance is partial."""
+    folder = tmp_path_factory.mktemp("head")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        HeadStudent(target.model, (0, 1), torch.arange(48)).draft.save(folder)
+    return DraftHead.load(folder, target)
+
+
+def decode(target, proposer, sampling, gamma, prompts=PROMPTS):
+    return speculative_decode(
+        target,
+        proposer,
+        prompts,
+        max_new_tokens=18,
+        num_draft_tokens=gamma,
+        sampling=sampling,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 6])
+def test_greedy_output_equals_the_baseline(target, head, gamma):
+    greedy = SamplingConfig(temperature=0)
+    expected = autoregressive_decode(
+        target, PROMPTS, max_new_tokens=18, sampling=greedy, generator=torch.Generator()
+    ).tokens
+    got = decode(target, HeadProposer(head), greedy, gamma).tokens
+    assert [row.tolist() for row in got] == [row.tolist() for row in expected]
+
+
+class Compared(HeadProposer):
+    """Checks every first drafted distribution against a head that reads the whole text anew, without any cache."""
+
+    checked = 0
+
+    def propose(self, state, num_draft_tokens, sampling, generator):
+        tokens, probs = super().propose(state, num_draft_tokens, sampling, generator)
+        for row in (~state.done).nonzero()[:, 0].tolist():
+            text = state.tokens[row : row + 1, : state.lengths[row]]
+            assert torch.allclose(probs[row, 0], self.from_scratch(text), atol=1e-5)
+            self.checked += 1
+        return tokens, probs
+
+    def from_scratch(self, text):
+        features = self.target.forward(text[:, :-1], self.target.new_cache(1, 64)).features
+        hidden = self.head.forward(text[:, 1:], self.head.fuse(features), self.head.new_cache(1, 64))
+        return torch.softmax(self.head.logits(hidden[0, -1]).float(), dim=-1)
+
+
+@pytest.mark.parametrize("chunk", [512, 3])
+def test_after_any_acceptance_the_cache_holds_what_a_fresh_head_would_compute(target, head, chunk, monkeypatch):
+    monkeypatch.setattr("specdec_lib.decoding.state.PREFILL_CHUNK", chunk)
+    proposer = Compared(head)
+    proposer.target = target
+    result = decode(target, proposer, SamplingConfig(), 3)
+    assert 0 < result.acceptance_rate < 1
+    assert proposer.checked > 10
+
+
+def test_a_model_proposer_of_a_head_is_a_head_proposer(head):
+    assert isinstance(ModelProposer(head), HeadProposer)
+    assert not isinstance(ModelProposer(toy_model(4, torch.Generator())), HeadProposer)

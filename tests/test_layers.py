@@ -1,0 +1,34 @@
+"""Imports run one way: report -> analysis -> measure -> decoding -> models -> config."""
+
+import ast
+from pathlib import Path
+
+import specdec_lib
+
+PACKAGE = Path(specdec_lib.__file__).parent
+LAYERS = ["config", "hardware", "models", "decoding", "measure", "analysis", "report", "publish", "__main__"]
+BESIDE = {"distill": "models", "__init__": "decoding"}  # the layer each of these counts as
+
+
+def layer_of(module: str) -> int | None:
+    part = module.split(".")[1] if "." in module else "__init__"
+    part = BESIDE.get(part, part)
+    return LAYERS.index(part) if part in LAYERS else None
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def test_no_module_imports_from_a_layer_above():
+    upward = []
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for module in imported(node):
+                here, there = layer_of(name), layer_of(module)
+                if module.startswith("specdec_lib") and here is not None and there is not None and there > here:
+                    upward.append(f"{name} imports {module}")
+    assert upward == []
