@@ -11,9 +11,10 @@ from specdec_lib.decoding.verification import count_accepted, residual_probs, ve
 
 
 def random_probs(*shape: int, seed: int) -> torch.Tensor:
-    """Distributions over the last axis, some of their tokens impossible."""
+    """Distributions over the last axis, some of their tokens impossible, the likeliest never (that would be NaN)."""
     logits = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2
-    return torch.softmax(logits.masked_fill(logits < -2.5, float("-inf")), dim=-1)
+    impossible = logits < logits.amax(dim=-1, keepdim=True) - 4
+    return torch.softmax(logits.masked_fill(impossible, float("-inf")), dim=-1)
 
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(2, 9), st.integers(0, 2**20))
