@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -103,6 +104,13 @@ class StudyParams(BaseModel):
                 f"choose one of num_draft_tokens {self.num_draft_tokens}"
             )
         return self
+
+
+def cache_folder() -> Path:
+    """Where models and compiled kernels are kept: `SPECDEC_CACHE`, else `specdec_lib` under the user's cache directory."""
+    if chosen := os.environ.get("SPECDEC_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specdec_lib"
 
 
 def available_params(folder: Path = PARAMS_FOLDER) -> list[str]:

@@ -136,6 +136,7 @@ class _Sweep:
             self._warm_up(cell, tokens)
             reset_peaks(self.pair.target.device)
             result = self._decode(cell, tokens, cell.max_new_tokens, seed)
+            row["compiled"] = cell.engine != "transformers" and self.pair.target.fused is not None
             row |= _counters(result) | latency_columns(result) | memory_columns(self.pair.target.device)
         except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
             reason = str(error).strip().splitlines() or [""]
@@ -204,7 +205,6 @@ def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt
             "evidence": "measured",
             "draft_id": None if not speculative else "ngram" if cell.method == "ngram" else cell.source.draft_id,
             "verification": "token" if speculative else None,
-            "compiled": False,
             "repetition": repetition,
             "seed": seed,
             "prompt_ids": " ".join(prompt.id for prompt, _ in prompts),
