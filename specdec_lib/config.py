@@ -107,7 +107,7 @@ class StudyParams(BaseModel):
 
 
 def cache_folder() -> Path:
-    """Where models and compiled kernels are kept: `SPECDEC_CACHE`, else `specdec_lib` under the user's cache directory."""
+    """Where models and kernels are kept: `SPECDEC_CACHE`, else `specdec_lib` under the user's cache directory."""
     if chosen := os.environ.get("SPECDEC_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specdec_lib"

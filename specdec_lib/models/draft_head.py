@@ -164,8 +164,10 @@ class DraftHead(nn.Module):
         query_key_value = self.query_key_value.weight.data.split(sizes)
         mlp = self.gate_up.weight.data.chunk(2)
         return fused.FusedLayers(
-            [self.attention_norm.data, *query_key_value, self.attention_out.weight.data]
-            + [self.mlp_norm.data, *mlp, self.down.weight.data],
+            [
+                *(self.attention_norm.data, *query_key_value, self.attention_out.weight.data),
+                *(self.mlp_norm.data, *mlp, self.down.weight.data),
+            ],
             heads=config.num_heads,
             eps=config.norm_eps,
             scaling=d**-0.5,

@@ -100,7 +100,7 @@ def fused_layers(body: Any) -> FusedLayers | None:
 
 
 def _is_plain_llama(body: Any) -> bool:
-    config = getattr(body, "config", None)
+    config: Any = getattr(body, "config", None)
     if getattr(config, "model_type", None) != "llama" or config.hidden_act != "silu":
         return False
     weights = list(body.layers.parameters())
