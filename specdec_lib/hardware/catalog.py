@@ -37,6 +37,7 @@ class Gpu(Fact):
     """One product: memory in GB (1e9 bytes), bandwidth in TB/s, dense TFLOP/s and TOP/s, power in watts."""
 
     product: str
+    nvml_names: tuple[str, ...] = ()  # what the driver calls it, exactly
     memory_gb: Positive
     bandwidth_tb_per_s: Positive
     bf16_tflops: Positive
