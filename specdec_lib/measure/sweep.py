@@ -28,7 +28,7 @@ from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_group
 from specdec_lib.measure.environment import check_device, describe_environment, device_name, write_environment
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
 from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, write_cell, write_results
-from specdec_lib.measure.telemetry import memory_columns, reset_peaks
+from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
 from specdec_lib.measure.transformers_generate import transformers_decode
 from specdec_lib.models.pair import Pair, load_study_pair
@@ -77,6 +77,7 @@ class _Sweep:
             prompt_set=params.prompt_set,
             prompt_set_hash=prompt_set_hash(params.prompt_set),
         )
+        self.telemetry = Telemetry(params.device)
         self.warm: set[tuple[object, ...]] = set()
         self.plan = [
             (setting, group, indices)
@@ -134,9 +135,9 @@ class _Sweep:
         try:
             tokens = [ids for _, ids in prompts]
             self._warm_up(cell, tokens)
-            reset_peaks(self.pair.target.device)
-            result = self._decode(cell, tokens, cell.max_new_tokens, seed)
-            row |= _counters(result) | latency_columns(result) | memory_columns(self.pair.target.device)
+            with self.telemetry:
+                result = self._decode(cell, tokens, cell.max_new_tokens, seed)
+            row |= _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
         except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
             reason = str(error).strip().splitlines() or [""]
             row |= {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}
