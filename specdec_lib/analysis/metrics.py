@@ -44,7 +44,7 @@ def speedups(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     Raises:
         ValueError: two baseline rows claim the same setting, prompt group and repetition.
     """
-    measured = _measured(rows)
+    measured = undisturbed(rows)
     return _lines(measured, measured[_is_baseline(measured, OWN_ENGINE)], seed)
 
 
@@ -53,7 +53,7 @@ def speedups_over_transformers(rows: pd.DataFrame, seed: int = 0) -> pd.DataFram
 
     Only the settings that transformers was timed on; empty if there are none.
     """
-    measured = _measured(rows)
+    measured = undisturbed(rows)
     lines = _lines(measured, measured[_is_baseline(measured, "transformers")], seed)
     return lines[lines["num_prompts"] > 0].reset_index(drop=True)
 
@@ -92,7 +92,7 @@ def acceptance_by_position(rows: pd.DataFrame) -> pd.DataFrame:
     `accepted` those whose token there was accepted too; `acceptance_rate` is accepted / tested, and `accepted_per_pass`
     is accepted over all verification passes.
     """
-    measured = _measured(rows)
+    measured = undisturbed(rows)
     lines = []
     for key, group in measured[measured["method"] != BASELINE].groupby(LINE, dropna=False):
         passes = group["steps"].sum()
@@ -110,7 +110,7 @@ def token_gaps(rows: pd.DataFrame) -> pd.DataFrame:
 
     The tokens of one step arrive together: the first waits for the step, the others 0 ms.
     """
-    measured = _measured(rows)
+    measured = undisturbed(rows)
     frames = []
     stepwise = measured[(measured["batch_size"] == 1) & measured["step_ms"].notna()]
     for key, group in stepwise.groupby(LINE, dropna=False):
@@ -143,7 +143,8 @@ def _is_disturbed(rows: pd.DataFrame) -> pd.Series:
     return throttled | (rows["foreign_processes"].fillna(0).astype(int) > 0)
 
 
-def _measured(rows: pd.DataFrame) -> pd.DataFrame:
+def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that count: measured, not failed, on a device that was neither throttled nor shared."""
     ok = (rows["status"] == "ok") & (rows["evidence"] == "measured")
     return _numbered(rows[ok & ~_is_disturbed(rows)])
 

@@ -26,6 +26,7 @@ from specdec_lib.decoding.state import check_context
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.environment import check_device, describe_environment, device_name, write_environment
+from specdec_lib.measure.machine import measure_machine
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
 from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, write_cell, write_results
 from specdec_lib.measure.telemetry import Telemetry
@@ -40,7 +41,8 @@ TERMINAL = "SPECDEC_TERMINAL"  # set by who runs this in a kernel whose output e
 def run_sweep(params: StudyParams, folder: Path) -> pd.DataFrame:
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
-    Also writes `results.parquet` and `environment.json`. A cell that raises leaves one failed row; the sweep goes on.
+    Also writes `results.parquet`, `environment.json`, `step_costs.json` and `calibration.json`. A cell that raises
+    leaves one failed row; the sweep goes on.
 
     Raises:
         ValueError: the study cannot run here at all: wrong device, unknown price, prompts that do not fit the models.
@@ -56,7 +58,9 @@ def run_sweep(params: StudyParams, folder: Path) -> pd.DataFrame:
         sweep.run()
     finally:
         write_environment(folder, facts, sweep.run_id)
-    return write_results(folder, [cell.id for cells in sweep.blocks for cell in cells], usd_per_hour)
+    table = write_results(folder, [cell.id for cells in sweep.blocks for cell in cells], usd_per_hour)
+    measure_machine(params, pair, folder)
+    return table
 
 
 class _Sweep:
