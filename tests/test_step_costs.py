@@ -2,8 +2,10 @@
 
 import pandas as pd
 import pytest
+import torch
 
 from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.measure import step_costs
 from specdec_lib.measure.step_costs import COLUMNS, measure_step_costs, read_step_costs, write_step_costs
 from specdec_lib.models.pair import load_pair
 
@@ -28,6 +30,21 @@ def test_what_is_written_is_read_back(costs, tmp_path):
     assert read_step_costs(tmp_path).equals(costs)
     with pytest.raises(ValueError, match="make run"):
         read_step_costs(tmp_path / "elsewhere")
+
+
+def test_a_point_that_does_not_fit_the_memory_is_left_out(monkeypatch):
+    real = step_costs.speculative_decode
+
+    def too_large(target, proposer, prompts, **options):
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("no memory for this")
+        return real(target, proposer, prompts, **options)
+
+    monkeypatch.setattr(step_costs, "speculative_decode", too_large)
+    costs = measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=3, repetitions=2)
+    target = costs[costs["model"] == "target"]
+    assert target[target["batch_size"] == 1]["num_tokens"].tolist() == [1, 2, 3]
+    assert target[target["batch_size"] == 2]["num_tokens"].tolist() == [1]
 
 
 def table():

@@ -59,6 +59,13 @@ def test_a_cost_that_was_not_measured_leaves_the_rest_undefined():
     assert stages["verify_cost"].notna().all()
 
 
+def test_a_run_whose_costs_could_not_be_measured_still_has_its_formula():
+    stages = waterfall(synthetic_rows(PARAMS), costs().iloc[:0])
+    assert stages["iid"].notna().all()
+    assert "were not measured here" in waterfall_plots.finding_waterfall(stages)
+    waterfall_plots.waterfall_figure(stages.head(2))
+
+
 def test_the_figure_names_every_stage_and_its_evidence(stages):
     headline = stages[stages["num_draft_tokens"] == PARAMS.headline_num_draft_tokens]
     figure = waterfall_plots.waterfall_figure(headline)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specdec_lib.analysis.style import METHOD_NAMES, MUTED, in_house_style, new_figure
+from specdec_lib.analysis.waterfall_plots import panel_grid
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito 2008
 MARKERS = ("o", "^", "s", "D", "v", "P")
@@ -15,32 +18,26 @@ NONE = "Nothing to compare here: run a study first, with make run GPU=<name>."
 
 @in_house_style
 def crossover_figure(crossovers: pd.DataFrame) -> Figure:
-    """B*, the batch size where the speedup falls to 1, by gamma; one series for each machine, prompt length and T.
+    """B*, the batch size where the speedup falls to 1, by gamma: a panel for each study, a series for each setting.
 
-    A bar that ends at the largest batch tried may reach further: the arrow says so.
+    Where the curve does not cross 1 within the batch sizes tried, an arrow stands at the last of them.
     """
-    figure, (axes,) = new_figure(_titled("Batch size B* where speculation stops paying", crossovers), 1, height=3.8)
-    series = list(crossovers.groupby(["gpu", "method", "prompt_tokens", "temperature", "evidence"], dropna=False))
-    for index, ((gpu, method, prompt, temperature, evidence), group) in enumerate(series):
-        color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-        x = group["num_draft_tokens"].to_numpy(float) + 0.08 * (index - len(series) / 2)
-        axes.vlines(x, group["crossover_low"], group["crossover_high"], color=color, alpha=0.45, linewidth=2)
-        starts_below = group["reading"].str.startswith("does not")
-        edge = group["smallest_batch"].where(starts_below, group["largest_batch"])
-        known = group["crossover_batch"].notna().to_numpy()
-        y = group["crossover_batch"].astype(float).fillna(edge.astype(float)).to_numpy()
-        face = color if evidence == "measured" else "white"
-        axes.scatter(x[known], y[known], marker=marker, facecolor=face, edgecolor=color, zorder=3)
-        up = ~known & ~starts_below.to_numpy()
-        axes.scatter(x[up], y[up], marker="$\\uparrow$", color=color, zorder=3, s=60)
-        axes.scatter(x[starts_below], y[starts_below], marker="$\\downarrow$", color=color, zorder=3, s=60)
-        where = "natural prompts" if pd.isna(prompt) else f"{prompt} prompt tokens"
-        at = "" if pd.isna(temperature) else f", T = {temperature:g}"
-        label = f"{gpu}, {METHOD_NAMES[method]}, {where}{at} ({evidence})"
-        axes.plot([], [], color=color, marker=marker, markerfacecolor=face, label=label)
-    axes.set_yscale("log", base=2)
-    axes.set_xlabel("number of draft tokens γ")
-    axes.set_ylabel("batch size B*")
+    studies = list(crossovers.groupby("gpu"))
+    columns = min(2, max(len(studies), 1))
+    figure, panels = panel_grid(
+        _titled("Batch size B* where speculation stops paying", crossovers), len(studies), columns
+    )
+    settings = ["method", "prompt_tokens", "temperature"]
+    known = crossovers[settings].drop_duplicates().sort_values(settings).reset_index(drop=True)
+    looks = {_series(line): index for index, line in known.iterrows()}
+    for axes, (gpu, study) in zip(panels, studies, strict=True):
+        for _, group in study.groupby(settings, dropna=False):
+            name = _series(group.iloc[0])
+            _draw_crossovers(axes, group, looks[name], len(looks), name)
+        axes.set_title(f"{gpu} ({study['evidence'].iloc[0]})")
+        axes.set_yscale("log", base=2)
+        axes.set_ylabel("batch size B*")
+    panels[-1].set_xlabel("number of draft tokens γ")
     _legend(figure)
     return figure
 
@@ -95,7 +92,7 @@ def break_even_figure(lines: pd.DataFrame, ratios: pd.DataFrame) -> Figure:
         label = f"{line.vendor} {line.region}: {line.ratio:.2f} ({line.dates})"
         axes.axhline(line.ratio, color=PALETTE[index % len(PALETTE)], linewidth=1, linestyle="--", label=label)
     axes.set_xlabel("acceptance rate")
-    axes.set_ylabel(f"hourly price, {dearer} over {cheaper}")
+    axes.set_ylabel("ratio of hourly prices")
     _legend(figure)
     return figure
 
@@ -162,12 +159,45 @@ def finding_break_even(lines: pd.DataFrame, ratios: pd.DataFrame) -> str:
     curve = lines[lines["acceptance_rate"].notna()]
     low, high = curve["price_ratio"].min(), curve["price_ratio"].max()
     worth = ratios[ratios["ratio"] < low]["vendor"].tolist()
-    where = f"cheaper per token at {', '.join(worth)}" if worth else "cheaper per token at none of these vendors"
+    where = (
+        f"it is the cheaper per token at {', '.join(worth)}" if worth else "it is the dearer per token at all of them"
+    )
     dearer, cheaper = lines["dearer"].iloc[0], lines["cheaper"].iloc[0]
     return (
         f"Predicted: {dearer} breaks even with {cheaper} at {low:.2f} to {high:.2f} times the hourly price at batch "
-        f"{lines['batch_size'].iloc[0]}, so that it is {where} at every acceptance shown."
+        f"{lines['batch_size'].iloc[0]}; vendors ask {ratios['ratio'].min():.2f} to {ratios['ratio'].max():.2f} times, "
+        f"so that {where}."
     )
+
+
+def _series(line: pd.Series) -> str:
+    prompt = "natural prompts" if pd.isna(line["prompt_tokens"]) else f"{line['prompt_tokens']:.0f} prompt tokens"
+    temperature = "" if pd.isna(line["temperature"]) else f", T = {line['temperature']:g}"
+    return f"{METHOD_NAMES[line['method']]}, {prompt}{temperature}"
+
+
+def _draw_crossovers(axes: Axes, group: pd.DataFrame, index: int, count: int, name: str) -> None:
+    """One series: bars for intervals or bands, points where the curve crosses 1, arrows where it does not."""
+    color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+    face = color if group["evidence"].iloc[0] == "measured" else "white"
+    x = group["num_draft_tokens"].to_numpy(float) + 0.08 * (index - (count - 1) / 2)
+    axes.vlines(x, group["crossover_low"], group["crossover_high"], color=color, alpha=0.45, linewidth=2)
+    inside = group["crossover_batch"].notna().to_numpy()
+    axes.scatter(
+        x[inside],
+        group["crossover_batch"].astype(float)[inside],
+        marker=marker,
+        facecolor=face,
+        edgecolor=color,
+        zorder=3,
+    )
+    nowhere = group["reading"].str.startswith("does not").to_numpy()
+    for arrow, where, column in (
+        ("$\\downarrow$", nowhere, "smallest_batch"),
+        ("$\\uparrow$", ~nowhere & ~inside, "largest_batch"),
+    ):
+        axes.scatter(x[where], group[column].to_numpy(float)[where], marker=arrow, color=color, zorder=3, s=60)
+    axes.plot([], [], color=color, marker=marker, markerfacecolor=face, label=name)
 
 
 def _titled(title: str, table: pd.DataFrame) -> str:
@@ -175,7 +205,9 @@ def _titled(title: str, table: pd.DataFrame) -> str:
 
 
 def _legend(figure: Figure) -> None:
-    """Names below the axes: too many, and too long, for the ends of curves."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = 1 if len(labels) < 5 else 2
-    figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False, ncols=columns)
+    """Names below the axes, each once: too many, and too long, for the ends of curves."""
+    names: dict[str, Artist] = {}
+    for axes in figure.axes:
+        names |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    columns = 1 if len(names) < 5 else 2
+    figure.legend(list(names.values()), list(names), loc="outside lower left", fontsize=8, frameon=False, ncols=columns)

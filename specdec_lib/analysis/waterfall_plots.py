@@ -6,9 +6,10 @@ import itertools
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specdec_lib.analysis.style import METHOD_COLORS, METHOD_NAMES, MUTED, in_house_style, new_figure, temperature_name
+from specdec_lib.analysis.style import METHOD_COLORS, METHOD_NAMES, MUTED, in_house_style, temperature_name
 from specdec_lib.analysis.waterfall import STAGES
 
 COLUMNS = 2
@@ -26,17 +27,10 @@ def waterfall_figure(stages: pd.DataFrame) -> Figure:
     """
     if stages.empty:
         raise ValueError("nothing was measured for the waterfall: look at the failed cells")
-    count = min(COLUMNS, len(stages))
-    rows = -(-len(stages) // count)
     title = "From formula (predicted) to speedup (measured)"
-    figure, _ = new_figure(title, count, height=0.7 + 2.3 * rows)
-    figure.clear()
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color="#111111")
-    panels = figure.subplots(rows, count, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes in panels[len(stages) :]:
-        figure.delaxes(axes)
+    figure, panels = panel_grid(title, len(stages), min(COLUMNS, len(stages)))
     heights = np.arange(len(STAGES))[::-1]
-    for axes, (_, line) in zip(panels, stages.iterrows(), strict=False):
+    for axes, (_, line) in zip(panels, stages.iterrows(), strict=True):
         values = np.array([line[name] for name in STAGES], dtype=float)
         color = METHOD_COLORS[line["method"]]
         lost = np.concatenate([[0], values[:-1] - values[1:]])
@@ -51,8 +45,19 @@ def waterfall_figure(stages: pd.DataFrame) -> Figure:
         axes.set_title(f"{METHOD_NAMES[line['method']]}, {_setting(line)}", fontsize=9.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, float(np.nanmax(stages[list(STAGES)].to_numpy(dtype=float))) * 1.15)
-    panels[len(stages) - 1].set_xlabel("speedup over autoregressive (×)", color=MUTED)
+    panels[-1].set_xlabel("speedup over autoregressive (×)", color=MUTED)
     return figure
+
+
+def panel_grid(title: str, count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure with its title at the left and `count` panels in rows of `columns`, all of one scale."""
+    rows = max(-(-count // columns), 1)
+    figure = Figure(figsize=(6.2 if columns == 1 else 4.6 * columns, 0.9 + 2.3 * rows), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color="#111111")
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel())
+    for axes in panels[count:]:
+        figure.delaxes(axes)
+    return figure, panels[:count]
 
 
 def waterfall_table(stages: pd.DataFrame) -> pd.DataFrame:

@@ -19,11 +19,18 @@ SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch 
 
 
 def measure_machine(params: StudyParams, pair: Pair, folder: Path) -> None:
-    """Write `calibration.json` and `step_costs.json` into `folder`, unless they are there."""
-    if not (folder / calibration.FILE).exists():
-        calibration.write_calibration(folder, calibration.calibrate(pair))
-    if not (folder / step_costs.FILE).exists():
-        step_costs.write_step_costs(folder, _step_costs(params, pair))
+    """Write `calibration.json` and `step_costs.json` into `folder`, unless they are there.
+
+    What cannot be measured is printed and left empty: the rows of the sweep stand without it.
+    """
+    try:
+        if not (folder / calibration.FILE).exists():
+            calibration.write_calibration(folder, calibration.calibrate(pair))
+        if not step_costs.measured(folder):
+            step_costs.write_step_costs(folder, _step_costs(params, pair))
+    except Exception as error:  # noqa: BLE001 - out of memory or anything else
+        print(f"the costs of a step were not measured: {type(error).__name__}: {error}", flush=True)
+        step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))
 
 
 def _step_costs(params: StudyParams, pair: Pair) -> pd.DataFrame:

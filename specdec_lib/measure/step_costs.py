@@ -71,8 +71,12 @@ def measure_step_costs(
         order = list(points)
         random.Random(f"{seed} {repetition}").shuffle(order)
         for point in order:
-            for key, ms in _time_point(pair, *point, seed=seed):
-                seen[key].append(ms)
+            try:
+                for key, ms in _time_point(pair, *point, seed=seed):
+                    seen[key].append(ms)
+            except torch.OutOfMemoryError:
+                points.remove(point)  # the table lacks it
+                torch.cuda.empty_cache()
     rows = [(*key, float(pd.Series(ms).median())) for key, ms in sorted(seen.items())]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -86,8 +90,13 @@ def write_step_costs(folder: Path, costs: pd.DataFrame) -> None:
     temporary.replace(path)
 
 
+def measured(folder: Path) -> bool:
+    """Whether a folder holds step costs."""
+    return (Path(folder) / FILE).exists() and not read_step_costs(folder).empty
+
+
 def read_step_costs(folder: Path) -> pd.DataFrame:
-    """The table that `write_step_costs` wrote.
+    """The table that `write_step_costs` wrote; empty if the costs could not be measured.
 
     Raises:
         ValueError: there is none yet.
