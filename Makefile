@@ -13,7 +13,7 @@ STAMP := $(ENV)/.specdec-pins
 SPECDEC := $(PYTHON) -m specdec_lib
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run test lint lab report publish draft draft-export clean
+.PHONY: setup help run test lint lab report compare gpu-check publish draft draft-export clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -35,6 +35,12 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 
 report: $(STAMP) ## render the HTML report of GPU=<name> again from what is on disk
 	@$(SPECDEC) report --gpu $(GPU)
+
+compare: $(STAMP) ## compare all finished runs side by side, with predictions for GPUs without one
+	@$(SPECDEC) compare
+
+gpu-check: $(STAMP) ## check this machine for GPU=<name> in a minute: device, exactness, a short sweep, telemetry
+	@$(SPECDEC) gpu-check --gpu $(GPU)
 
 publish: $(STAMP) ## keep the run of GPU=<name> under outputs/published and in the README's headline
 	@$(SPECDEC) publish --gpu $(GPU)

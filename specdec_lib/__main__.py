@@ -39,6 +39,13 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="render the HTML report again from what is on disk")
     _add_study(report)
     report.set_defaults(command=_report)
+    compare = commands.add_parser("compare", help="compare all finished runs, and predictions for GPUs without one")
+    compare.add_argument("--gpu", nargs="*", default=[], metavar="NAME", help="only these studies (default: all)")
+    compare.add_argument("--outputs", type=Path, default=OUTPUTS, help="root of the output folders (default: outputs)")
+    compare.set_defaults(command=_compare)
+    check = commands.add_parser("gpu-check", help="check a machine in about a minute: device, exactness, a short sweep")
+    check.add_argument("--gpu", required=True, metavar="NAME", help=f"params file: {', '.join(available_params())}")
+    check.set_defaults(command=_gpu_check)
     publish = commands.add_parser("publish", help="keep a run under outputs/published and in the README's headline")
     _add_study(publish)
     publish.set_defaults(command=_publish)
@@ -111,6 +118,26 @@ def _report(options: argparse.Namespace) -> int:
     render_reports(folder)
     print(f"report: {write_index(params, folder).resolve()}")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from specdec_lib.analysis.comparison import find_runs
+    from specdec_lib.report import make_comparison
+
+    find_runs(options.outputs, options.gpu)  # refuses what must not be mixed, before anything is executed
+    print(f"report: {make_comparison(options.outputs, options.gpu)}")
+    return 0
+
+
+def _gpu_check(options: argparse.Namespace) -> int:
+    from specdec_lib.gpu_check import FAIL, gpu_check
+
+    failed = []
+    for verdict in gpu_check(load_params(options.gpu)):
+        print(f"{verdict.outcome:8s} {verdict.item} ({verdict.seconds:.0f} s): {verdict.detail}", flush=True)
+        failed += [verdict.item] * (verdict.outcome == FAIL)
+    print(f"verdict: {'not ready: ' + ', '.join(failed) if failed else 'ready for make run GPU=' + options.gpu}")
+    return 1 if failed else 0
 
 
 def _publish(options: argparse.Namespace) -> int:

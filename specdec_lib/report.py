@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ STUDY = {  # the notebooks of a run, in order, and what a link to each says
     "02_latency_sweep": "Latency: when does it pay, and by how much?",
     "03_cost_analysis": "Cost: what does a million tokens cost?",
 }
+COMPARISON = "04_gpu_comparison"  # of several runs, so no part of one
 
 
 def make_reports(params: StudyParams, output_root: Path) -> Path:
@@ -84,7 +85,7 @@ def mark_complete(output_folder: str | Path, name: str) -> None:
     marker.touch()
 
 
-def render_reports(folder: Path) -> list[Path]:
+def render_reports(folder: Path, names: Iterable[str] = STUDY) -> list[Path]:
     """Render each complete notebook as a self-contained HTML page in `folder/reports`, and remove pages of others.
 
     Code, params, warnings and what cells tagged `progress` printed are hidden. The pages need no network.
@@ -107,7 +108,7 @@ def render_reports(folder: Path) -> list[Path]:
     exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True)
     (folder / "reports").mkdir(parents=True, exist_ok=True)
     pages = []
-    for name in STUDY:
+    for name in names:
         page = folder / "reports" / f"{name}.html"
         if _marker(folder, name).exists():
             text, _ = exporter.from_filename(str(folder / "notebooks" / f"{name}.ipynb"))
@@ -116,6 +117,24 @@ def render_reports(folder: Path) -> list[Path]:
         else:
             page.unlink(missing_ok=True)
     return pages
+
+
+def make_comparison(output_root: Path, gpus: Sequence[str] = ()) -> Path:
+    """Execute and render the comparison of all runs below `output_root`, or of those named; returns its page.
+
+    Raises:
+        RuntimeError: the notebook did not run to its end; with its error.
+    """
+    folder = (Path(output_root) / "compare").resolve()
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    _marker(folder, COMPARISON).unlink(missing_ok=True)
+    values = {"outputs": str(Path(output_root).resolve()), "gpus": list(gpus), "output_folder": str(folder)}
+    with _kernel_of_this_interpreter():
+        error = _run_notebook(NOTEBOOKS / f"{COMPARISON}.ipynb", folder, values)
+    pages = render_reports(folder, [COMPARISON])
+    if error:
+        raise RuntimeError(f"{COMPARISON} {error}")
+    return pages[0]
 
 
 def write_index(params: StudyParams, folder: Path) -> Path:

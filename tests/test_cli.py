@@ -30,7 +30,7 @@ def test_what_does_not_exist_is_refused_before_the_first_notebook(change, messag
         cli.check_study(load_params("smoke").model_copy(update=change))
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["draft"], ["draft-export"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["compare"], ["gpu-check"], ["draft"], ["draft-export"]])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "--help"])

@@ -10,6 +10,7 @@ import yaml
 
 from specdec_lib.config import available_params, load_params
 from specdec_lib.hardware import catalog
+from specdec_lib.hardware.identify import identify
 
 
 def entry(kind: str, name: str) -> dict[str, object]:
@@ -69,3 +70,40 @@ def test_unsound_price_is_refused(tmp_path: Path, change: dict[str, object], mes
     with pytest.raises(ValueError, match=f"prices.yaml: x: {message}") as caught:
         catalog.load_prices(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "mebibytes", "watts", "product"),
+    [  # as nvidia-smi prints them
+        ("NVIDIA A100-PCIE-40GB", 40_960, 250, "a100-pcie-40"),
+        ("NVIDIA A100 80GB PCIe", 81_920, 300, "a100-pcie-80"),
+        ("NVIDIA A100-SXM4-40GB", 40_960, 400, "a100-sxm-40"),
+        ("NVIDIA A100-SXM4-80GB", 81_920, 330, "a100-sxm-80"),  # limited by its owner: a listed name decides
+        ("NVIDIA H100 PCIe", 81_559, 350, "h100-pcie"),
+        ("NVIDIA H100 80GB HBM3", 81_559, 700, "h100-sxm"),
+        ("NVIDIA H100 NVL", 95_830, 400, "h100-nvl"),
+        ("NVIDIA H200", 143_771, 700, "h200-sxm"),
+        ("NVIDIA A100", 81_920, 300, "a100-pcie-80"),  # the family only: memory and power limit tell the product
+        ("NVIDIA A100", 40_960, 400, "a100-sxm-40"),
+        ("NVIDIA H100", 81_559, 350, "h100-pcie"),
+    ],
+)
+def test_products_are_told_apart_by_name_memory_and_power_limit(
+    name: str, mebibytes: int, watts: float, product: str
+) -> None:
+    assert identify(name, mebibytes * 2**20, watts) == product
+
+
+@pytest.mark.parametrize(
+    ("name", "mebibytes", "watts", "message"),
+    [
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 9_728, 400, "a part of a GPU"),
+        ("NVIDIA H100", 81_559, None, "may be h100-pcie or h100-sxm"),
+        ("NVIDIA H100 80GB HBM3", 40_000, 700, "no product of hardware/gpus.yaml"),
+        ("NVIDIA H800", 81_559, 700, "no product of hardware/gpus.yaml"),
+        ("NVIDIA GeForce RTX 4090", 24_564, 450, "add an entry with its dense figures"),
+    ],
+)
+def test_what_is_not_one_known_product_is_refused(name: str, mebibytes: int, watts: float | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        identify(name, mebibytes * 2**20, watts)

@@ -146,3 +146,17 @@ def test_an_empty_table_gives_empty_lines():
     assert metrics.acceptance_by_position(empty).empty
     assert metrics.token_gaps(empty).empty
     assert metrics.failures(empty).empty
+
+
+def test_throttled_and_shared_rows_are_kept_out_of_lines_and_listed():
+    rows = synthetic_rows()
+    baseline = (rows["method"] == "autoregressive") & (rows["repetition"] == 0) & (rows["engine"] == "specdec_lib")
+    rows.loc[baseline, ["throttled", "throttle_reasons"]] = [True, "power cap"]
+    rows.loc[baseline, "tpot_ms"] *= 10
+    shared = (rows["method"] == "ngram") & (rows["repetition"] == 1)
+    rows.loc[shared, "foreign_processes"] = 2
+    listed = metrics.disturbed(rows)
+    assert set(listed["reason"]) == {"power cap", "2 other process(es)"}
+    assert len(listed) == baseline.sum() + shared.sum()
+    clean = metrics.speedups(rows)
+    assert clean["speedup"].max() < 5  # a throttled baseline would have made it ten times as large

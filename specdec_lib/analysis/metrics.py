@@ -27,6 +27,8 @@ MEMORY = [
     "process_peak_rss_bytes",
 ]
 
+POWER = ["energy_joules_per_token", "gpu_utilization_percent"]  # means over rows: the lag of the counter cancels
+
 
 def speedups(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One line per setting, with its speedup over the library's own autoregressive decoding.
@@ -35,13 +37,14 @@ def speedups(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     repetition: median over repetitions, geometric mean over groups, 95 % BCa interval in `*_low` and `*_high`.
 
     Args:
-        rows: the results table; failed rows are left out here and listed by `failures`.
+        rows: the results table; failed rows are left out here and listed by `failures`, and rows of a throttled or
+            shared device are left out and listed by `disturbed`.
         seed: of the bootstrap.
 
     Raises:
         ValueError: two baseline rows claim the same setting, prompt group and repetition.
     """
-    measured = _measured(rows)
+    measured = undisturbed(rows)
     return _lines(measured, measured[_is_baseline(measured, OWN_ENGINE)], seed)
 
 
@@ -50,7 +53,7 @@ def speedups_over_transformers(rows: pd.DataFrame, seed: int = 0) -> pd.DataFram
 
     Only the settings that transformers was timed on; empty if there are none.
     """
-    measured = _measured(rows)
+    measured = undisturbed(rows)
     lines = _lines(measured, measured[_is_baseline(measured, "transformers")], seed)
     return lines[lines["num_prompts"] > 0].reset_index(drop=True)
 
@@ -89,7 +92,7 @@ def acceptance_by_position(rows: pd.DataFrame) -> pd.DataFrame:
     `accepted` those whose token there was accepted too; `acceptance_rate` is accepted / tested, and `accepted_per_pass`
     is accepted over all verification passes.
     """
-    measured = _measured(rows)
+    measured = undisturbed(rows)
     lines = []
     for key, group in measured[measured["method"] != BASELINE].groupby(LINE, dropna=False):
         passes = group["steps"].sum()
@@ -107,7 +110,7 @@ def token_gaps(rows: pd.DataFrame) -> pd.DataFrame:
 
     The tokens of one step arrive together: the first waits for the step, the others 0 ms.
     """
-    measured = _measured(rows)
+    measured = undisturbed(rows)
     frames = []
     stepwise = measured[(measured["batch_size"] == 1) & measured["step_ms"].notna()]
     for key, group in stepwise.groupby(LINE, dropna=False):
@@ -124,8 +127,26 @@ def failures(rows: pd.DataFrame) -> pd.DataFrame:
     return _numbered(failed[["cell_id", *LINE, "prompt_group", "repetition", "error"]])
 
 
-def _measured(rows: pd.DataFrame) -> pd.DataFrame:
-    return _numbered(rows[(rows["status"] == "ok") & (rows["evidence"] == "measured")])
+def disturbed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are kept out of every line: the device was throttled, or others computed on it; and why."""
+    measured = rows[(rows["status"] == "ok") & (rows["evidence"] == "measured") & _is_disturbed(rows)]
+    reasons = [
+        ", ".join([reason] * pd.notna(reason) + [f"{foreign} other process(es)"] * bool(pd.notna(foreign) and foreign))
+        for reason, foreign in zip(measured["throttle_reasons"], measured["foreign_processes"], strict=True)
+    ]
+    columns = ["cell_id", *LINE, "prompt_group", "repetition", "tpot_ms"]
+    return _numbered(measured[columns].assign(reason=reasons))
+
+
+def _is_disturbed(rows: pd.DataFrame) -> pd.Series:
+    throttled = rows["throttled"].fillna(False).astype(bool)
+    return throttled | (rows["foreign_processes"].fillna(0).astype(int) > 0)
+
+
+def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that count: measured, not failed, on a device that was neither throttled nor shared."""
+    ok = (rows["status"] == "ok") & (rows["evidence"] == "measured")
+    return _numbered(rows[ok & ~_is_disturbed(rows)])
 
 
 def _numbered(table: pd.DataFrame) -> pd.DataFrame:
@@ -205,6 +226,7 @@ def _timed(group: pd.DataFrame) -> dict[str, float]:
     throughput = 1 / (1 / per_prompt["tokens_per_second"]).mean()
     return {name: per_prompt[name].median() for name in LATENCIES} | {
         "tokens_per_second": throughput,
+        **{name: pd.to_numeric(group[name]).astype(float).mean() for name in POWER},
         **{name: pd.to_numeric(group[name]).max() for name in MEMORY},
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from datetime import date as Date  # noqa: N812 - the field below is called date
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,6 +37,7 @@ class Gpu(Fact):
     """One product: memory in GB (1e9 bytes), bandwidth in TB/s, dense TFLOP/s and TOP/s, power in watts."""
 
     product: str
+    nvml_names: tuple[str, ...] = ()  # what the driver calls it, exactly
     memory_gb: Positive
     bandwidth_tb_per_s: Positive
     bf16_tflops: Positive
@@ -67,7 +68,43 @@ class Price(Fact):
     date: Date
 
 
-Entry = TypeVar("Entry", Gpu, Price)
+class Model(Fact):
+    """The fields of a model's Hugging Face config that decide its size, and how many parameters it has."""
+
+    config: dict[str, str | int | float | bool | None]
+    parameters: int = Field(gt=0)
+    date: str = Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")
+
+
+class Published(Fact):
+    """A result that somebody else published, with the setting in which a prediction of it can be made.
+
+    `measure` says what `value` is: "tokens_per_second", "speedup" on a GPU, or "formula", a speedup for which the paper
+    gives what its own formula needs.
+    """
+
+    measure: Literal["tokens_per_second", "speedup", "formula"]
+    value: Positive
+    setting: str = Field(min_length=1)
+    date: str = Field(pattern=r"^\d{4}-\d{2}(-\d{2})?$")
+    gpu: str | None = None  # a key of gpus.yaml
+    num_gpus: int = 1
+    engine: Literal["graph", "eager"] | None = None  # kernels started from a captured graph, or one by one
+    dtype: str | None = None
+    target: str | None = None  # keys of models.yaml
+    draft: str | None = None  # "layer" is one layer of the target with its output layer, as EAGLE's
+    batch_size: int = 1
+    context_tokens: int = 0
+    num_draft_tokens: int | None = None
+    verified_tokens: int | None = None  # of a pass, where a tree of drafts makes it other than gamma + 1
+    tokens_per_pass: Positive | None = None  # published
+    acceptance_rate: Positive | None = None  # published, or a guess between the two that follow
+    acceptance_rate_low: Positive | None = None
+    acceptance_rate_high: Positive | None = None
+    cost_ratio: float | None = None  # the paper's c
+
+
+Entry = TypeVar("Entry", Gpu, Price, Model, Published)
 
 
 def load_gpus(path: Path = FOLDER / "gpus.yaml") -> dict[str, Gpu]:
@@ -77,6 +114,32 @@ def load_gpus(path: Path = FOLDER / "gpus.yaml") -> dict[str, Gpu]:
         ValueError: an entry that lacks a fact, or gives a sparse figure; one line that names it.
     """
     return _load(path, Gpu)
+
+
+def load_models(path: Path = FOLDER / "models.yaml") -> dict[str, Model]:
+    """All models by key.
+
+    Raises:
+        ValueError: an entry that lacks a fact; one line that names it.
+    """
+    return _load(path, Model)
+
+
+def load_published(path: Path = FOLDER / "published.yaml") -> dict[str, Published]:
+    """All published results by key.
+
+    Raises:
+        ValueError: an entry that lacks a fact, or names an unknown GPU or model; one line that names it.
+    """
+    points = _load(path, Published)
+    gpus, models = load_gpus(), load_models()
+    for name, point in points.items():
+        if point.gpu is not None and point.gpu not in gpus:
+            raise ValueError(f"{path.name}: {name}: unknown gpu {point.gpu!r}: choose one of {', '.join(sorted(gpus))}")
+        for model in (point.target, point.draft):
+            if model not in (None, "layer", *models):
+                raise ValueError(f"{path.name}: {name}: unknown model {model!r}: add it to models.yaml")
+    return points
 
 
 def load_prices(path: Path = FOLDER / "prices.yaml") -> dict[str, Price]:

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
+from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
 
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scipy", "safetensors")
 
@@ -81,15 +82,12 @@ def now() -> str:
 
 
 def _cuda_facts() -> dict[str, object]:
-    """Toolkit, driver and memory of the CUDA device."""
-    import pynvml
-
-    pynvml.nvmlInit()
+    """Toolkit and memory of the CUDA device, and what its driver says of it."""
+    facts: dict[str, object] = {"version": torch.version.cuda, "memory_bytes": torch.cuda.mem_get_info()[1]}
     try:
-        driver = pynvml.nvmlSystemGetDriverVersion()
-    finally:
-        pynvml.nvmlShutdown()
-    return {"version": torch.version.cuda, "driver": driver, "memory_bytes": torch.cuda.mem_get_info()[1]}
+        return facts | open_device().facts()
+    except NvmlUnavailableError as error:
+        return facts | {"missing": {"driver": str(error)}}
 
 
 def _commit() -> str | None:

@@ -29,7 +29,9 @@ SCHEMA = pa.schema(
     + [(f"{name}_bytes", pa.int64()) for name in ("peak_memory_allocated", "peak_memory_reserved")]
     + [(f"{name}_bytes", pa.int64()) for name in ("device_memory_used", "process_peak_rss")]
     + [(name, pa.float64()) for name in ("gpu_utilization_percent", "energy_joules_per_token")]
-    + [("throttled", pa.bool_()), ("cost_usd_per_million_tokens", pa.float64())]
+    + [("throttled", pa.bool_()), ("throttle_reasons", pa.string()), ("sm_clock_mhz", pa.float64())]
+    + [("foreign_processes", pa.int64()), ("telemetry_note", pa.string())]
+    + [("cost_usd_per_million_tokens", pa.float64())]
 )
 
 Row = dict[str, object]
@@ -79,4 +81,5 @@ def read_results(folder: Path) -> pd.DataFrame:
     path = Path(folder) / "results.parquet"
     if not path.exists():
         raise ValueError(f"{path} is missing: run the sweep first, with make run GPU=<name>")
-    return pd.read_parquet(path, dtype_backend="numpy_nullable")
+    table = pd.read_parquet(path, dtype_backend="numpy_nullable")
+    return table.assign(**{name: pd.NA for name in SCHEMA.names if name not in table})  # columns that came later

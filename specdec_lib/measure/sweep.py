@@ -26,9 +26,10 @@ from specdec_lib.decoding.state import check_context
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.environment import check_device, describe_environment, device_name, write_environment
+from specdec_lib.measure.machine import measure_machine
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
 from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, write_cell, write_results
-from specdec_lib.measure.telemetry import memory_columns, reset_peaks
+from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
 from specdec_lib.measure.transformers_generate import transformers_decode
 from specdec_lib.models.pair import Pair, load_study_pair
@@ -40,7 +41,8 @@ TERMINAL = "SPECDEC_TERMINAL"  # set by who runs this in a kernel whose output e
 def run_sweep(params: StudyParams, folder: Path) -> pd.DataFrame:
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
-    Also writes `results.parquet` and `environment.json`. A cell that raises leaves one failed row; the sweep goes on.
+    Also writes `results.parquet`, `environment.json`, `step_costs.json` and `calibration.json`. A cell that raises
+    leaves one failed row; the sweep goes on.
 
     Raises:
         ValueError: the study cannot run here at all: wrong device, unknown price, prompts that do not fit the models.
@@ -56,7 +58,9 @@ def run_sweep(params: StudyParams, folder: Path) -> pd.DataFrame:
         sweep.run()
     finally:
         write_environment(folder, facts, sweep.run_id)
-    return write_results(folder, [cell.id for cells in sweep.blocks for cell in cells], usd_per_hour)
+    table = write_results(folder, [cell.id for cells in sweep.blocks for cell in cells], usd_per_hour)
+    measure_machine(params, pair, folder)
+    return table
 
 
 class _Sweep:
@@ -77,6 +81,7 @@ class _Sweep:
             prompt_set=params.prompt_set,
             prompt_set_hash=prompt_set_hash(params.prompt_set),
         )
+        self.telemetry = Telemetry(params.device)
         self.warm: set[tuple[object, ...]] = set()
         self.plan = [
             (setting, group, indices)
@@ -134,10 +139,10 @@ class _Sweep:
         try:
             tokens = [ids for _, ids in prompts]
             self._warm_up(cell, tokens)
-            reset_peaks(self.pair.target.device)
-            result = self._decode(cell, tokens, cell.max_new_tokens, seed)
+            with self.telemetry:
+                result = self._decode(cell, tokens, cell.max_new_tokens, seed)
             row["compiled"] = cell.engine != "transformers" and self.pair.target.fused is not None
-            row |= _counters(result) | latency_columns(result) | memory_columns(self.pair.target.device)
+            row |= _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
         except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
             reason = str(error).strip().splitlines() or [""]
             row |= {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}

@@ -1,0 +1,25 @@
+"""The calibration error of a run, from the files that it left."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from specdec_lib.analysis.calibration_error import COLUMNS, error_table, finding_error, fit
+from specdec_lib.analysis.comparison import Run
+from specdec_lib.measure.calibration import read_calibration
+from specdec_lib.measure.step_costs import read_step_costs
+
+
+def calibrated_errors(run: Run) -> tuple[str, pd.DataFrame]:
+    """What the cost model gets wrong on this run's machine: a sentence, and the table behind it.
+
+    The fit sees the largest gamma of the params that was timed; a run that was not calibrated has an empty table.
+    """
+    try:
+        calibration, costs = read_calibration(run.folder), read_step_costs(run.folder)
+    except ValueError as error:
+        return f"not calibrated: {error}", pd.DataFrame(columns=COLUMNS)
+    timed = set(costs.loc[costs["model"] == "draft", "num_tokens"])
+    gamma = max((gamma for gamma in run.params.num_draft_tokens if gamma in timed), default=max(timed))
+    errors = error_table(fit(calibration, costs, gamma), costs, run.rows)
+    return f"fitted with γ = {gamma}. {finding_error(errors)}", errors

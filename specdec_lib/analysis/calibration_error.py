@@ -1,0 +1,138 @@
+"""How wrong the cost model is on the machine that it was calibrated on, point by point.
+
+It is fitted to batch 1, one context and decoding with one gamma; every other point is out of sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from specdec_lib.analysis import metrics
+from specdec_lib.analysis.cost_model import Machine, calibrated_machine, fitted
+from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.analysis.waterfall import context_of, passes_per_token
+from specdec_lib.measure.calibration import Calibration
+from specdec_lib.models.shape import ModelShape
+
+AIM = 0.15
+COLUMNS = ["quantity", "method", "batch_size", "context_tokens", "num_tokens", "temperature", "sample"]
+COLUMNS += ["measured_ms", "predicted_ms", "error"]
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """The cost model of a machine with its pair, and the one gamma that it was fitted with."""
+
+    machine: Machine
+    target: ModelShape
+    draft: ModelShape
+    num_draft_tokens: int
+    context: int
+
+    def propose(self, batch: int, num_draft_tokens: int, context: float) -> float:
+        """Seconds of a proposal; a draft head first reads what the target verified, another draft two tokens."""
+        first = num_draft_tokens + 1 if self.draft.num_layers == 1 else 2
+        return self.machine.propose(self.draft, batch, num_draft_tokens, context, first)
+
+    def in_sample(self, batch: int, context: float, num_tokens: int) -> bool:
+        """Whether the fit saw a pass of this many tokens."""
+        return batch == 1 and context == self.context and num_tokens in (1, self.num_draft_tokens + 1)
+
+
+def fit(calibration: Calibration, costs: pd.DataFrame, num_draft_tokens: int) -> FittedModel:
+    """Fit the engine's overhead at batch 1, the shortest context and one gamma.
+
+    Raises:
+        ValueError: the costs lack batch 1 or that gamma.
+    """
+    table = StepTable(costs)
+    context = int(costs["context_tokens"].min())
+    first = num_draft_tokens + 1 if calibration.draft.num_layers == 1 else 2
+    if np.isnan(table.ms("draft", 1, context, num_draft_tokens)):
+        raise ValueError(f"no step cost at batch 1 with gamma {num_draft_tokens}: measure it, or fit another gamma")
+    machine = fitted(
+        calibrated_machine(calibration),
+        calibration.target,
+        calibration.draft,
+        lambda model, tokens: table.ms(model, 1, context, tokens),
+        context=context,
+        num_draft_tokens=num_draft_tokens,
+        first=first,
+    )
+    return FittedModel(machine, calibration.target, calibration.draft, num_draft_tokens, context)
+
+
+def error_table(model: FittedModel, costs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Measured against predicted milliseconds: verification cost, baseline TPOT, and TPOT with the pair's draft.
+
+    Acceptance is taken as measured: the model predicts time, not text.
+
+    Args:
+        costs: step costs of the machine.
+        rows: results of a sweep on it.
+    """
+    points = [*_passes(model, costs), *_lines(model, rows)]
+    table = pd.DataFrame(points, columns=COLUMNS[:-1])
+    return table.assign(error=table["predicted_ms"] / table["measured_ms"] - 1)
+
+
+def finding_error(errors: pd.DataFrame) -> str:
+    """How many points out of sample are within the aim, by quantity, and the worst."""
+    outside = errors[errors["sample"] == "out of sample"]
+    if outside.empty:
+        return "Nothing was measured that the model had not seen."
+    parts = []
+    for quantity, group in outside.groupby("quantity", sort=False):
+        size = group["error"].abs()
+        parts.append(f"{quantity}: {int((size <= AIM).sum())} of {len(group)}, median error {size.median():.0%}")
+    worst = outside.loc[outside["error"].abs().idxmax()]
+    where = f"{worst['quantity']} at batch {worst['batch_size']}, {worst['num_tokens']} token(s)"
+    return f"Within {AIM:.0%} out of sample - {'; '.join(parts)}. Furthest off: {where}, {worst['error']:+.0%}."
+
+
+def _passes(model: FittedModel, costs: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+    """Passes of the target over 1 to 16 tokens, whatever the temperature."""
+    target = costs[costs["model"] == "target"]
+    for (batch, context, tokens), group in target.groupby(["batch_size", "context_tokens", "num_tokens"]):
+        seconds = model.machine.pass_(model.target, batch, tokens, context)
+        sample = _sample(model.in_sample(batch, context, tokens))
+        yield "verification pass", None, batch, context, tokens, None, sample, group["ms"].median(), seconds * 1e3
+
+
+def _lines(model: FittedModel, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+    """TPOT of the baseline and of the pair's draft, a median over repetitions and then over prompts."""
+    kept = metrics.undisturbed(rows)
+    kept = kept[(kept["engine"] == metrics.OWN_ENGINE) & kept["method"].isin([metrics.BASELINE, "draft"])]
+    kept = kept[kept["tpot_ms"].notna()]
+    predicted = kept.assign(predicted=[_tpot_ms(model, row) for _, row in kept.iterrows()])
+    for key, group in predicted.groupby(metrics.LINE, dropna=False):
+        line = dict(zip(metrics.LINE, key, strict=True))
+        per_prompt = group.groupby("prompt_group")[["tpot_ms", "predicted"]].median().median()
+        tokens = 1 if line["method"] == metrics.BASELINE else int(line["num_draft_tokens"]) + 1
+        fitted_here = line["batch_size"] == 1 and tokens in (1, model.num_draft_tokens + 1)
+        sample = _sample(fitted_here and pd.isna(line["prompt_tokens"]))
+        context = round(sum(context_of(row) for _, row in group.iterrows()) / len(group))
+        name = "baseline TPOT" if tokens == 1 else "speculative TPOT"
+        yield (
+            name, line["method"], line["batch_size"], context, tokens, line["temperature"], sample,
+            per_prompt["tpot_ms"], per_prompt["predicted"],
+        )  # fmt: skip
+
+
+def _tpot_ms(model: FittedModel, row: pd.Series) -> float:
+    batch, context = int(row["batch_size"]), context_of(row)
+    if row["method"] == metrics.BASELINE:
+        passing = model.machine.pass_(model.target, batch, 1, context)
+        return (passing + model.machine.sampling(model.target, batch, 1)) * 1e3
+    gamma = int(row["num_draft_tokens"])
+    passing = model.machine.pass_(model.target, batch, gamma + 1, context)
+    rest = model.propose(batch, gamma, context) + model.machine.sampling(model.target, batch, gamma + 1)
+    return (passing + rest) * 1e3 * passes_per_token(row)
+
+
+def _sample(seen: bool) -> str:
+    return "fit" if seen else "out of sample"

@@ -1,0 +1,232 @@
+"""What the cost model says of GPUs that nobody here has run on. Every number is predicted and has a band.
+
+The data sheet gives bandwidth and dense operations; what share of them decoding reaches, and what starting a kernel
+costs, are assumptions with a range. The band is the least and the most that any corner of these ranges and of the
+acceptance gives: it is no confidence interval.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import pandas as pd
+
+from specdec_lib.analysis.cost import usd_per_million_tokens
+from specdec_lib.analysis.cost_model import BYTES, Machine, SpeculativeStep, speculative_step
+from specdec_lib.analysis.theory import expected_tokens
+from specdec_lib.config import StudyParams
+from specdec_lib.hardware.catalog import Gpu, Price, load_gpus
+from specdec_lib.models.shape import ModelShape, known_shape
+
+PAIR_SHAPES = {  # preset: target and draft in hardware/models.yaml
+    "qwen3-8b": ("qwen3-8b", "qwen3-0.6b"),
+    "qwen3-32b": ("qwen3-32b", "qwen3-0.6b"),
+    "qwen3-32b-1.7b": ("qwen3-32b", "qwen3-1.7b"),
+    "llama-3.1-8b": ("llama-3.1-8b", "llama-3.2-1b"),
+    "smollm2-1.7b": ("smollm2-1.7b", "smollm2-135m"),
+}
+ALL_REDUCE_SECONDS = 10e-6  # of a small tensor over NVLink; two in each layer of a model that is split
+
+
+class Range(NamedTuple):
+    """A guess with the least and the most that it may be."""
+
+    low: float
+    value: float
+    high: float
+
+
+# Leviathan et al. 2022 Table 3: LaMDA-137B with drafts of 100M to 8B, temperature 0 and 1.
+ACCEPTANCE = Range(0.57, 0.66, 0.75)
+BANDWIDTH_SHARE = Range(0.70, 0.80, 0.90)  # of the data sheet; a plain copy reaches 0.90 on an H100 and an H200
+OPERATIONS_SHARE = Range(0.60, 0.70, 0.81)  # a large bf16 product reaches 0.81 on an H100
+POWER_SHARE = Range(0.50, 0.75, 1.00)  # of the power limit while decoding
+
+
+class Engine(NamedTuple):
+    """How an engine starts its kernels."""
+
+    kernels_per_layer: float
+    seconds: Range  # to start one, or between two
+    overlapped: bool
+
+
+ENGINES = {
+    "graph": Engine(10, Range(1.5e-6, 2.5e-6, 4e-6), overlapped=False),  # gaps between the kernels of a captured graph
+    "eager": Engine(25, Range(6e-6, 10e-6, 16e-6), overlapped=True),  # the host starts one after another
+}
+
+
+@dataclass(frozen=True)
+class Corner:
+    """One choice within every range."""
+
+    bandwidth_share: float
+    operations_share: float
+    kernel_seconds: float
+
+
+def corners(engine: str) -> list[Corner]:
+    """The middle of all ranges first, then their corners."""
+    ranges = (BANDWIDTH_SHARE, OPERATIONS_SHARE, ENGINES[engine].seconds)
+    middle = Corner(*(one.value for one in ranges))
+    return [middle, *(Corner(*choice) for choice in itertools.product(*((one.low, one.high) for one in ranges)))]
+
+
+def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str, num_gpus: int = 1) -> Machine:
+    """A GPU, or several that split every matrix, by the data sheet and one choice of assumptions."""
+    read = gpu.bandwidth_tb_per_s * 1e12 * corner.bandwidth_share * num_gpus
+    operations = gpu.bf16_tflops * 1e12 * corner.operations_share * num_gpus
+    how = ENGINES[engine]
+    split = 2 * ALL_REDUCE_SECONDS / how.kernels_per_layer if num_gpus > 1 else 0.0
+
+    def matrix_seconds(shape: ModelShape, rows: int) -> float:
+        reading = shape.weights_read(rows) * BYTES[dtype] / read
+        return max(reading, 2 * shape.weights_multiplied() * rows / operations)
+
+    return Machine(
+        name=gpu.product,
+        matrix_seconds=matrix_seconds,
+        read_bytes_per_second=read,
+        operations_per_second=operations,
+        bytes_per_number=2.0,
+        call_seconds=corner.kernel_seconds + split,
+        calls_per_layer=how.kernels_per_layer,
+        overlapped=how.overlapped,
+    )
+
+
+def predict(params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE) -> pd.DataFrame:
+    """One line per batch size, prompt length and gamma (and the baseline) of a GPU preset; every number predicted.
+
+    Columns `*_low` and `*_high` are the band. The acceptance is given, not measured, and the output length the first.
+
+    Raises:
+        ValueError: the price is of no GPU, or the pair's geometry is unknown.
+    """
+    gpus = load_gpus()
+    if price.gpu not in gpus:
+        raise ValueError(f"a price of {price.gpu!r} is of no GPU: predictions need a product of hardware/gpus.yaml")
+    if params.pair not in PAIR_SHAPES:
+        known = ", ".join(PAIR_SHAPES)
+        raise ValueError(f"nothing is known of the size of pair {params.pair!r}: choose one of {known}")
+    target, draft = (known_shape(name) for name in PAIR_SHAPES[params.pair])
+    points = itertools.product(params.batch_sizes, params.prompt_tokens, [0, *params.num_draft_tokens])
+    lines = [_line(params, price, gpus[price.gpu], target, draft, acceptance, *point) for point in points]
+    return pd.DataFrame(lines)
+
+
+def _line(
+    params: StudyParams,
+    price: Price,
+    gpu: Gpu,
+    target: ModelShape,
+    draft: ModelShape,
+    acceptance: Range,
+    batch: int,
+    prompt: int,
+    gamma: int,
+) -> dict[str, object]:
+    context = (prompt or 64) + params.max_new_tokens[0] / 2
+    steps = _steps(gpu, params.dtype, target, draft, batch=batch, gamma=max(gamma, 1), context=context)
+    rates = acceptance if gamma else Range(0, 0, 0)
+    memory = BYTES[params.dtype] * (_all_weights(target) + _all_weights(draft) * (gamma > 0))
+    memory += 2.0 * batch * (context + params.max_new_tokens[0] / 2) * target.key_values_per_token()
+    line: dict[str, object] = {
+        "gpu": params.gpu, "product": price.gpu, "pair": params.pair, "dtype": params.dtype, "evidence": "predicted",
+        "engine": "specdec_lib", "method": "draft" if gamma else "autoregressive",
+        "num_draft_tokens": gamma or None, "batch_size": batch, "prompt_tokens": prompt or None,
+        "max_new_tokens": params.max_new_tokens[0], "acceptance_rate": acceptance.value if gamma else None,
+        "memory_bytes": memory, "fits": memory < gpu.memory_gb * 1e9,
+    }  # fmt: skip
+    tpot = _band(steps, rates, gamma, lambda step, tokens: (step.step / tokens if gamma else step.baseline) * 1e3)
+    line |= _columns("tpot_ms", tpot)
+    line |= _columns("speedup", _band(steps, rates, gamma, lambda step, tokens: step.speedup(tokens) if gamma else 1))
+    throughput = Range(*(batch * 1e3 / ms for ms in reversed(tpot)))
+    line |= _columns("tokens_per_second", throughput)
+    usd = [usd_per_million_tokens(rate, price.usd_per_hour) for rate in reversed(throughput)]
+    line |= _columns("usd_per_million_tokens", Range(*usd))
+    joules = [gpu.tdp_watts * share * ms / 1e3 / batch for share, ms in zip(POWER_SHARE, tpot, strict=True)]
+    return line | _columns("joules_per_token", Range(*joules))
+
+
+def _steps(
+    gpu: Gpu, dtype: str, target: ModelShape, draft: ModelShape, *, batch: int, gamma: int, context: float
+) -> list[SpeculativeStep]:
+    """The pieces of a step in every corner of the assumptions, the middle first; kernels start from a graph."""
+    return [
+        speculative_step(
+            data_sheet_machine(gpu, corner, dtype=dtype, engine="graph"),
+            target,
+            draft,
+            batch=batch,
+            num_draft_tokens=gamma,
+            context=context,
+        )
+        for corner in corners("graph")
+    ]
+
+
+def _band(
+    steps: Sequence[SpeculativeStep],
+    acceptance: Range,
+    gamma: int,
+    value: Callable[[SpeculativeStep, float], float],
+) -> Range:
+    """The value in the middle of everything, and the least and most in any corner."""
+    middle = value(steps[0], expected_tokens(acceptance.value, gamma))
+    others = [value(step, expected_tokens(rate, gamma)) for step in steps for rate in acceptance]
+    return Range(min(others), middle, max(others))
+
+
+def _columns(name: str, band: Range) -> dict[str, float]:
+    return {f"{name}_low": band.low, name: band.value, f"{name}_high": band.high}
+
+
+def _all_weights(shape: ModelShape) -> float:
+    return shape.layer_weights + shape.output_weights + shape.expert_weights
+
+
+def break_even_prices(
+    params: StudyParams, cheaper: str, dearer: str, acceptance_rates: Sequence[float], batch: int = 1
+) -> pd.DataFrame:
+    """The ratio of hourly prices at which two products cost the same per token, by acceptance; predicted.
+
+    Below the ratio the dearer product is the cheaper per token. One line for each acceptance rate and for decoding
+    without speculation (`acceptance_rate` null), each product at its best gamma of the params.
+    """
+    return pd.DataFrame(list(_break_even(params, cheaper, dearer, acceptance_rates, batch)))
+
+
+def _break_even(
+    params: StudyParams, cheaper: str, dearer: str, acceptance_rates: Sequence[float], batch: int
+) -> Iterator[dict[str, object]]:
+    gpus = load_gpus()
+    target, draft = (known_shape(name) for name in PAIR_SHAPES[params.pair])
+    context = (params.prompt_tokens[0] or 64) + params.max_new_tokens[0] / 2
+
+    def rates(product: str, acceptance: float | None) -> list[float]:
+        """Tokens per second in every corner, the middle first."""
+        best: list[float] = []
+        for gamma in params.num_draft_tokens:
+            steps = _steps(gpus[product], params.dtype, target, draft, batch=batch, gamma=gamma, context=context)
+            if acceptance is None:
+                return [1 / step.baseline for step in steps]
+            each = [expected_tokens(acceptance, gamma) / step.step for step in steps]
+            best = each if not best or each[0] > best[0] else best
+        return best
+
+    for acceptance in [None, *acceptance_rates]:
+        fast, slow = rates(dearer, acceptance), rates(cheaper, acceptance)
+        ratios = [a / b for a, b in zip(fast, slow, strict=True)]  # the same corner for both: what errs, errs alike
+        band = Range(min(ratios), ratios[0], max(ratios))
+        facts = {"cheaper": cheaper, "dearer": dearer, "batch_size": batch, "acceptance_rate": acceptance}
+        yield facts | _columns("price_ratio", band) | {"evidence": "predicted"}
+
+
+def one_layer(shape: ModelShape) -> ModelShape:
+    """A draft of one layer of the target and its output layer, as EAGLE's."""
+    return replace(shape, name="layer", layer_weights=shape.layer_weights // shape.num_layers, num_layers=1)

@@ -1,0 +1,41 @@
+"""Look up measured costs of the pieces of a step, between the contexts and token counts that were measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+
+class StepTable:
+    """The table of `step_costs.json`.
+
+    Args:
+        costs: columns `model` ("target", "draft", and where measured "ngram" and "sampling"), `batch_size`,
+            `context_tokens`, `num_tokens`, `ms`, and where it matters `temperature`.
+    """
+
+    def __init__(self, costs: pd.DataFrame):
+        self.costs = costs if "temperature" in costs else costs.assign(temperature=np.nan)
+
+    def ms(self, model: str, batch: int, context: float, tokens: int, temperature: float | None = None) -> float:
+        """Milliseconds, interpolated over the context and the token count; NaN where nothing near was measured.
+
+        A temperature that was not measured is served by those that were.
+        """
+        here = self.costs[(self.costs["model"] == model) & (self.costs["batch_size"] == batch)]
+        same = here[here["temperature"] == temperature]
+        here = here if same.empty else same
+        if here.empty or not here["num_tokens"].min() <= tokens <= here["num_tokens"].max():
+            return float("nan")
+        grid = here.pivot_table(index="num_tokens", columns="context_tokens", values="ms").sort_index()
+        by_context = [np.interp(tokens, grid.index, grid[column].interpolate()) for column in grid]
+        return float(np.interp(context, grid.columns, by_context))
+
+    def cost_ratio(self, batch: int, context: float, num_draft_tokens: int, temperature: float | None = None) -> float:
+        """The paper's c: drafting one token over one pass of the target over one token."""
+        drafting = self.ms("draft", batch, context, num_draft_tokens, temperature)
+        return drafting / num_draft_tokens / self.ms("target", batch, context, 1, temperature)
+
+    def verification_cost(self, batch: int, context: float, tokens: int) -> float:
+        """v(m): a pass of the target over `tokens` tokens over one."""
+        return self.ms("target", batch, context, tokens) / self.ms("target", batch, context, 1)

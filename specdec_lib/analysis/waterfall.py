@@ -1,0 +1,115 @@
+"""From the formula to the measured speedup, one cost at a time.
+
+Every stage is a speedup that was expected before the cost that the next stage adds was known:
+
+1. `iid`: tokens per pass if every draft token were accepted with the measured rate (Leviathan et al. 2022, eq. 1), with
+   free drafts and passes that cost the same whatever their length.
+2. `by_position`: the same from the measured rate at each position of the draft.
+3. `as_emitted`: the tokens per pass that each prompt really had; the last steps of an output have no room for a draft.
+4. `draft_cost`: drafting takes its measured time (Theorem 3.8 with the measured c, and tokens as emitted).
+5. `verify_cost`: a pass over gamma + 1 tokens takes its measured time.
+6. `host_cost`: sampling, verification and bookkeeping take theirs, in the baseline too.
+7. `measured`. What is left between 6 and 7 is unexplained.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from specdec_lib.analysis import metrics
+from specdec_lib.analysis.statistics import geometric_mean
+from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.analysis.theory import expected_tokens, expected_tokens_by_position
+
+STAGES = {
+    "iid": "i.i.d. formula",
+    "by_position": "acceptance by position",
+    "as_emitted": "tokens as emitted",
+    "draft_cost": "cost of drafting",
+    "verify_cost": "cost of verification",
+    "host_cost": "sampling and host",
+    "measured": "measured",
+}
+PIECES = {"draft": "draft", "ngram": "ngram"}  # method of a row: model of the step costs
+
+
+def waterfall(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """One line per speculative setting of the library: its speedup after each stage, and the unexplained share.
+
+    `unexplained` is measured / host_cost - 1; NaN where a cost was not measured.
+
+    Args:
+        rows: the results table.
+        costs: the step costs of the same run.
+        seed: of the bootstrap behind the measured speedup.
+    """
+    lines = metrics.speedups(rows, seed)
+    lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["num_draft_tokens"].notna()]
+    positions = metrics.acceptance_by_position(rows)
+    per_row = _per_row(rows, StepTable(costs))
+    table = []
+    for _, line in lines.iterrows():
+        stages = _formula(line, _of(positions, line)) | _measured_stages(_of(per_row, line), seed)
+        stages["measured"] = line["speedup"]
+        facts = {name: line[name] for name in metrics.LINE}
+        table.append(facts | stages | {"unexplained": line["speedup"] / stages["host_cost"] - 1})
+    return pd.DataFrame(table, columns=[*metrics.LINE, *STAGES, "unexplained"])
+
+
+def passes_per_token(row: pd.Series) -> float:
+    """Passes of the target for each token after the first, from the counters of a speculative row."""
+    return float(row["steps"] / (row["new_tokens"] - row["batch_size"]))
+
+
+def context_of(row: pd.Series) -> float:
+    """Tokens in the cache halfway through the output of a row."""
+    return float(row["mean_prompt_tokens"] + row["max_new_tokens"] / 2)
+
+
+def _formula(line: pd.Series, positions: pd.DataFrame) -> dict[str, float]:
+    gamma = int(line["num_draft_tokens"])
+    rates = positions.sort_values("position")["acceptance_rate"].fillna(0).tolist()
+    known = pd.notna(line["acceptance_rate"])
+    return {
+        "iid": expected_tokens(line["acceptance_rate"], gamma) if known else np.nan,
+        "by_position": expected_tokens_by_position(rates),
+    }
+
+
+def _per_row(rows: pd.DataFrame, table: StepTable) -> pd.DataFrame:
+    """Each speculative row's expected speedup after each measured stage."""
+    kept = metrics.undisturbed(rows)
+    kept = kept[(kept["engine"] == metrics.OWN_ENGINE) & kept["steps"].notna()]
+    return kept.assign(**pd.DataFrame([_stages_of(row, table) for _, row in kept.iterrows()], index=kept.index))
+
+
+def _stages_of(row: pd.Series, table: StepTable) -> dict[str, float]:
+    batch, gamma, temperature = int(row["batch_size"]), int(row["num_draft_tokens"]), float(row["temperature"])
+    context, tokens = context_of(row), 1 / passes_per_token(row)
+    one, many = (table.ms("target", batch, context, count, temperature) for count in (1, gamma + 1))
+    draft = table.ms(PIECES[row["method"]], batch, context, gamma, temperature)
+    choose, verify = (table.ms("sampling", batch, context, count, temperature) for count in (1, gamma + 1))
+    return {
+        "as_emitted": tokens,
+        "draft_cost": tokens * one / (one + draft),
+        "verify_cost": tokens * one / (many + draft),
+        "host_cost": tokens * (one + choose) / (many + draft + verify),
+    }
+
+
+def _measured_stages(rows: pd.DataFrame, seed: int) -> dict[str, float]:
+    """Median over repetitions, geometric mean over prompts: as the measured speedup is made."""
+    stages = {}
+    for name in ("as_emitted", "draft_cost", "verify_cost", "host_cost"):
+        per_prompt = rows.groupby("prompt_group")[name].median().dropna()
+        stages[name] = geometric_mean(per_prompt.to_numpy(), np.random.default_rng(seed)).value
+    return stages
+
+
+def _of(table: pd.DataFrame, line: pd.Series) -> pd.DataFrame:
+    """The rows of `table` that belong to a line."""
+    keep = pd.Series(True, index=table.index)
+    for name in metrics.LINE:
+        keep &= table[name].isna() if pd.isna(line[name]) else (table[name] == line[name]).fillna(False).astype(bool)
+    return table[keep]

@@ -1,0 +1,227 @@
+"""The first minute on a CUDA machine: is it the one the params are for, does decoding stay exact, does it run at all?
+
+Every item gives a verdict with what it saw; one that fails does not keep the others from running. Small models that
+need no hub are used: toys for exactness, the embedded pair for the sweep.
+"""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from specdec_lib.analysis.exactness import (
+    greedy_agreement,
+    greedy_prompts,
+    sampling_tests,
+    verdicts,
+    wrong_sampling_test,
+)
+from specdec_lib.config import SamplingConfig, StudyParams
+from specdec_lib.decoding.baseline import autoregressive_decode
+from specdec_lib.decoding.proposers import make_proposer
+from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.hardware.catalog import price
+from specdec_lib.measure.environment import check_device, device_name
+from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
+from specdec_lib.measure.telemetry import Telemetry
+from specdec_lib.measure.timing import latency_columns
+from specdec_lib.models.pair import TOY, Pair, load_pair
+
+PASS, FAIL, SKIP = "pass", "fail", "skipped"
+EMBEDDED = "smollm2-135m-embedded"
+NEW_TOKENS = 64
+REPETITIONS = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one item found."""
+
+    item: str
+    outcome: str  # PASS, FAIL or SKIP
+    detail: str
+    seconds: float
+
+
+class Skipped(Exception):  # noqa: N818 - no error
+    """An item that cannot be checked on this machine, and why."""
+
+
+def gpu_check(params: StudyParams) -> Iterator[Verdict]:
+    """Check the machine for a study, item by item; each verdict comes as soon as it is known."""
+    sweep = _Sweep(params)
+    items: dict[str, Callable[[], str]] = {
+        "device": lambda: _device(params),
+        "product": lambda: _product(params),
+        "telemetry": lambda: _telemetry(params),
+        "greedy exactness": lambda: _greedy(params),
+        "sampled exactness": lambda: _sampled(params),
+        f"{params.dtype} without graph capture": lambda: sweep.run(compiled=False),
+        f"{params.dtype} with graph capture": lambda: sweep.run(compiled=True),
+        "peak memory": sweep.memory,
+    }
+    for item, check in items.items():
+        started = time.monotonic()
+        try:
+            outcome, detail = PASS, check()
+        except Skipped as reason:
+            outcome, detail = SKIP, str(reason)
+        except Exception as error:  # noqa: BLE001 - a verdict for each item, whatever goes wrong
+            outcome, detail = FAIL, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        yield Verdict(item, outcome, detail, time.monotonic() - started)
+
+
+def _device(params: StudyParams) -> str:
+    check_device(params)
+    return device_name(params.device)
+
+
+def _product(params: StudyParams) -> str:
+    """The product that the price is of, with its power limit."""
+    if params.device != "cuda":
+        raise Skipped("only GPUs are products of hardware/gpus.yaml")
+    facts = open_device().facts()
+    expected = price(params.price).gpu
+    assert facts["product"] is not None, facts["missing"]
+    assert facts["product"] == expected, f"this is a {facts['product']}, and price {params.price} is of {expected}"
+    return f"{facts['product']}, {facts['power_limit_watts']} W of {facts['default_power_limit_watts']} W by default"
+
+
+def _telemetry(params: StudyParams) -> str:
+    """What the driver says must make sense; what it does not say has a reason."""
+    if params.device != "cuda":
+        raise Skipped(f"{params.device} has no NVIDIA driver to ask")
+    try:
+        facts = open_device().facts()
+    except NvmlUnavailableError as error:
+        raise Skipped(str(error)) from None
+    telemetry = Telemetry(params.device)
+    with telemetry:
+        _busy(params.device, seconds=1.5)
+    return judge_telemetry(facts, telemetry.columns(new_tokens=1), torch.cuda.mem_get_info()[1])
+
+
+def judge_telemetry(facts: dict[str, Any], columns: dict[str, Any], memory_bytes: int) -> str:
+    """Hold readings against what they can be; returns a summary.
+
+    Raises:
+        AssertionError: naming the reading that makes no sense, or is null without a reason.
+    """
+    missing = facts["missing"]
+    for name in ("power_limit_watts", "sm_clock_mhz", "memory_bytes", "driver"):
+        assert facts[name] or name.removesuffix("_watts").replace("_", " ") in missing, f"{name} is null without reason"
+    if facts["memory_bytes"]:
+        ratio = facts["memory_bytes"] / memory_bytes
+        assert 0.85 < ratio < 1.15, f"driver and PyTorch see different memory: {ratio:.2f}"
+    if facts["sm_clock_mhz"] and facts["max_sm_clock_mhz"]:
+        assert facts["sm_clock_mhz"] <= facts["max_sm_clock_mhz"] * 1.01, "the clock is above its maximum"
+    for name in ("energy_joules_per_token", "gpu_utilization_percent", "throttled", "foreign_processes"):
+        assert columns[name] is not None or columns["telemetry_note"], f"{name} is null without reason"
+    joules = columns["energy_joules_per_token"]
+    assert joules is None or joules > 0, "the energy counter stands still"
+    assert not columns["foreign_processes"], f"{columns['foreign_processes']} other process(es) compute on the device"
+    assert not columns["throttled"], f"the device is throttled: {columns['throttle_reasons']}"
+    energy = "no energy counter" if joules is None else f"{joules:.0f} J in 1.5 s"
+    return f"driver {facts['driver']}, {energy}; {columns['telemetry_note'] or 'nothing missing'}"
+
+
+def _greedy(params: StudyParams) -> str:
+    """Greedy speculative output in float32 equals the baseline's, on toys and on the embedded pair if it is there."""
+    agreed = []
+    for name in dict.fromkeys((TOY, _pair_name(params))):
+        pair = load_pair(name, device=params.device, dtype="float32")
+        table = greedy_agreement(
+            pair.target,
+            {method: make_proposer(method, pair) for method in params.methods},
+            greedy_prompts(pair, params)[:2],
+            num_draft_tokens=(1, 4),
+            max_new_tokens=24,
+        )
+        differ = table[table["equal_rows"] < table["rows"]]
+        assert differ.empty, f"{name}: greedy output differs from token {differ['first_difference'].min()} on"
+        agreed.append(f"{name} {table['rows'].sum()} rows")
+    return f"equal token for token: {', '.join(agreed)}"
+
+
+def _sampled(params: StudyParams) -> str:
+    """Sampled output of a toy follows its exact law, and a sampler that is wrong on purpose does not."""
+    pair = load_pair(TOY, device=params.device)
+    table = verdicts(sampling_tests(pair, params, params.methods) | wrong_sampling_test(pair, params))
+    unexpected = table[table["follows_target"] == table["wrong_on_purpose"]]
+    assert unexpected.empty, f"unexpected verdict for {', '.join(unexpected['sampler'])}"
+    return f"{len(table) - 1} sound samplers pass, the wrong one is rejected (p = {table['p_value'].min():.1g})"
+
+
+class _Sweep:
+    """A short sweep of the embedded pair, with and without captured graphs."""
+
+    def __init__(self, params: StudyParams):
+        self.params = params
+        self.peaks: dict[str, int] = {}
+
+    def run(self, *, compiled: bool) -> str:
+        """Time per token of the baseline and of the headline method, medians of interleaved repetitions."""
+        pair = self._load(compiled)
+        prompts = greedy_prompts(pair, self.params)[:1]
+        telemetry = Telemetry(self.params.device)
+        times: dict[str, list[float]] = {"autoregressive": [], self.params.methods[0]: []}
+        for repetition in range(REPETITIONS + 1):  # the first warms up
+            for method, seen in times.items():
+                with telemetry:
+                    tpot = self._tpot_ms(pair, method, prompts)
+                seen += [tpot] * (repetition > 0)
+                peak = telemetry.columns(NEW_TOKENS)["peak_memory_allocated_bytes"]
+                self.peaks[method] = max(self.peaks.get(method, 0), int(peak or 0))
+        base, speculative = (statistics.median(values) for values in times.values())
+        return f"{base:.2f} ms per token, {speculative:.2f} ms with {self.params.methods[0]}: {base / speculative:.2f}x"
+
+    def memory(self) -> str:
+        """The allocator's peak fits the device."""
+        if self.params.device != "cuda":
+            raise Skipped("only CUDA counts what it allocates")
+        if not self.peaks:
+            raise Skipped("no sweep ran")
+        total = torch.cuda.mem_get_info()[1]
+        assert all(0 < peak < total for peak in self.peaks.values()), f"peaks {self.peaks} of {total} bytes"
+        return ", ".join(f"{method} {peak / 2**30:.2f} GiB" for method, peak in self.peaks.items())
+
+    def _load(self, compiled: bool) -> Pair:
+        options: dict[str, Any] = {}
+        if "compiled" in inspect.signature(load_pair).parameters:
+            options = {"compiled": compiled}
+        elif compiled:
+            raise Skipped("this version of the engine captures no graphs")
+        dtype = "float32" if self.params.pair == TOY else self.params.dtype
+        return load_pair(_pair_name(self.params), device=self.params.device, dtype=dtype, **options)
+
+    def _tpot_ms(self, pair: Pair, method: str, prompts: list[torch.Tensor]) -> float:
+        sampling = SamplingConfig(temperature=1.0)
+        generator = torch.Generator(pair.target.device).manual_seed(0)
+        options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "sampling": sampling, "generator": generator}
+        if method == "autoregressive":
+            result = autoregressive_decode(pair.target, prompts, **options)
+        else:
+            gamma = self.params.headline_num_draft_tokens
+            proposer = make_proposer(method, pair)
+            result = speculative_decode(pair.target, proposer, prompts, num_draft_tokens=gamma, **options)
+        tpot = latency_columns(result)["tpot_ms"]
+        assert isinstance(tpot, float)
+        return tpot
+
+
+def _pair_name(params: StudyParams) -> str:
+    return TOY if params.pair == TOY else EMBEDDED
+
+
+def _busy(device: str, seconds: float) -> None:
+    """Keep a device at work."""
+    x = torch.ones(2048, 2048, device=device)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        (x @ x).sum().item()

@@ -1,0 +1,52 @@
+"""What a run keeps about its machine beside the rows of the sweep: the cost of each piece of a step, and a calibration.
+
+Both are measured once for each folder, after the sweep, by the process that ran it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from specdec_lib.config import StudyParams
+from specdec_lib.measure import calibration, step_costs
+from specdec_lib.models.pair import Pair
+
+NATURAL_CONTEXT = 64  # tokens that stand for prompts as they are
+MAX_TOKENS = 16
+SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
+
+
+def measure_machine(params: StudyParams, pair: Pair, folder: Path) -> None:
+    """Write `calibration.json` and `step_costs.json` into `folder`, unless they are there.
+
+    What cannot be measured is printed and left empty: the rows of the sweep stand without it.
+    """
+    try:
+        if not (folder / calibration.FILE).exists():
+            calibration.write_calibration(folder, calibration.calibrate(pair))
+        if not step_costs.measured(folder):
+            step_costs.write_step_costs(folder, _step_costs(params, pair))
+    except Exception as error:  # noqa: BLE001 - out of memory or anything else
+        print(f"the costs of a step were not measured: {type(error).__name__}: {error}", flush=True)
+        step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))
+
+
+def _step_costs(params: StudyParams, pair: Pair) -> pd.DataFrame:
+    """All token counts and contexts at the headline's batch size; some at the others, as the design crosses them."""
+    contexts = sorted({tokens or NATURAL_CONTEXT for tokens in params.prompt_tokens})
+    room = pair.target.context_length - step_costs.STEPS - MAX_TOKENS - 2
+    contexts = [tokens for tokens in contexts if tokens <= room]
+    first, *others = params.batch_sizes
+    sparse = sorted({*SPARSE, *(gamma + 1 for gamma in params.num_draft_tokens if gamma < MAX_TOKENS)})
+    temperatures = params.temperatures
+    crossed = contexts if params.design == "factorial" else contexts[:1]
+    tables = [step_costs.measure_step_costs(pair, [first], contexts, MAX_TOKENS, temperatures=temperatures)]
+    if others:
+        tables.append(
+            step_costs.measure_step_costs(
+                pair, others, crossed, token_counts=sparse, temperatures=temperatures[:1], repetitions=2
+            )
+        )
+    return pd.concat(tables, ignore_index=True)

@@ -1,0 +1,200 @@
+"""What the NVIDIA driver says about the device in use: the only module that talks to NVML.
+
+Every reading may fail for itself - an old driver, a virtual machine, a part of a GPU (MIG). It is then None, and the
+reason is kept beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pynvml
+import torch
+
+from specdec_lib.hardware.identify import identify
+
+THROTTLE_REASONS = {  # bits of nvmlDeviceGetCurrentClocksThrottleReasons that mean slower than the device could be
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal",
+    0x40: "hardware thermal",
+    0x80: "power brake",
+}
+WHOLE_GPU_ONLY = "this is a part of a GPU (MIG), and the driver counts this for the whole GPU only"
+
+
+class NvmlUnavailableError(RuntimeError):
+    """There is no device to read, and why."""
+
+
+@dataclass
+class Device:
+    """An open device; `gpu` is the whole GPU that a part (MIG) belongs to, else the device itself."""
+
+    handle: Any
+    gpu: Any
+    is_part: bool
+    missing: dict[str, str] = field(default_factory=dict)  # reading: why the last attempt gave nothing
+
+    def read(self, name: str, call: Callable[[Any], Any], whole_gpu: bool = False) -> Any:
+        """One reading by a function of NVML, or None with the reason in `missing`.
+
+        Args:
+            whole_gpu: the reading exists for whole GPUs only, and says nothing of a part of one.
+        """
+        self.missing.pop(name, None)
+        if whole_gpu and self.is_part:
+            self.missing[name] = WHOLE_GPU_ONLY
+            return None
+        try:
+            return call(self.handle)
+        except pynvml.NVMLError as error:
+            self.missing[name] = str(error)
+            return None
+
+    def energy_millijoules(self) -> int | None:
+        """The counter since the driver was loaded; it moves every 20 to 100 ms."""
+        return self.read("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption, whole_gpu=True)
+
+    def utilization_percent(self) -> int | None:
+        """Share of the driver's last sampling period (up to a second) in which any kernel ran."""
+        rates = self.read("utilization", pynvml.nvmlDeviceGetUtilizationRates, whole_gpu=True)
+        return None if rates is None else int(rates.gpu)
+
+    def throttle_bits(self) -> int | None:
+        """Why clocks are below what they could be, of the whole GPU, as the bits of `THROTTLE_REASONS` and others."""
+        return self.read("throttling", lambda _: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.gpu) or 0))
+
+    def sm_clock_mhz(self) -> int | None:
+        """The present clock of the multiprocessors."""
+        return self.read("clock", lambda _: pynvml.nvmlDeviceGetClockInfo(self.gpu, pynvml.NVML_CLOCK_SM))
+
+    def memory_used_bytes(self) -> int | None:
+        """Memory in use by everybody on the device."""
+        memory = self.read("memory", pynvml.nvmlDeviceGetMemoryInfo)
+        return None if memory is None else int(memory.used)
+
+    def process_ids(self) -> list[int] | None:
+        """Processes that compute on the device, as the driver numbers them."""
+        processes = self.read("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
+        return None if processes is None else [int(process.pid) for process in processes]
+
+    def facts(self) -> dict[str, object]:
+        """What does not change during a run, ready for `environment.json`; `missing` says why a value is null."""
+        memory = self.read("memory", pynvml.nvmlDeviceGetMemoryInfo)
+        gpu_memory = self.read("gpu memory", lambda _: pynvml.nvmlDeviceGetMemoryInfo(self.gpu).total)
+        name = self.read("name", pynvml.nvmlDeviceGetName)
+        limit = self.read("power limit", lambda _: pynvml.nvmlDeviceGetEnforcedPowerLimit(self.gpu))
+        default = self.read("default power limit", lambda _: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(self.gpu))
+        max_clock = self.read("max clock", lambda _: pynvml.nvmlDeviceGetMaxClockInfo(self.gpu, pynvml.NVML_CLOCK_SM))
+        memory_clock = self.read(
+            "memory clock", lambda _: pynvml.nvmlDeviceGetClockInfo(self.gpu, pynvml.NVML_CLOCK_MEM)
+        )
+        facts = {
+            "name": name,
+            "product": self._product(name, gpu_memory, default),
+            "uuid": self.read("uuid", pynvml.nvmlDeviceGetUUID),
+            "mig": self.is_part,
+            "driver": self.read("driver", lambda _: pynvml.nvmlSystemGetDriverVersion()),
+            "memory_bytes": None if memory is None else int(memory.total),
+            "power_limit_watts": None if limit is None else limit / 1e3,
+            "default_power_limit_watts": None if default is None else default / 1e3,
+            "sm_clock_mhz": self.sm_clock_mhz(),
+            "max_sm_clock_mhz": max_clock,
+            "memory_clock_mhz": memory_clock,
+        }
+        return facts | {"missing": dict(self.missing)}
+
+    def _product(self, name: str | None, memory_bytes: int | None, default_limit: int | None) -> str | None:
+        """The key of `gpus.yaml`, or None with the reason."""
+        if name is None or memory_bytes is None:
+            self.missing["product"] = "the driver gave no name or no memory"
+            return None
+        try:
+            return identify(name, memory_bytes, None if default_limit is None else default_limit / 1e3)
+        except ValueError as error:
+            self.missing["product"] = str(error)
+            return None
+
+
+def open_device(uuid: str | None = None) -> Device:
+    """Open the device with this UUID, by default the one that PyTorch calls cuda:0.
+
+    Raises:
+        NvmlUnavailableError: no driver, no library, or no such device; with the reason.
+    """
+    try:
+        pynvml.nvmlInit()
+        return _device(pynvml.nvmlDeviceGetHandleByUUID(uuid or _own_uuid()))
+    except pynvml.NVMLError as error:
+        raise NvmlUnavailableError(f"no NVIDIA device can be read: {error}") from None
+
+
+def choose_uuid(visible: str | None, uuids: Sequence[str], order: str | None = None) -> str:
+    """The UUID of the first device that CUDA sees, by the value of CUDA_VISIBLE_DEVICES.
+
+    NVML numbers devices by their place on the bus and ignores that variable; CUDA numbers them fastest first unless
+    CUDA_DEVICE_ORDER is PCI_BUS_ID. A number is therefore trusted only where both must agree.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES, None if it is not set.
+        uuids: all devices in NVML's order.
+        order: CUDA_DEVICE_ORDER.
+
+    Raises:
+        NvmlUnavailableError: nothing is visible, or the number may mean another device.
+    """
+    first = None if visible is None else visible.split(",")[0].strip()
+    if first is not None and first.startswith("MIG-"):
+        return first
+    if first is not None and first.startswith("GPU-"):
+        matches = [uuid for uuid in uuids if uuid.startswith(first)]
+        if len(matches) == 1:
+            return matches[0]
+        raise NvmlUnavailableError(f"CUDA_VISIBLE_DEVICES names {first}, and the driver knows {', '.join(uuids)}")
+    index = 0 if first is None else int(first) if first.isdigit() else -1
+    if not 0 <= index < len(uuids):
+        raise NvmlUnavailableError(f"CUDA_VISIBLE_DEVICES is {visible!r}, and the driver has {len(uuids)} device(s)")
+    if len(uuids) > 1 and order != "PCI_BUS_ID":
+        raise NvmlUnavailableError(
+            "several GPUs, and CUDA may number them otherwise than the driver: "
+            "set CUDA_VISIBLE_DEVICES to a UUID (nvidia-smi -L), or CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        )
+    return uuids[index]
+
+
+def throttle_names(bits: int) -> list[str]:
+    """The reasons among `bits` that make a device slower than it could be."""
+    return [name for bit, name in THROTTLE_REASONS.items() if bits & bit]
+
+
+def _own_uuid() -> str:
+    if torch.cuda.is_available():
+        uuid = str(torch.cuda.get_device_properties(0).uuid)
+        return uuid if uuid.startswith(("GPU-", "MIG-")) else _with_prefix(uuid)
+    uuids = [
+        pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))
+        for index in range(pynvml.nvmlDeviceGetCount())
+    ]
+    return choose_uuid(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids, os.environ.get("CUDA_DEVICE_ORDER"))
+
+
+def _with_prefix(uuid: str) -> str:
+    """PyTorch drops the prefix that tells a whole GPU from a part: the driver knows one of the two."""
+    try:
+        pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return f"MIG-{uuid}"
+    return f"GPU-{uuid}"
+
+
+def _device(handle: Any) -> Device:
+    try:
+        is_part = bool(pynvml.nvmlDeviceIsMigDeviceHandle(handle))
+    except pynvml.NVMLError:  # a driver or a product older than MIG
+        is_part = False
+    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
+    return Device(handle, gpu, is_part)

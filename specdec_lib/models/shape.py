@@ -1,0 +1,133 @@
+"""What a model weighs, keeps and computes in one pass, for any Hugging Face config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Self
+
+from specdec_lib.hardware.catalog import load_models
+from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.runner import LanguageModel
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A model as the cost of a pass sees it; counts are of weights, not bytes."""
+
+    name: str
+    layer_weights: int  # matrices of all layers, read whole in every pass
+    output_weights: int  # of the output layer, tied or not
+    expert_weights: int  # of mixtures of experts, of which a pass reads those that its tokens are sent to
+    expert_share: float  # of the experts that one token is sent to
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+
+    @classmethod
+    def from_config(cls, config: Any, name: str = "") -> Self:
+        """Count the weights of any causal language model, without making them.
+
+        Args:
+            config: of `transformers`, or its fields as a dictionary with `model_type`.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if isinstance(config, Mapping):
+            config = AutoConfig.for_model(**config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        output = model.get_output_embeddings().weight
+        tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+        matrices = {
+            name: weight.numel()
+            for name, weight in model.named_parameters()
+            if weight.dim() >= 2 and weight is not output and id(weight) not in tables
+        }
+        experts = sum(count for name, count in matrices.items() if "experts" in name)
+        heads = config.num_attention_heads
+        return cls(
+            name=name or getattr(config, "name_or_path", "") or config.model_type,
+            layer_weights=sum(matrices.values()) - experts,
+            output_weights=output.numel(),
+            expert_weights=experts,
+            expert_share=_expert_share(config) if experts else 0.0,
+            num_layers=config.num_hidden_layers,
+            num_heads=heads,
+            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+        )
+
+    @classmethod
+    def of(cls, model: LanguageModel | DraftHead) -> Self:
+        """The shape of a loaded model or draft head."""
+        if isinstance(model, LanguageModel):
+            config = model.model.config
+            return cls.from_config(config, model.name) if hasattr(config, "model_type") else cls._of_toy(model)
+        config = model.config
+        scored = config.num_scored * config.hidden_size
+        return cls(
+            name=model.name,
+            layer_weights=sum(weight.numel() for weight in model.parameters() if weight.dim() == 2),
+            output_weights=scored,
+            expert_weights=0,
+            expert_share=0.0,
+            num_layers=1,
+            num_heads=config.num_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+        )
+
+    @classmethod
+    def _of_toy(cls, model: LanguageModel) -> Self:
+        size = model.vocab_size
+        return cls(model.name, 0, size * size, 0, 0.0, 1, 1, 1, 1, size, size)
+
+    def weights_read(self, rows: int) -> float:
+        """Weights that a pass over `rows` tokens reads; of the experts, those that some token is expected to need."""
+        touched = 1 - (1 - self.expert_share) ** rows
+        return self.layer_weights + self.output_weights + touched * self.expert_weights
+
+    def weights_multiplied(self) -> float:
+        """Weights that each token is multiplied with: half its arithmetic operations, attention aside."""
+        return self.layer_weights + self.output_weights + self.expert_share * self.expert_weights
+
+    def key_values_per_token(self) -> int:
+        """Numbers that the cache keeps for each token."""
+        return 2 * self.num_layers * self.num_key_value_heads * self.head_dim
+
+    def attention_operations(self, context: float) -> float:
+        """Arithmetic operations of one token's attention to `context` tokens: a product each for keys and values."""
+        return 4 * self.num_layers * self.num_heads * self.head_dim * context
+
+
+@cache
+def known_shape(name: str) -> ModelShape:
+    """The shape of a model in `hardware/models.yaml`.
+
+    Raises:
+        ValueError: no such model; the known ones are named.
+    """
+    models = load_models()
+    if name not in models:
+        raise ValueError(
+            f"unknown model {name!r}: choose one of {', '.join(models)}, or add it to hardware/models.yaml"
+        )
+    return ModelShape.from_config(models[name].config, name)
+
+
+def _expert_share(config: Any) -> float:
+    chosen = getattr(config, "num_experts_per_tok", None)
+    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if chosen and getattr(config, name, None):
+            return chosen / getattr(config, name)
+    raise ValueError(f"{config.model_type} has experts whose number its config does not tell: it cannot be costed")

@@ -1,0 +1,86 @@
+"""Predictions for GPUs that nobody here ran on: labelled, with a band, and held against the world."""
+
+import pytest
+import yaml
+from synthetic_rows import study
+
+from specdec_lib.analysis.honesty import AIM, finding_honesty, honesty_table, predicted
+from specdec_lib.analysis.predictions import PAIR_SHAPES, Range, break_even_prices, predict
+from specdec_lib.config import load_params
+from specdec_lib.hardware import catalog
+from specdec_lib.models.pair import PRESETS
+
+H100 = load_params("h100")
+PRICE = catalog.price(H100.price)
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h100", "h200"])
+def test_the_gpu_presets_are_predicted_with_a_band(gpu):
+    params = load_params(gpu)
+    lines = predict(params, catalog.price(params.price))
+    assert (lines["evidence"] == "predicted").all()
+    assert len(lines) == len(params.batch_sizes) * len(params.prompt_tokens) * (1 + len(params.num_draft_tokens))
+    for name in ("tpot_ms", "speedup", "tokens_per_second", "usd_per_million_tokens", "joules_per_token"):
+        assert (lines[f"{name}_low"] <= lines[name]).all()
+        assert (lines[name] <= lines[f"{name}_high"]).all()
+    assert (lines.loc[lines["method"] == "autoregressive", "speedup"] == 1).all()
+
+
+def test_every_preset_of_a_hub_pair_can_be_predicted():
+    assert set(PAIR_SHAPES) == set(PRESETS)
+
+
+def test_a_better_draft_is_predicted_to_be_faster():
+    low, high = (predict(H100, PRICE, Range(a, a, a))["speedup"].max() for a in (0.5, 0.9))
+    assert high > low
+
+
+@pytest.mark.parametrize(
+    ("params", "price", "message"),
+    [(H100, "cpu-2-vcpu", "of no GPU"), (study(), H100.price, "nothing is known of the size of pair 'toy-pair'")],
+)
+def test_what_cannot_be_predicted_is_refused(params, price, message):
+    with pytest.raises(ValueError, match=message):
+        predict(params, catalog.price(price))
+
+
+def test_break_even_lies_between_the_ratios_of_bandwidth_and_of_operations():
+    lines = break_even_prices(H100, "a100-sxm-80", "h100-sxm", [0.4, 0.8])
+    assert lines["acceptance_rate"].isna().sum() == 1
+    assert lines["price_ratio"].between(1, 989 / 312).all()
+    assert (lines["evidence"] == "predicted").all()
+
+
+def test_the_honesty_table_holds_what_was_promised():
+    """At least ten points with source and date, from four places, and a median within the aim."""
+    table = honesty_table()
+    assert len(table) >= 10
+    for place in ("gpt-fast", "Spec-Bench", "2601.11580", "2211.17192"):
+        assert table["source"].str.contains(place).any()
+    assert (table["source"] != "").all()
+    assert ((table["ratio"] - 1).abs().median()) <= AIM
+    assert "published points" in finding_honesty(table)
+
+
+def test_the_papers_own_worst_miss_is_there_and_is_still_a_miss():
+    table = honesty_table().set_index("point")
+    miss = table.loc["leviathan-ende-large-t0"]
+    assert (round(miss["predicted"], 1), miss["published"]) == (2.5, 1.7)
+    assert round(table.loc["leviathan-ende-small-t0"]["predicted"], 1) == 3.2  # Table 4 of the paper
+
+
+def test_a_published_point_that_cannot_be_predicted_says_what_it_lacks():
+    point = catalog.load_published()["vllm-8b-eagle-batch-128"].model_copy(update={"acceptance_rate": None})
+    with pytest.raises(ValueError, match="a speedup needs"):
+        predicted(point)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"), [("gpu", "a1000", "unknown gpu"), ("target", "x", "unknown model")]
+)
+def test_a_published_point_of_an_unknown_gpu_or_model_is_refused(tmp_path, field, value, message):
+    facts = yaml.safe_load((catalog.FOLDER / "published.yaml").read_text())
+    path = tmp_path / "published.yaml"
+    path.write_text(yaml.safe_dump({"p": facts["gpt-fast-7b-bf16"] | {field: value}}))
+    with pytest.raises(ValueError, match=f"published.yaml: p: {message}"):
+        catalog.load_published(path)

@@ -1,0 +1,68 @@
+"""The pieces of a step, timed inside the decoding loops."""
+
+import pandas as pd
+import pytest
+import torch
+
+from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.measure import step_costs
+from specdec_lib.measure.step_costs import COLUMNS, measure_step_costs, read_step_costs, write_step_costs
+from specdec_lib.models.pair import load_pair
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=4, temperatures=(0.0, 1.0), repetitions=1)
+
+
+def test_every_piece_is_there_at_every_point(costs):
+    assert list(costs.columns) == COLUMNS
+    counts = costs.groupby("model")["num_tokens"].agg(["min", "max", "size"])
+    assert counts.loc["target"].tolist() == [1, 4, 16]
+    assert counts.loc["sampling"].tolist() == [1, 4, 16]
+    assert counts.loc["draft"].tolist() == [1, 3, 12]
+    assert counts.loc["ngram"].tolist() == [1, 3, 12]
+    assert (costs["ms"] > 0).all()
+
+
+def test_what_is_written_is_read_back(costs, tmp_path):
+    write_step_costs(tmp_path, costs)
+    assert read_step_costs(tmp_path).equals(costs)
+    with pytest.raises(ValueError, match="make run"):
+        read_step_costs(tmp_path / "elsewhere")
+
+
+def test_a_point_that_does_not_fit_the_memory_is_left_out(monkeypatch):
+    real = step_costs.speculative_decode
+
+    def too_large(target, proposer, prompts, **options):
+        if len(prompts) > 1:
+            raise torch.OutOfMemoryError("no memory for this")
+        return real(target, proposer, prompts, **options)
+
+    monkeypatch.setattr(step_costs, "speculative_decode", too_large)
+    costs = measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=3, repetitions=2)
+    target = costs[costs["model"] == "target"]
+    assert target[target["batch_size"] == 1]["num_tokens"].tolist() == [1, 2, 3]
+    assert target[target["batch_size"] == 2]["num_tokens"].tolist() == [1]
+
+
+def table():
+    rows = [
+        ("target", 1, context, tokens, 10 + tokens + context / 100) for context in (100, 300) for tokens in (1, 5, 9)
+    ]
+    rows += [("draft", 1, 100, gamma, 1.5 * gamma) for gamma in (1, 4)]
+    return StepTable(pd.DataFrame(rows, columns=["model", "batch_size", "context_tokens", "num_tokens", "ms"]))
+
+
+def test_costs_are_interpolated_between_contexts_and_token_counts():
+    assert table().ms("target", 1, 200, 1) == pytest.approx(13)
+    assert table().ms("target", 1, 100, 3) == pytest.approx(14)
+    assert table().verification_cost(1, 100, 9) == pytest.approx(20 / 12)
+    assert table().cost_ratio(1, 100, 4) == pytest.approx(1.5 / 12)
+
+
+def test_what_was_not_measured_is_undefined():
+    assert pd.isna(table().ms("target", 2, 100, 1))
+    assert pd.isna(table().ms("target", 1, 100, 16))
+    assert pd.isna(table().ms("ngram", 1, 100, 1))
