@@ -6,7 +6,20 @@ from pathlib import Path
 import specdec_lib
 
 PACKAGE = Path(specdec_lib.__file__).parent
-LAYERS = ["config", "hardware", "models", "decoding", "measure", "analysis", "report", "publish", "__main__"]
+LAYERS = [
+    "config",
+    "facts",
+    "hardware",
+    "models",
+    "decoding",
+    "measure",
+    "analysis",
+    "render",
+    "index",
+    "report",
+    "publish",
+    "__main__",
+]
 BESIDE = {"distill": "models", "__init__": "decoding"}  # the layer each of these counts as
 
 
