@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from specdec_lib.config import CUSTOM_PAIR, StudyParams
+from specdec_lib.facts import facts_table
 from specdec_lib.models.draft_head import DraftHead, read_config
 from specdec_lib.models.embedded import embedded_target, sha256
 from specdec_lib.models.plain_draft import load_plain_draft
@@ -85,6 +86,17 @@ class Pair:
     def stop_token_ids(self) -> tuple[int, ...]:
         """The tokenizer's end of text; no stop tokens for toys."""
         return () if self.tokenizer is None else (self.tokenizer.eos_token_id,)
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "target": self.target_id,
+            "draft": self.draft_id,
+            "vocabulary": f"{self.target.vocab_size:,} tokens",
+            "context": f"{self.target.context_length:,} tokens",
+            "precision": str(self.target.dtype).removeprefix("torch."),
+            "device": self.target.device,
+        }
+        return facts_table(f"Pair {self.name}", facts)
 
 
 def pair_names() -> list[str]:
