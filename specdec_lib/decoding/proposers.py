@@ -165,12 +165,43 @@ class NgramProposer:
         return source
 
 
+class CompositeProposer:
+    """Copies where the text repeats itself and drafts everywhere else, row by row and step by step.
+
+    Args:
+        draft: proposes for the rows in which `lookup` finds nothing.
+        lookup: by default it copies only behind three tokens that stood before: shorter matches are mostly chance.
+    """
+
+    def __init__(self, draft: Proposer, lookup: NgramProposer | None = None):
+        self.draft, self.lookup = draft, lookup or NgramProposer(longest=5, shortest=3)
+
+    def start(self, state: DecodeState) -> None:
+        self.draft.start(state)
+
+    def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
+        self.draft.read_prompt(state, start, end, features)
+
+    def propose(
+        self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
+    ) -> Proposal:
+        copied, copied_probs = self.lookup.propose(state, num_draft_tokens, sampling, generator)
+        found = copied_probs[:, 0].any(dim=-1)[:, None]  # [B, 1]
+        # On a CPU, to look is no wait: if every row copies, the draft only reads on, which its cache needs.
+        idle = found.device.type == "cpu" and bool(found.all())
+        drafted, drafted_probs = self.draft.propose(state, 1 if idle else num_draft_tokens, sampling, generator)
+        if idle:
+            return copied, copied_probs
+        return torch.where(found, copied, drafted), torch.where(found[:, :, None], copied_probs, drafted_probs)
+
+
 def make_proposer(method: str, pair: Pair) -> Proposer:
-    """The proposer that the params call `method`: "draft" (the pair's own draft, whatever its kind) or "ngram"."""
+    """The proposer that the params call `method`: "draft" (the pair's own, of any kind), "ngram" or "composite"."""
     if method == "ngram":
         return NgramProposer()
-    assert method == "draft", method
-    return ModelProposer(pair.draft)
+    draft = ModelProposer(pair.draft)
+    assert method in ("draft", "composite"), method
+    return draft if method == "draft" else CompositeProposer(draft)
 
 
 def _fit_vocabulary(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
