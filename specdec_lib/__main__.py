@@ -24,43 +24,92 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is one line unless the traceback is asked for
+        if options.debug:
+            traceback.print_exc()
+        reason = " ".join(str(error).split())
+        print(f"error: {type(error).__name__}: {reason} (--debug shows the traceback)", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept, the same command goes on from there", file=sys.stderr)
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m specdec_lib", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m specdec_lib",
+        description=__doc__,
+        epilog="Exit codes: 0 all went well, 1 part of it failed, 2 it could not start, 130 interrupted.",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="command")
-    run = commands.add_parser("run", help="run the whole study and write its HTML report")
+    run = commands.add_parser(
+        "run",
+        help="run the whole study and write its HTML report",
+        description="Execute the notebooks with the params of one GPU and write table, reports and index to "
+        "<outputs>/<NAME>. Finished cells are kept: the same command goes on where it stopped.",
+        epilog="Example: python -m specdec_lib run --gpu cpu",
+    )
     _add_study(run)
     run.set_defaults(command=_run)
-    report = commands.add_parser("report", help="render the HTML report again from what is on disk")
+    report = commands.add_parser(
+        "report",
+        help="render the HTML report again from what is on disk",
+        description="Render reports, index and the overview of all runs again from the executed notebooks and the "
+        "table in <outputs>/<NAME>. Nothing is measured.",
+    )
     _add_study(report)
     report.set_defaults(command=_report)
-    compare = commands.add_parser("compare", help="compare all finished runs, and predictions for GPUs without one")
+    compare = commands.add_parser(
+        "compare",
+        help="compare all finished runs, and predictions for GPUs without one",
+        description="Execute and render the comparison notebook over every run below <outputs>. Nothing is measured.",
+    )
     compare.add_argument("--gpu", nargs="*", default=[], metavar="NAME", help="only these studies (default: all)")
     compare.add_argument("--outputs", type=Path, default=OUTPUTS, help="root of the output folders (default: outputs)")
     compare.set_defaults(command=_compare)
-    check = commands.add_parser("gpu-check", help="check a machine in about a minute: device, exactness, a short sweep")
+    check = commands.add_parser(
+        "gpu-check",
+        help="check a machine in about a minute: device, exactness, a short sweep",
+        description="A verdict for every item that a study on a CUDA machine depends on, in about a minute.",
+    )
     check.add_argument("--gpu", required=True, metavar="NAME", help=f"params file: {', '.join(available_params())}")
     check.set_defaults(command=_gpu_check)
-    publish = commands.add_parser("publish", help="keep a run under outputs/published and in the README's headline")
+    publish = commands.add_parser(
+        "publish",
+        help="keep a run under outputs/published and in the README's headline",
+        description="Copy table, reports and index of <outputs>/<NAME> to <outputs>/published/<NAME>, draw the "
+        "headline figure and write the headline numbers into README.md. Refuses a run with failed cells.",
+    )
     _add_study(publish)
     publish.set_defaults(command=_publish)
-    draft = commands.add_parser("draft", help="distil the shipped draft from nothing (a few hours on 2 cores)")
-    draft.add_argument("--workdir", type=Path, default=OUTPUTS / "draft", help="where the corpus goes (several GB)")
+    draft = commands.add_parser(
+        "draft",
+        help="distil the shipped draft from nothing (a few hours on 2 cores)",
+        description="Let the embedded target write a corpus, and train the shipped draft on it.",
+    )
+    _add_folder(draft, "--workdir", OUTPUTS / "draft", "where the corpus goes, several GB")
     draft.set_defaults(command=_draft)
-    export = commands.add_parser("draft-export", help="write the plain draft as an ordinary Hugging Face checkpoint")
-    export.add_argument("--folder", type=Path, default=OUTPUTS / "draft-export", help="where to write it")
+    export = commands.add_parser(
+        "draft-export",
+        help="write the plain draft as an ordinary Hugging Face checkpoint",
+        description="Write the shipped plain draft with its tokenizer so that from_pretrained can load it.",
+    )
+    _add_folder(export, "--folder", OUTPUTS / "draft-export", "where to write it")
     export.set_defaults(command=_draft_export)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="as before the command")
     return parser
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"params file: {', '.join(available_params())}")
-    parser.add_argument("--outputs", type=Path, default=OUTPUTS, help="root of the output folders (default: outputs)")
+    names = ", ".join(available_params())
+    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"name of a file in params/, one of {names}")
+    _add_folder(parser, "--outputs", OUTPUTS, "root of the output folders")
+
+
+def _add_folder(parser: argparse.ArgumentParser, name: str, default: Path, help_text: str) -> None:
+    parser.add_argument(name, type=Path, metavar="FOLDER", default=default, help=f"{help_text} (default: {default})")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -147,47 +147,34 @@ def _card(name: str, value: str, detail: str, link: str) -> Card:
     return {"name": name, "value": value, "detail": detail, "link": link}
 
 
-def _exactness(folder: Path, reports: dict[str, bool]) -> dict[str, Any]:
+def _exactness(folder: Path, reports: dict[str, bool]) -> Card:
     """The card of the exactness certificate, which is one only if the run wrote it."""
     path = folder / "exactness.json"
     certificate = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known = isinstance(certificate, dict) and isinstance(certificate.get("passed"), bool)
-    passed = certificate["passed"] if known else None
-    none = "This run wrote no certificate; the correctness report holds the tests that it ran."
-    return {
-        "value": "no certificate" if passed is None else "passed" if passed else "failed",
-        "good": passed,
-        "sentence": str(certificate.get("sentence") or "The certificate gives no reason.") if known else none,
-        "link": "reports/01_correctness.html" if reports.get("01_correctness") else "",
-    }
+    link = "reports/01_correctness.html" if reports.get("01_correctness") else ""
+    if not (isinstance(certificate, dict) and isinstance(certificate.get("passed"), bool)):
+        detail = "This run wrote no certificate; its correctness report holds the tests that it ran."
+        return _card("Exactness certificate", "none", detail, link)
+    sentence = str(certificate.get("sentence") or "The certificate says no more.")
+    word, tone = ("passed", "good") if certificate["passed"] else ("failed", "bad")
+    return _card("Exactness certificate", word, sentence, link) | {"tone": tone}
 
 
 def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
     """What the overview says about one run; a run of another version of the params is listed without numbers."""
-    facts = _facts(folder)
-    summary = {
-        "link": f"{folder.relative_to(root).as_posix()}/index.html",
-        "name": folder.relative_to(root).as_posix(),
-        "facts": {name: facts.get(name) for name in ("device_name", "ended", "commit")},
-    }
+    facts, name = _facts(folder), folder.relative_to(root).as_posix()
+    reports = {path.stem: True for path in (folder / "reports").glob("*.html")}
+    summary: dict[str, Any] = {"home": f"{name}/", "name": name, "facts": facts}
     try:
         params = validate_params(facts.get("params", {}), source=f"{folder.name}/environment.json")
         rows = read_results(folder)
     except ValueError as error:
-        return summary | {"lines": [], "problem": str(error)}
-    headline = metrics.headline(metrics.speedups(rows), params)
-    speculative = headline[headline["method"] != metrics.BASELINE]
+        return summary | {"problem": str(error)}
     return summary | {
         "setting": f"{params.pair}, {params.dtype}",
-        "lines": [
-            {
-                "what": f"{METHOD_NAMES[line.method]}, {temperature_name(line.temperature)}",
-                "speedup": findings.with_interval(line),
-                "verdict": verdict(line),
-            }
-            for line in speculative.itertuples()
-        ],
-        "num_failed": int((rows["status"] != "ok").sum()),
+        "groups": _groups(metrics.headline(metrics.speedups(rows), params), params, reports),
+        "exactness": _exactness(folder, reports),
+        "num_troubles": len(tables.trouble_table(rows)),
     }
 
 

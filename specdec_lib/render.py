@@ -30,7 +30,7 @@ ATTRIBUTES = {  # for each attribute the tags that may carry it, and what its va
     "href": ({"a"}, r"#[\w-]+|https://.+|[\w.-]+\.html(#[\w-]+)?"),
     "title": ({"abbr", "span"}, r".*"),
     "aria-label": ({"div"}, r".*"),
-    "role": ({"div"}, r"img|region"),
+    "role": ({"div"}, r"img|group"),
     "tabindex": ({"div"}, r"0"),
     "scope": ({"th"}, r"row|col"),
     "colspan": ({"td", "th"}, r"\d+"),

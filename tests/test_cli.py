@@ -1,5 +1,7 @@
 """The command line: one line for a mistake, before anything is loaded."""
 
+import re
+
 import pytest
 import torch
 
@@ -30,12 +32,33 @@ def test_what_does_not_exist_is_refused_before_the_first_notebook(change, messag
         cli.check_study(load_params("smoke").model_copy(update=change))
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["compare"], ["gpu-check"], ["draft"], ["draft-export"]])
-def test_every_command_has_help(command, capsys):
+COMMANDS = [[], ["run"], ["report"], ["compare"], ["gpu-check"], ["publish"], ["draft"], ["draft-export"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_complete_help(command, capsys):
+    """A description, and a line on every option."""
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "--help"])
     assert end.value.code == 0
-    assert "usage: python -m specdec_lib" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    usage, description, *_ = said.split("\n\n")
+    assert usage.startswith("usage: python -m specdec_lib")
+    assert description.endswith(".")
+    assert not re.findall(r"^  -.*[A-Z]$", said, flags=re.MULTILINE)  # an option without a word on it
+
+
+def test_an_error_that_nobody_expected_is_one_line_unless_the_traceback_is_asked_for(capsys, monkeypatch, tmp_path):
+    (tmp_path / "smoke").write_text("a file where a folder should be")
+    arguments = ["report", "--gpu", "smoke", "--outputs", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert cli.main([*arguments, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert cli.main(["--debug", *arguments]) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd):
@@ -47,6 +70,8 @@ def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd
     assert reports == ["01_correctness.html", "02_latency_sweep.html", "03_cost_analysis.html"]
     index = (folder / "index.html").read_text(encoding="utf-8")
     assert all(f"reports/{name}" in index for name in reports)
+    assert 'href="smoke/index.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "specdec-transcript" in (folder / "reports" / "02_latency_sweep.html").read_text(encoding="utf-8")
     assert f"report: {folder / 'index.html'}" in capfd.readouterr().out
     run_sweep(load_params("smoke"), folder)
     assert ", 0 to run" in capfd.readouterr().out

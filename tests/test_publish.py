@@ -25,6 +25,13 @@ def test_something_is_published():
     assert PUBLISHED
 
 
+def test_what_is_published_is_small():
+    """At most 8 MB together, and each page below 5 MB."""
+    files = [path for folder in PUBLISHED for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
+    assert max(path.stat().st_size for path in files) < 5e6
+
+
 def test_the_headline_lists_every_method_and_what_is_between_the_marks_is_replaced():
     params = study()
     text = f"before\n<!-- headline {params.gpu} -->\nold numbers\n<!-- end of headline -->\nafter"

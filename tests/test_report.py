@@ -1,9 +1,11 @@
 """Executing, rendering and indexing: what ran to its end is shown, what did not is named."""
 
 import json
+import math
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -11,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib import report
+from specdec_lib.index import verdict
 
 PARAMS = study()
 PARAMETERS = new_code_cell("output_folder = ''", metadata={"tags": ["parameters"]})
@@ -121,6 +124,52 @@ def test_index_shows_headline_environment_and_escapes(finished_run):
     assert "&lt;script&gt;alert(1)" in index
     assert "<script" not in index
     assert "No cell failed, was skipped or ran throttled" in index
+
+
+def test_cards_answer_and_link_to_the_report_that_exists(finished_run):
+    (finished_run / "reports").mkdir()
+    (finished_run / "reports" / "02_latency_sweep.html").touch()
+    index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
+    assert index.count("Does speculation pay") == len(PARAMS.temperatures)
+    assert index.count('href="reports/02_latency_sweep.html#headline"') == 2 * len(PARAMS.temperatures)
+    assert 'href="reports/03_cost_analysis.html' not in index
+    for card in ("Speedup", "Time per output token", "Acceptance rate", "Peak memory", "$ per million tokens"):
+        assert index.count(f"<span>{card}</span>") == len(PARAMS.temperatures)
+
+
+@pytest.mark.parametrize(("certificate", "shown"), [(None, "none"), (True, "passed"), (False, "failed")])
+def test_the_exactness_card_says_what_the_certificate_says(finished_run, certificate, shown):
+    if certificate is not None:
+        text = json.dumps({"passed": certificate, "sentence": "All <tests> were run."})
+        (finished_run / "exactness.json").write_text(text)
+    index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
+    assert f">{shown}</strong>" in index
+    assert ("All &lt;tests&gt; were run." in index) == (certificate is not None)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "answer"),
+    [(1.1, 1.4, "yes"), (0.9, 1.2, "unclear"), (0.5, 0.8, "no"), (math.nan, math.nan, "unclear")],
+)
+def test_speculation_pays_only_if_the_whole_interval_says_so(low, high, answer):
+    line = SimpleNamespace(speedup=1.0, speedup_low=low, speedup_high=high)
+    assert verdict(line).startswith(answer)
+
+
+def test_the_overview_lists_every_run_and_the_published_ones(finished_run, tmp_path):
+    environment = {"params": PARAMS.model_dump(), "device_name": "a <machine>", "ended": "2026-01-01T00:00:00+00:00"}
+    (finished_run / "environment.json").write_text(json.dumps(environment))
+    report.write_index(PARAMS, finished_run)
+    shutil.copytree(finished_run, tmp_path / "published" / "cpu")
+    broken = tmp_path / "old"
+    broken.mkdir()
+    (broken / "index.html").touch()
+    report.write_index(PARAMS, finished_run)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert all(f'href="{name}/index.html"' in text for name in (PARAMS.gpu, "published/cpu", "old"))
+    assert "a &lt;machine&gt;, finished 2026-01-01 00:00:00 UTC" in text
+    assert text.count("Does speculation pay") == 2 * len(PARAMS.temperatures)
+    assert "No numbers: old/environment.json" in text
 
 
 def test_index_lists_failed_cells_with_their_reason(finished_run):

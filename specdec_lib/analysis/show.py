@@ -68,7 +68,7 @@ def table_html(table: pd.DataFrame, caption: str) -> str:
     heads = "".join(f'<th scope="col"{kinds[name]}>{escaped(name)}</th>' for name in differ)
     lines = "".join(f"<tr>{_line(cells, kinds)}</tr>" for cells in zip(*differ.values(), strict=True))
     text = (
-        f'<div class="specdec-table" role="region" tabindex="0" aria-label="{escaped(caption)}"><table>'
+        f'<div class="specdec-table" role="group" tabindex="0" aria-label="{escaped(caption)}"><table>'
         f"<caption><span>{escaped(caption)}</span></caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
     if len(table) <= FEW_LINES:
