@@ -62,6 +62,8 @@ class StudyParams(BaseModel):
     target_revision: str | None  # commit on the hub
     draft: str | None
     draft_revision: str | None
+    weights: Literal["trained", "random"]  # random: models of the pair's shapes, for latency, memory and energy only
+    accepted_per_step: list[Annotated[int, Field(ge=0)]] | None  # with random weights: the acceptance to replay
     dtype: Dtype
     methods: list[Literal["draft", "ngram"]] = Field(min_length=1)
     num_draft_tokens: list[Positive] = Field(min_length=1)
@@ -89,9 +91,18 @@ class StudyParams(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _random_weights_replay(self) -> StudyParams:
+        if bool(self.accepted_per_step) != (self.weights == "random"):
+            raise ValueError(
+                f"weights is {self.weights}: give accepted_per_step, such as [2, 0, 4], with weights: random, "
+                "and null with weights: trained"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _values_differ(self) -> StudyParams:
         for name, values in self:
-            if isinstance(values, list) and len(set(values)) < len(values):
+            if name != "accepted_per_step" and isinstance(values, list) and len(set(values)) < len(values):
                 raise ValueError(f"{name} is {values}: name each value once")
         return self
 

@@ -28,6 +28,7 @@ STUDY = {  # the notebooks of a run, in order, and what a link to each says
     "02_latency_sweep": "Latency: when does it pay, and by how much?",
     "03_cost_analysis": "Cost: what does a million tokens cost?",
 }
+CORRECTNESS = "01_correctness"  # says nothing of random weights
 COMPARISON = "04_gpu_comparison"  # of several runs, so no part of one
 
 
@@ -60,7 +61,8 @@ def run_notebooks(params: StudyParams, output_root: Path, notebooks: Path = NOTE
     folder = (Path(output_root) / params.gpu).resolve()
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     values = params.model_dump() | {"output_folder": str(folder)}
-    sources = [notebooks / f"{name}.ipynb" for name in STUDY if (notebooks / f"{name}.ipynb").exists()]
+    names = [name for name in STUDY if params.weights == "trained" or name != CORRECTNESS]
+    sources = [notebooks / f"{name}.ipynb" for name in names if (notebooks / f"{name}.ipynb").exists()]
     for name in STUDY:  # nothing of an earlier run may pass for this one's
         _marker(folder, name).unlink(missing_ok=True)
     (folder / "results.parquet").unlink(missing_ok=True)
@@ -187,11 +189,12 @@ def _cards(headline: pd.DataFrame, params: StudyParams) -> list[dict[str, str]]:
         value, _, interval = findings.with_interval(line).partition(" (")
         baseline = headline[(headline["method"] == metrics.BASELINE) & (headline["temperature"] == line.temperature)]
         without = f"{baseline['tpot_ms'].iloc[0]:.2f} ms without speculation" if len(baseline) else "no baseline"
-        length = f"{line.mean_acceptance_length:.2f} tokens per target pass"
+        given = pd.isna(line.acceptance_rate)
+        length = "replayed, not measured" if given else f"{line.mean_acceptance_length:.2f} tokens per target pass"
         for name, number, detail in (
             ("Speedup", value, interval.rstrip(")")),
             ("Time per output token", f"{line.tpot_ms:.2f} ms", without),
-            ("Acceptance rate", f"{line.acceptance_rate:.2f}", length),
+            ("Acceptance rate", "given" if given else f"{line.acceptance_rate:.2f}", length),
         ):
             cards.append({"name": name, "value": number, "detail": detail, "note": where})
     return cards

@@ -155,6 +155,23 @@ def test_the_front_holds_what_no_other_setting_beats_in_both(tmp_path):
     assert (limits.loc[limits["limit_ms"] == 15, "tpot_ms"] <= 15).all()
 
 
+def test_the_price_ratio_of_speculation_is_that_of_the_throughputs_at_the_best_gamma(tmp_path):
+    write_run(tmp_path)
+    lines = comparison.measured_lines(comparison.find_runs(tmp_path))
+    ratios = comparison.price_break_even(lines).set_index("batch_size")["price_ratio"]
+    here = lines[(lines["batch_size"] == 2) & lines["prompt_tokens"].isna()]
+    best = here.groupby("method")["tokens_per_second"].max()
+    assert ratios[2] == pytest.approx(best.drop("autoregressive").max() / best["autoregressive"])
+
+
+def test_too_few_prompts_give_a_crossover_without_a_band():
+    rows = synthetic_rows(study(num_prompts=4))
+    falling_speedup(rows)
+    lines = measured_crossovers(rows)
+    assert lines["crossover_batch"].notna().all()
+    assert lines[["crossover_low", "crossover_high"]].isna().all().all()
+
+
 def test_vendors_price_ratios_carry_their_dates():
     ratios = comparison.price_ratios("a100-sxm-80", "h100-sxm").set_index("vendor")
     assert ratios.loc["AWS", "ratio"] == pytest.approx(6.88 / 3.43)
