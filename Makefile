@@ -30,8 +30,8 @@ test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
 lint: $(STAMP) ## check style and formatting with ruff, types with mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
-lab: $(STAMP) ## open the notebooks in JupyterLab
-	@$(PYTHON) -m jupyter lab notebooks
+lab: $(STAMP) ## open the notebooks in JupyterLab, at the quickstart
+	@$(PYTHON) -m jupyter lab notebooks/00_quickstart.ipynb
 
 report: $(STAMP) ## render the HTML report of GPU=<name> again from what is on disk
 	@$(SPECDEC) report --gpu $(GPU)

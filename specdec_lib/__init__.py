@@ -5,6 +5,7 @@ from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import HeadProposer, ModelProposer, NgramProposer
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.decoding.transcript import Recording
 from specdec_lib.models.pair import load_pair
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "HeadProposer",
     "ModelProposer",
     "NgramProposer",
+    "Recording",
     "SamplingConfig",
     "StudyParams",
     "autoregressive_decode",

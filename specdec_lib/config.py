@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -116,6 +117,13 @@ class StudyParams(BaseModel):
         return self
 
 
+def cache_folder() -> Path:
+    """Where models and kernels are kept: `SPECDEC_CACHE`, else `specdec_lib` under the user's cache directory."""
+    if chosen := os.environ.get("SPECDEC_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specdec_lib"
+
+
 def available_params(folder: Path = PARAMS_FOLDER) -> list[str]:
     """The names that `make run GPU=<name>` knows."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
@@ -141,6 +149,19 @@ def load_params(name: str, folder: Path = PARAMS_FOLDER) -> StudyParams:
     if params.gpu != name:
         raise ValueError(f"{path.name} says gpu: {params.gpu}: it must be {name}, the name of the file")
     return params
+
+
+def params_of_run(facts: dict[str, object], source: str) -> StudyParams:
+    """The params that a run kept in its `environment.json`; a key that came later has the value that changes nothing.
+
+    Raises:
+        ValueError: there are none, or they are not valid; `source` names the file in the error.
+    """
+    kept = facts.get("params")
+    if not isinstance(kept, dict):
+        raise ValueError(f"{source} holds no params: run the study again, with make run GPU=<name>")
+    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None}
+    return validate_params(later | kept, source)
 
 
 def validate_params(data: dict[str, object], source: str) -> StudyParams:

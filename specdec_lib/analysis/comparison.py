@@ -13,13 +13,12 @@ import pandas as pd
 
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.predictions import predict
-from specdec_lib.config import StudyParams, available_params, load_params, validate_params
+from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
 from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price
 from specdec_lib.measure.results import read_results
 from specdec_lib.models.random_pair import PAIR_MODELS
 
 SKIPPED = ("smoke",)  # toys, which say nothing of a machine
-_LATER_KEYS = {"weights": "trained", "accepted_per_step": None}  # params of runs from before these keys were there
 BATCHES = [2**power for power in range(10)]  # for predicted crossovers
 SIDE_BY_SIDE = ["gpu", "product", "pair", "dtype", "method", "num_draft_tokens", "temperature", "batch_size"]
 SIDE_BY_SIDE += ["prompt_tokens", "max_new_tokens", "tpot_ms", "tpot_ms_low", "tpot_ms_high"]
@@ -68,7 +67,7 @@ def read_run(folder: Path) -> Run:
     for column in ("device_name", "pair", "dtype", "benchmark_version"):
         _check_one(rows, column, folder.name)
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    params = validate_params(_LATER_KEYS | environment["params"], source=f"{folder.name}/environment.json")
+    params = params_of_run(environment, source=f"{folder.name}/environment.json")
     entry = price(_current_price(params))
     device = str(rows["device_name"].iloc[0])
     product = _product(environment, device)

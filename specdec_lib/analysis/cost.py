@@ -41,6 +41,7 @@ def cost_table(lines: pd.DataFrame, usd_per_hour: float) -> pd.DataFrame:
         timed[LINE]
         .assign(
             tokens_per_second=timed["tokens_per_second"],
+            tpot_ms=timed["tpot_ms"],
             usd_per_million_tokens=[usd_per_million_tokens(rate, usd_per_hour) for rate in timed["tokens_per_second"]],
             break_even_price_ratio=timed["throughput_ratio"],
             break_even_price_ratio_low=timed["throughput_ratio_low"],

@@ -6,7 +6,9 @@ import pandas as pd
 
 from specdec_lib.analysis.metrics import BASELINE
 from specdec_lib.analysis.plots import GIB, memory_column
+from specdec_lib.analysis.prediction import crossings, on_front, predicted_speedups
 from specdec_lib.analysis.style import METHOD_NAMES
+from specdec_lib.decoding.result import DecodeResult
 
 NOTHING = "Nothing was measured here: see the failed cells."
 _POINTS = {
@@ -27,6 +29,77 @@ def finding_speedup(lines: pd.DataFrame, axis: str) -> str:
     slower = int((methods["speedup"] < 1).sum())
     count = f"Slower than autoregressive: {slower} of {len(methods)} points."
     return f"Fastest of the points shown: {'; '.join(parts)}. {count}"
+
+
+def finding_gamma(lines: pd.DataFrame) -> str:
+    """The best gamma measured at each temperature, the one the formula would choose, and how far off it is at most."""
+    predicted = predicted_speedups(lines)
+    if predicted.empty:
+        return NOTHING
+    keys = ["method", "temperature", "num_draft_tokens"]
+    both = lines.merge(predicted[[*keys, "speedup"]], on=keys, suffixes=("", "_predicted"))
+    parts = []
+    for temperature, group in both.groupby("temperature"):
+        best = group.loc[group["speedup"].idxmax()]
+        own = group[group["method"] == best["method"]]
+        guess = own.loc[own["speedup_predicted"].idxmax()]
+        formula = (
+            "the formula chooses the same γ"
+            if guess["num_draft_tokens"] == best["num_draft_tokens"]
+            else (f"the formula would choose γ = {guess['num_draft_tokens']}, measured {guess['speedup']:.2f}×")
+        )
+        parts.append(f"at T = {temperature:g} {_where(best, 'num_draft_tokens')}, {with_interval(best)}; {formula}")
+    off = (both["speedup_predicted"] / both["speedup"] - 1).abs().max()
+    slower = int((both["speedup"] < 1).sum())
+    count = f"{slower} of {len(both)} points are slower than autoregressive"
+    return f"Best measured: {'; '.join(parts)}. Prediction and measurement differ by up to {off:.0%}; {count}."
+
+
+def finding_crossover(lines: pd.DataFrame) -> str:
+    """For each method and temperature the batch size at which speculation stops paying, or that there is none."""
+    methods = lines[(lines["method"] != BASELINE) & lines["speedup"].notna()]
+    parts = []
+    for (temperature, method), curve in methods.groupby(["temperature", "method"]):
+        curve = curve.sort_values("batch_size")
+        values, speedup = curve["batch_size"].to_numpy(float), curve["speedup"].to_numpy(float)
+        where = crossings(values, speedup)
+        if where:
+            text = f"stops paying near batch size {where[0]:.2g}"
+        elif (speedup >= 1).all():
+            text = f"pays up to batch size {values[-1]:.0f}, where it is {with_interval(curve.iloc[-1])}"
+        else:
+            text = (
+                f"is slower from batch size {values[0]:.0f} on" if (speedup < 1).all() else "crosses 1 more than once"
+            )
+        parts.append(f"{METHOD_NAMES[method]} at T = {temperature:g} {text}")
+    return f"Crossover: {'; '.join(parts)}." if parts else NOTHING
+
+
+def finding_pareto(costs: pd.DataFrame) -> str:
+    """Which settings no other beats in latency and cost at once, and how many of them speculate."""
+    parts = []
+    for temperature, group in costs.groupby("temperature"):
+        front = group[on_front(group["tpot_ms"], group["usd_per_million_tokens"])].sort_values("tpot_ms")
+        fastest, cheapest = front.iloc[0], front.iloc[-1]
+        speculative = int((front["method"] != BASELINE).sum())
+        ends = [
+            f"{METHOD_NAMES[line['method']]} at batch {line['batch_size']} with {line['tpot_ms']:.3g} ms and "
+            f"${line['usd_per_million_tokens']:#.3g}"
+            for line in (fastest, cheapest)
+        ]
+        between = ends[0] if len(front) == 1 else f"from {ends[0]} to {ends[1]}"
+        parts.append(f"at T = {temperature:g} {between}, {speculative} of its {len(front)} setting(s) speculative")
+    return f"The front: {'; '.join(parts)}." if parts else NOTHING
+
+
+def finding_arrivals(result: DecodeResult, baseline: DecodeResult) -> str:
+    """Tokens per second of one call with speculation against one without, and the largest jump."""
+    ratio = result.tokens_per_second / baseline.tokens_per_second
+    most = max((step[0] for step in result.step_tokens), default=1)
+    speeds = (
+        f"{result.tokens_per_second:.1f} tokens per second with speculation, {baseline.tokens_per_second:.1f} without"
+    )
+    return f"{speeds}: {ratio:.2f}× in this one call; the largest step brought {most} token(s)."
 
 
 def finding_headline(headline: pd.DataFrame) -> str:
@@ -83,13 +156,15 @@ def finding_token_gaps(gaps: pd.DataFrame) -> str:
     """How bursty speculation is: tokens without a wait, and the long waits against those of the baseline."""
     parts = []
     for temperature, group in gaps.groupby("temperature"):
-        baseline = group.loc[group["method"] == BASELINE, "gap_ms"].quantile(0.99)
-        for method, waits in group[group["method"] != BASELINE].groupby("method")["gap_ms"]:
-            bursts = (
-                f"{(waits == 0).mean():.0%} of tokens come without a wait, 1 in 100 after {waits.quantile(0.99):.3g} ms"
-            )
-            against = f" (without speculation {baseline:.3g} ms)" if baseline > 0 else ""
-            parts.append(f"{METHOD_NAMES[method]} at T = {temperature:g}, {bursts} or more{against}")
+        without = group.loc[group["method"] == BASELINE, "gap_ms"].quantile(0.99)
+        shares = (group["gap_ms"] == 0).groupby(group["method"]).mean().drop(BASELINE, errors="ignore")
+        if shares.empty:
+            continue
+        method = shares.idxmax()
+        wait = group.loc[group["method"] == method, "gap_ms"].quantile(0.99)
+        against = f", against {without:.3g} ms without speculation" if without > 0 else ""
+        bursts = f"{shares.max():.0%} of tokens come without a wait and 1 in 100 after {wait:.3g} ms or more"
+        parts.append(f"with the {METHOD_NAMES[method]} at T = {temperature:g}, {bursts}{against}")
     return f"Speculation is bursty: {'; '.join(parts)}." if parts else NOTHING
 
 

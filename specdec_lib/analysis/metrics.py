@@ -86,6 +86,12 @@ def along(lines: pd.DataFrame, params: StudyParams, axis: str) -> pd.DataFrame:
     return lines[keep].reset_index(drop=True)
 
 
+def own_settings(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
+    """The library's lines at the first prompt and output length of the params: every batch size, every gamma."""
+    keep = _at(table, params, ("prompt_tokens", "max_new_tokens")) & (table["engine"] == OWN_ENGINE)
+    return table[keep].reset_index(drop=True)
+
+
 def acceptance_by_position(rows: pd.DataFrame) -> pd.DataFrame:
     """One line per speculative setting and draft position (1..gamma), from the pooled histograms.
 

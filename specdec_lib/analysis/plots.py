@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from specdec_lib.analysis.metrics import BASELINE
+from specdec_lib.analysis.prediction import crossings, predicted_speedups
 from specdec_lib.analysis.style import (
     AXIS_NAMES,
     METHOD_COLORS,
@@ -23,6 +24,7 @@ from specdec_lib.analysis.style import (
     new_figure,
     temperature_name,
 )
+from specdec_lib.decoding.result import DecodeResult
 
 GIB = 2**30
 DrawPanel = Callable[[Axes, pd.DataFrame], list[EndLabel]]
@@ -32,28 +34,39 @@ DrawPanel = Callable[[Axes, pd.DataFrame], list[EndLabel]]
 def speedup_figure(lines: pd.DataFrame, axis: str) -> Figure:
     """Speedup with its 95 % interval along one axis, a panel for each temperature, a curve for each method.
 
-    Along gamma a dotted curve shows the ceiling: tokens emitted per target pass, the speedup if drafting were free and
-    verifying cost no more than decoding one token.
+    Along gamma a dashed curve shows what `prediction.predicted_speedups` says, a ring the best measured point. Along
+    the batch size a cross marks where a curve falls through 1.
 
     Args:
         lines: from `metrics.along(lines, params, axis)`.
     """
+    methods = lines[lines["method"] != BASELINE]
+    by_gamma = axis == "num_draft_tokens"
+    predicted = predicted_speedups(methods) if by_gamma else methods.iloc[:0]
 
     def draw(axes: Axes, panel: pd.DataFrame) -> list[EndLabel]:
         axes.axhline(1, color=METHOD_COLORS[BASELINE], linewidth=1.2)
         labels = [EndLabel(1, METHOD_NAMES[BASELINE], METHOD_COLORS[BASELINE])]
-        for method, curve, x in _curves(axes, panel, axis):
+        for index, (method, curve, x) in enumerate(_curves(axes, panel, axis)):
             labels.append(_plot(axes, method, x, curve["speedup"]))
-            low, high = curve["speedup_low"], curve["speedup_high"]
-            axes.fill_between(x, low, high, color=METHOD_COLORS[method], alpha=0.16, linewidth=0)
-            if axis == "num_draft_tokens":
-                ceiling = curve["mean_acceptance_length"]
-                axes.plot(x, ceiling, ":", color=METHOD_COLORS[method], linewidth=1.3)
-                labels.append(EndLabel(ceiling.iloc[-1], f"{METHOD_NAMES[method]}, if free", METHOD_COLORS[method]))
+            beside = x + 0.05 * (2 * index - 1)
+            interval: dict[str, Any] = {"color": METHOD_COLORS[method], "alpha": 0.4, "linewidth": 1.6}
+            axes.vlines(beside, curve["speedup_low"], curve["speedup_high"], **interval)
+            here = predicted[predicted["method"] == method]
+            here = here[here["temperature"] == panel["temperature"].iloc[0]].sort_values("num_draft_tokens")
+            if len(here) > 1:
+                axes.plot(x, here["speedup"], "--", color=METHOD_COLORS[method], linewidth=1.3)
+                text = f"{METHOD_NAMES[method]}, predicted"
+                labels.append(EndLabel(here["speedup"].iloc[-1], text, METHOD_COLORS[method]))
+            if axis == "batch_size":
+                _mark_crossings(axes, curve, x, 7 if index == 0 else -13)
+        if by_gamma and panel["speedup"].notna().any():
+            _mark_best(axes, panel)
         return labels
 
-    methods = lines[lines["method"] != BASELINE]
-    return _by_temperature(methods, f"Speedup by {AXIS_NAMES[axis]}", "speedup over autoregressive (×)", draw)
+    evidence = pd.concat([methods, predicted])
+    title = titled(evidence, f"Speedup by {AXIS_NAMES[axis]}")
+    return by_temperature(methods, title, "speedup over autoregressive (×)", draw)
 
 
 @in_house_style
@@ -101,7 +114,7 @@ def acceptance_figure(positions: pd.DataFrame) -> Figure:
         axes.set_xlabel("position in the draft")
         return labels
 
-    return _by_temperature(positions, "Acceptance by position in the draft", "accepted, if all before were", draw)
+    return by_temperature(positions, "Acceptance by position in the draft", "accepted, if all before were", draw)
 
 
 @in_house_style
@@ -126,41 +139,47 @@ def token_gap_figure(gaps: pd.DataFrame) -> Figure:
         axes.set_xlabel("wait since the token before (ms)")
         return []
 
-    return _by_temperature(gaps, "Waiting time before each token", "share of tokens", draw)
+    return by_temperature(gaps, "Waiting time before each token", "share of tokens", draw)
 
 
 @in_house_style
-def cost_figure(costs: pd.DataFrame, price_name: str) -> Figure:
-    """Dollars per million tokens, and the price ratio at which speculation breaks even, one row per method.
-
-    Args:
-        costs: from `cost.cost_table`, one gamma for each method.
-        price_name: whose price it is and of which day; printed below the axis.
-    """
-    costs = costs.sort_values(["temperature", "method"], ascending=[False, False]).reset_index(drop=True)
-    title = _titled(costs, "Cost of a million tokens")
-    figure, (dollars, ratios) = new_figure(title, 2, height=1.4 + 0.33 * len(costs))
-    colors = costs["method"].map(METHOD_COLORS)
-    names = [f"{METHOD_NAMES[line.method]}, {temperature_name(line.temperature)}" for line in costs.itertuples()]
-    dollars.hlines(costs.index, 0, costs["usd_per_million_tokens"], colors=colors, linewidth=2)
-    dollars.scatter(costs["usd_per_million_tokens"], costs.index, c=colors, zorder=3)
-    for place, usd in costs["usd_per_million_tokens"].items():
-        beside: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        dollars.annotate(f"${usd:#.3g}", (usd, place), **beside)
-    dollars.set_yticks(costs.index, names)
-    dollars.set_xlim(0, costs["usd_per_million_tokens"].max() * 1.18)
-    dollars.set_xlabel(f"US dollars per million tokens\n{price_name}")
-    dollars.grid(visible=False, axis="y")
-
-    methods = costs[costs["method"] != BASELINE]
-    low, high = methods["break_even_price_ratio_low"], methods["break_even_price_ratio_high"]
-    ratios.axvline(1, color=METHOD_COLORS[BASELINE], linewidth=1.2)
-    ratios.hlines(methods.index, low, high, colors=colors[methods.index], linewidth=2, alpha=0.5)
-    ratios.scatter(methods["break_even_price_ratio"], methods.index, c=colors[methods.index], zorder=3)
-    ratios.set_title("speculation pays to the left of its point", fontsize=9.5, color=METHOD_COLORS[BASELINE])
-    ratios.set_xlabel("hourly price, speculative over baseline,\nat which both cost the same (95 % interval)")
-    ratios.grid(visible=False, axis="y")
+def arrivals_figure(result: DecodeResult, baseline: DecodeResult) -> Figure:
+    """Tokens of the first row over time, with and without speculation: steps of several tokens show as jumps."""
+    figure, (axes,) = new_figure("Tokens over time (measured)", 1)
+    labels = []
+    for method, call in ((BASELINE, baseline), ("draft", result)):
+        times = 1e3 * np.array(call.emission_times(0))
+        axes.step(times, np.arange(1, len(times) + 1), where="post", color=METHOD_COLORS[method])
+        name = "with speculation" if method == "draft" else "without"
+        labels.append(EndLabel(float(len(times)), f"{name}, {times[-1]:.0f} ms", METHOD_COLORS[method]))
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("time since the call (ms)")
+    axes.set_ylabel("tokens")
+    label_ends(axes, labels)
     return figure
+
+
+def _mark_best(axes: Axes, panel: pd.DataFrame) -> None:
+    """A ring around the fastest measured point, with its gamma."""
+    best = panel.loc[panel["speedup"].idxmax()]
+    place = sorted(panel["num_draft_tokens"].unique()).index(best["num_draft_tokens"])
+    color = METHOD_COLORS[best["method"]]
+    axes.plot(place, best["speedup"], "o", markersize=13, markerfacecolor="none", markeredgecolor=color)
+    above: dict[str, Any] = {"xytext": (0, 12), "textcoords": "offset points", "ha": "center", "fontsize": 8.5}
+    above["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    axes.annotate(f"best γ = {best['num_draft_tokens']}", (place, best["speedup"]), color=color, **above)
+
+
+def _mark_crossings(axes: Axes, curve: pd.DataFrame, x: np.ndarray, offset: float) -> None:
+    """A cross and the batch size where a curve falls through 1."""
+    values = curve["batch_size"].to_numpy(float)
+    for value in crossings(values, curve["speedup"].to_numpy(float)):
+        place = float(np.interp(np.log(value), np.log(values), x))
+        color = METHOD_COLORS[curve["method"].iloc[0]]
+        axes.plot(place, 1, "x", color=color, markersize=9, markeredgewidth=2, zorder=5)
+        beside: dict[str, Any] = {"xytext": (5, offset), "textcoords": "offset points", "fontsize": 8.5}
+        axes.annotate(f"batch {value:.2g}", (place, 1), color=color, **beside)
 
 
 def _quantity_figure(lines: pd.DataFrame, axis: str, values: pd.Series, title: str, ylabel: str) -> Figure:
@@ -169,17 +188,17 @@ def _quantity_figure(lines: pd.DataFrame, axis: str, values: pd.Series, title: s
     def draw(axes: Axes, panel: pd.DataFrame) -> list[EndLabel]:
         return [_plot(axes, method, x, values[curve.index]) for method, curve, x in _curves(axes, panel, axis)]
 
-    return _by_temperature(lines, title, ylabel, draw, bottom=0)
+    return by_temperature(lines, title, ylabel, draw, bottom=0)
 
 
-def _by_temperature(
+def by_temperature(
     table: pd.DataFrame, title: str, ylabel: str, draw: DrawPanel, bottom: float | None = None
 ) -> Figure:
     """A panel for each temperature, drawn by `draw`, which returns the labels of its curves."""
     groups = list(table.groupby("temperature"))
     if not groups:
         raise ValueError(f"nothing was measured for the figure '{title}': look at the failed cells")
-    figure, panels = new_figure(_titled(table, title), len(groups))
+    figure, panels = new_figure(title if title.endswith(")") else titled(table, title), len(groups))
     labels = [draw(axes, panel) for axes, (_, panel) in zip(panels, groups, strict=True)]
     if bottom is not None:
         panels[0].set_ylim(bottom, panels[0].get_ylim()[1] * 1.04)
@@ -190,7 +209,8 @@ def _by_temperature(
     return figure
 
 
-def _titled(table: pd.DataFrame, title: str) -> str:
+def titled(table: pd.DataFrame, title: str) -> str:
+    """A title that says what kinds of evidence the figure shows."""
     return f"{title} ({', '.join(sorted(table['evidence'].unique()))})"
 
 

@@ -59,10 +59,19 @@ def cost_columns(costs: pd.DataFrame) -> pd.DataFrame:
     return _readable(costs, columns, interval="break_even_price_ratio")
 
 
-def failure_table(failed: pd.DataFrame) -> pd.DataFrame:
-    """Failed cells with their reason; empty if all went well."""
-    reasons = failed["error"].fillna("no reason was recorded")
-    return _setting(failed).assign(repetition=failed["repetition"], reason=reasons).reset_index(drop=True)
+def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every row that failed, was skipped or ran while the device throttled, with its reason; empty if all went well.
+
+    Args:
+        rows: the results table.
+    """
+    throttled = (rows["status"] == "ok") & rows["throttled"].fillna(False).astype(bool)
+    rows = rows[(rows["status"] != "ok") | throttled]
+    reasons = (
+        rows["error"].fillna("no reason was recorded").where(~throttled[rows.index], "the device lowered its clock")
+    )
+    what = rows["status"].where(~throttled[rows.index], "throttled")
+    return _setting(rows).assign(repetition=rows["repetition"], what=what, reason=reasons).reset_index(drop=True)
 
 
 def _readable(lines: pd.DataFrame, columns: list[str], interval: str = "", memory: Sequence[str] = ()) -> pd.DataFrame:

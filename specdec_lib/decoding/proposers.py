@@ -116,9 +116,12 @@ class HeadProposer(ModelProposer):
             if position > 0:
                 hidden = self.head.forward(drafted[-1][0], hidden, self.cache)
                 self.cache.commit(1, at_most=1)
-            probs = probabilities(self.head.logits(hidden[:, 0]), sampling)
-            drafted.append((choose(probs, sampling, generator)[:, None], probs))
-        return _stack(drafted)
+            probs = probabilities(self.head.scores(hidden[:, 0]), sampling)  # [B, scored]
+            token = self.head.scored_ids[choose(probs, sampling, generator)]
+            drafted.append((token[:, None], probs))
+        tokens, scored = _stack(drafted)
+        everywhere = scored.new_zeros(*tokens.shape, self.head.vocab_size)
+        return tokens, everywhere.index_copy_(2, self.head.scored_ids, scored)
 
 
 class NgramProposer:

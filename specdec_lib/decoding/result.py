@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedTokenizerBase
+
+from specdec_lib.facts import facts_table
+
+if TYPE_CHECKING:
+    from specdec_lib.decoding.transcript import Recording, Transcript
 
 
 @dataclass
@@ -70,3 +77,43 @@ class DecodeResult:
             now += seconds
             times += [now] * counts[row]
         return times
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Emitted tokens over all rows per second of the whole call, prefill included."""
+        return self.new_tokens / (self.ttft_s + sum(self.step_s))
+
+    def show(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        recording: Recording | None = None,
+        baseline: DecodeResult | None = None,
+        *,
+        row: int = 0,
+    ) -> Transcript:
+        """The text of one row with its steps, and a timeline, for JupyterLab to display.
+
+        Args:
+            tokenizer: of the target; without one, token ids are shown.
+            recording: the `Recording` that was this call's `verification`: adds what was rejected, and probabilities.
+            baseline: an autoregressive call on the same prompt, shown on the same time axis.
+
+        Raises:
+            ValueError: no such row, or the recording is of another call.
+        """
+        from specdec_lib.decoding.transcript import transcript
+
+        return transcript(self, tokenizer, recording, baseline, row=row)
+
+    def _repr_html_(self) -> str:
+        rates = {
+            "acceptance rate": None if self.acceptance_rate is None else f"{self.acceptance_rate:.3f}",
+            "tokens per target pass": self.mean_acceptance_length and f"{self.mean_acceptance_length:.2f}",
+        }
+        facts: dict[str, object] = {
+            "new tokens": f"{self.new_tokens} in {len(self.tokens)} row(s)",
+            "tokens per second": f"{self.tokens_per_second:.1f}",
+            "time to first token": f"{1e3 * self.ttft_s:.1f} ms",
+            **(rates if self.steps else {}),
+        }
+        return facts_table("Speculative decoding" if self.steps else "Autoregressive decoding", facts)

@@ -6,6 +6,8 @@ import torch
 
 from specdec_lib.config import SamplingConfig
 
+NUCLEUS_CANDIDATES = 1024  # the most likely tokens, among which top-p usually ends
+
 
 def probabilities(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
     """Turn logits `[..., V]` into the distribution that `sampling` describes, `[..., V]`.
@@ -28,11 +30,23 @@ def probabilities(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tenso
 
 def _nucleus(probs: torch.Tensor, top_p: float) -> torch.Tensor:
     """Keep the smallest set of most likely tokens whose probability reaches `top_p`; the most likely always stays."""
-    ordered, order = probs.sort(dim=-1, descending=True, stable=True)
+    ordered, order = _most_likely(probs, top_p)
     before = ordered.cumsum(dim=-1) - ordered
     ordered = ordered.masked_fill(before >= top_p, 0)
     ordered = ordered / ordered.sum(dim=-1, keepdim=True)
-    return torch.empty_like(probs).scatter_(-1, order, ordered)
+    return torch.zeros_like(probs).scatter_(-1, order, ordered)
+
+
+def _most_likely(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities in falling order with their tokens, as many as hold `top_p` of every row.
+
+    A CPU takes milliseconds to sort a whole vocabulary, and rarely needs to.
+    """
+    if probs.device.type == "cpu" and probs.shape[-1] > NUCLEUS_CANDIDATES:
+        ordered, order = probs.topk(NUCLEUS_CANDIDATES, dim=-1)
+        if (ordered.sum(dim=-1) > top_p).all():
+            return ordered, order
+    return probs.sort(dim=-1, descending=True, stable=True)
 
 
 def choose(probs: torch.Tensor, sampling: SamplingConfig, generator: torch.Generator) -> torch.Tensor:

@@ -59,10 +59,12 @@ def residual_probs(
 
     Behind full acceptance, and wherever nothing was drafted, the draft row is zero and the residual is the target.
     """
-    draft_probs = torch.nn.functional.pad(draft_probs, (0, 0, 0, 1))  # [B, gamma+1, V]
-    row = torch.arange(len(num_accepted), device=num_accepted.device)
+    row, gamma = torch.arange(len(num_accepted), device=num_accepted.device), draft_probs.shape[1]
     target = target_probs[row, num_accepted]
-    residual = (target - draft_probs[row, num_accepted]).clamp(min=0)
+    drafted = (num_accepted < gamma)[:, None]  # else the row behind the draft, which is zero
+    residual = torch.addcmul(target, draft_probs[row, num_accepted.clamp(max=gamma - 1)], drafted, value=-1).clamp_(
+        min=0
+    )
     mass = residual.sum(dim=-1, keepdim=True)
     # Equal rows reject with probability 0; if rounding rejects all the same, there is no residual left to draw from.
     return torch.where(mass > 0, residual / mass, target)

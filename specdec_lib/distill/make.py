@@ -130,7 +130,7 @@ def draft_step_ms(folder: Path, target: LanguageModel, context: int = 256) -> fl
     cache = head.new_cache(1, context + 1)
     cache.commit(context, at_most=context)
     token, state = torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, head.hidden_size, dtype=head.dtype)
-    return median_ms(lambda: head.logits(head.forward(token, state, cache)))
+    return median_ms(lambda: head.scores(head.forward(token, state, cache)))
 
 
 def median_ms(call: Callable[[], object], repetitions: int = 30) -> float:

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.measure.environment import device_name, now
+from specdec_lib.models import fused
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import ModelShape
@@ -44,14 +45,14 @@ class Calibration:
     draft: ModelShape
 
 
-def calibrate(pair: Pair, multiply: Multiply = linear, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
+def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
     """Measure the machine that a pair lives on, with the target's weights as the matrices; a few seconds.
 
     Args:
-        multiply: the product that the engine uses.
         rows: token counts to multiply with.
     """
     target = pair.target
+    multiply = linear if target.fused is None else fused.linear
     weights = matrix_weights(target)
     count = sum(weight.numel() for weight in weights)
     matrix = _matrix_seconds(weights, multiply, rows)

@@ -142,6 +142,7 @@ class _Sweep:
             self._warm_up(cell, tokens)
             with self.telemetry:
                 result = self._decode(cell, tokens, cell.max_new_tokens, seed)
+            row["compiled"] = cell.engine != "transformers" and self.pair.target.fused is not None
             row |= _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
             if self.params.accepted_per_step:
                 row |= given_columns(row)
@@ -213,7 +214,6 @@ def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt
             "evidence": "measured",
             "draft_id": None if not speculative else "ngram" if cell.method == "ngram" else cell.source.draft_id,
             "verification": "token" if speculative else None,
-            "compiled": False,
             "repetition": repetition,
             "seed": seed,
             "prompt_ids": " ".join(prompt.id for prompt, _ in prompts),

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
+from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel, grouped_attention
 
@@ -91,6 +92,7 @@ class DraftHead(nn.Module):
         self.output_norm = nn.Parameter(torch.ones(h))
         self.register_buffer("scored_ids", torch.arange(config.num_scored))
         self._shared = {"embeddings": embeddings}  # a plain dict: the target's weights are no part of this module
+        self.fused: fused.FusedLayers | None = None
 
     @property
     def device(self) -> torch.device:
@@ -123,6 +125,8 @@ class DraftHead(nn.Module):
         load_weights(head, folder)
         head.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
         head.share_output_rows()
+        if target.fused is not None:
+            head.fused = head.fused_layer()
         return head
 
     def save(self, folder: Path) -> None:
@@ -151,7 +155,24 @@ class DraftHead(nn.Module):
         """What the target computed at m positions `[B, m, F]` to the head's states `[B, m, H]` (EAGLE-3, sec. 3.1)."""
         layers = features.unflatten(-1, (self.config.num_features, self.hidden_size))
         scaled = rms_norm(layers, (self.hidden_size,), eps=self.config.norm_eps).flatten(-2) * self.feature_scale
-        return self.fuse_features(scaled)
+        return self._linear(scaled, self.fuse_features)
+
+    def fused_layer(self) -> fused.FusedLayers:
+        """The block as the kernels want it: the same weights, cut into the parts that a Llama layer has."""
+        config, d = self.config, self.config.head_dim
+        sizes = [config.num_heads * d, config.num_key_value_heads * d, config.num_key_value_heads * d]
+        query_key_value = self.query_key_value.weight.data.split(sizes)
+        mlp = self.gate_up.weight.data.chunk(2)
+        return fused.FusedLayers(
+            [
+                *(self.attention_norm.data, *query_key_value, self.attention_out.weight.data),
+                *(self.mlp_norm.data, *mlp, self.down.weight.data),
+            ],
+            heads=config.num_heads,
+            eps=config.norm_eps,
+            scaling=d**-0.5,
+            inverse_frequencies=self._inverse_frequencies(),
+        )
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, state: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
@@ -161,6 +182,10 @@ class DraftHead(nn.Module):
         """
         positions = cache.place(tokens.shape[1])
         x = self.join(tokens, state)
+        if self.fused is not None:
+            rows = x.flatten(0, 1).float()
+            self.fused(rows, positions, cache)
+            return rows.to(self.dtype).view_as(x)
         query, key, value = self.project(x, positions)
         key, value = cache.layers[0].update(key, value)
         mask = cache.attention_mask(self.dtype)
@@ -168,16 +193,15 @@ class DraftHead(nn.Module):
         return self.finish(x, attended.flatten(2))
 
     @torch.inference_mode()
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[..., H]` to logits `[..., V]`, -inf for the tokens that are not scored."""
-        scores = linear(self.normed(hidden), self._shared["output"])
-        full = scores.new_full((*hidden.shape[:-1], self.vocab_size), float("-inf"))
-        return full.index_copy_(-1, self.scored_ids, scores)
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[..., H]` to the logits of the tokens `scored_ids`, `[..., scored]`; all others have -inf."""
+        rows = self._shared["output"]
+        return linear(self.normed(hidden), rows) if self.fused is None else fused.linear(self.normed(hidden), rows)
 
     def join(self, tokens: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Embeddings of `tokens` `[B, m]` beside `state` `[B, m, H]` to the block's input `[B, m, H]`."""
         embedded = embedding(tokens, self._shared["embeddings"])
-        return self.combine(torch.cat([self._rms(embedded), self._rms(state)], dim=-1))
+        return self._linear(torch.cat([self._rms(embedded), self._rms(state)], dim=-1), self.combine)
 
     def project(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rotated queries `[B, heads, m, D]` and keys, and values `[B, kv_heads, m, D]`, of `x` `[B, m, H]`."""
@@ -190,9 +214,7 @@ class DraftHead(nn.Module):
             ],
             dim=1,
         )
-        # In float32 whatever the weights' type: bfloat16 frequencies are off by tenths of a radian at position 200.
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=x.device) / config.head_dim
-        angles = positions[:, None, :, None].float() * config.rope_theta**-exponents  # [B, 1, m, D / 2]
+        angles = positions[:, None, :, None].float() * self._inverse_frequencies()  # [B, 1, m, D / 2]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = rotated.chunk(2, dim=-1)
         rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -207,6 +229,14 @@ class DraftHead(nn.Module):
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the output rows multiply: `hidden` `[..., H]` after the last norm."""
         return self._rms(hidden, self.output_norm)
+
+    def _inverse_frequencies(self) -> torch.Tensor:  # [D / 2]
+        # In float32 whatever the weights' type: bfloat16 frequencies are off by tenths of a radian at position 200.
+        exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=self.device)
+        return self.config.rope_theta ** -(exponents / self.config.head_dim)
+
+    def _linear(self, x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+        return layer(x) if self.fused is None else fused.linear(x, layer.weight).to(x.dtype)
 
     def _rms(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         weight = weight if weight is None else weight.to(x.dtype)  # training keeps float32 weights

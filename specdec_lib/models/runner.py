@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, rms_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
 
 ATTENTION = "specdec_grouped"
+KERNEL_DIFFERENCE = 0.1  # of logits, relative: bfloat16 rounds differently when less often
 PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
 
 
@@ -54,9 +56,12 @@ class LanguageModel:
         model: a Hugging Face causal LM, or a toy with the same few attributes.
         name: how reports call it.
         feature_layers: layers whose output states a draft head wants to see beside the last one.
+        compiled: compute with the C++ kernels where they can; else, and everywhere else, as the model itself does.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str, feature_layers: tuple[int, ...] = ()):
+    def __init__(
+        self, model: PreTrainedModel, name: str, feature_layers: tuple[int, ...] = (), *, compiled: bool = True
+    ):
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.body = model.base_model
@@ -67,6 +72,8 @@ class LanguageModel:
         self.context_length: int = config.max_position_embeddings
         self.device: torch.device = self.head.weight.device
         self.dtype: torch.dtype = self.head.weight.dtype
+        self.feature_layers = feature_layers
+        self.fused = fused.fused_layers(self.body) if compiled else None
         self._tapped: list[torch.Tensor] = []
         for layer in feature_layers:
             self.body.layers[layer].register_forward_hook(lambda _, __, output: self._tapped.append(output))
@@ -75,20 +82,26 @@ class LanguageModel:
         """Move the weights, in place."""
         self.model.to(device)
         self.device = self.head.weight.device
+        assert self.fused is None or self.device.type == "cpu", "load a model where it is to run"
         return self
 
+    @torch.inference_mode()
     def check_faithful(self) -> None:
-        """Compare `forward` and `logits` with the model's own way from tokens to logits.
+        """Compare the way from tokens to logits here with the model's own.
 
         Raises:
             ValueError: they differ, as with models that scale or cap their logits.
         """
-        tokens = torch.arange(1, 9, device=self.device)[None] % self.vocab_size
-        with torch.inference_mode():
-            ours = self.logits(self.forward(tokens, self.new_cache(1, tokens.shape[1])).hidden)
-            theirs = self._call(self.model, tokens, self.new_cache(1, tokens.shape[1])).logits
-        if not torch.allclose(ours.float(), theirs.float(), rtol=0.01, atol=0.01):
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.vocab_size, (1, 64), generator=generator).to(self.device)
+        theirs = self._call(self.model, tokens, self.new_cache(*tokens.shape)).logits.float()
+        hidden = self._call(self.body, tokens, self.new_cache(*tokens.shape)).last_hidden_state
+        if not torch.allclose(self.head(hidden).float(), theirs, rtol=0.01, atol=0.01):
             raise ValueError(f"{self.name} does more to its logits than an output layer: such models are not supported")
+        if self.fused is not None:
+            ours = self.logits(self.forward(tokens, self.new_cache(*tokens.shape)).hidden)
+            difference = float((ours - theirs).norm() / theirs.norm())
+            assert difference < KERNEL_DIFFERENCE, f"the kernels compute another model: off by {difference:.1%}"
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` tokens each."""
@@ -109,10 +122,20 @@ class LanguageModel:
 
         Nothing is committed: call `cache.commit` with the number of tokens to keep.
         """
+        if self.fused is not None:
+            return self._fused_forward(self.fused, tokens, cache)
         self._tapped.clear()
         hidden = self._call(self.body, tokens, cache).last_hidden_state
         features = torch.cat([*self._tapped, hidden], dim=-1) if self._tapped else hidden
         return Step(hidden, features)
+
+    def _fused_forward(self, layers: fused.FusedLayers, tokens: torch.Tensor, cache: RaggedStaticCache) -> Step:
+        positions = cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)
+        state = embedding(tokens.flatten(), self.body.embed_tokens.weight).float()  # [B * m, H]
+        features = layers(state, positions, cache, taps=self.feature_layers)
+        hidden = rms_norm(state, state.shape[1:], self.body.norm.weight.float(), layers.eps).to(self.dtype)
+        features = torch.cat([features, hidden], dim=1) if self.feature_layers else hidden
+        return Step(hidden.unflatten(0, tokens.shape), features.unflatten(0, tokens.shape))
 
     def _call(self, model: Any, tokens: torch.Tensor, cache: RaggedStaticCache) -> Any:
         positions = cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)  # drafts may overshoot; unused
@@ -123,5 +146,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[..., hidden_size]` to logits `[..., vocab_size]`."""
+        """Hidden states `[..., hidden_size]` to logits `[..., vocab_size]`; float32 from the kernels."""
+        if self.fused is not None and isinstance(self.head, torch.nn.Linear):
+            return fused.linear(hidden, self.head.weight)
         return self.head(hidden)

@@ -1,0 +1,204 @@
+"""One generation token by token: which were accepted, which the target drew itself, with what probabilities.
+
+`Recording` listens to `verify` during a call; `transcript` joins what it heard with the call's tokens and times.
+`transcript_html` shows the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.decoding.verification import Verification, verify
+
+Seen = tuple[int, str, float | None, float | None]  # token id, kind, target probability, draft probability
+
+
+class RecordedStep(NamedTuple):
+    """What one verification saw and decided, for each row; on the device until it is read."""
+
+    draft_tokens: torch.Tensor  # [B, gamma]
+    draft_probs: torch.Tensor  # [B, gamma], of the draft tokens; 0: nothing was drafted here
+    target_probs: torch.Tensor  # [B, gamma], of the draft tokens
+    num_accepted: torch.Tensor  # [B]
+    next_token: torch.Tensor  # [B]
+    next_draft_prob: torch.Tensor  # [B]
+    next_target_prob: torch.Tensor  # [B]
+
+
+class Recording:
+    """A verifier that decides as `verify` does and remembers each step: `speculative_decode(..., verification=it)`.
+
+    Use a new one for each call.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[RecordedStep] = []
+
+    def __call__(
+        self,
+        target_probs: torch.Tensor,  # [B, gamma+1, V]
+        draft_probs: torch.Tensor,  # [B, gamma, V]
+        draft_tokens: torch.Tensor,  # [B, gamma]
+        generator: torch.Generator,
+    ) -> Verification:
+        """Verify, and note the probabilities of the tokens that mattered."""
+        verdict = verify(target_probs, draft_probs, draft_tokens, generator)
+        token = draft_tokens[:, :, None]
+        row = torch.arange(len(draft_tokens), device=draft_tokens.device)
+        padded = torch.nn.functional.pad(draft_probs, (0, 0, 0, 1))  # [B, gamma+1, V]
+        self.steps.append(
+            RecordedStep(
+                draft_tokens.clone(),
+                draft_probs.gather(2, token)[:, :, 0],
+                target_probs[:, :-1].gather(2, token)[:, :, 0],
+                verdict.num_accepted.clone(),
+                verdict.next_token.clone(),
+                padded[row, verdict.num_accepted, verdict.next_token],
+                target_probs[row, verdict.num_accepted, verdict.next_token],
+            )
+        )
+        return verdict
+
+
+KINDS = {  # what each kind of token is called
+    "accepted": "accepted draft token",
+    "rejected": "rejected draft token, not emitted",
+    "resampled": "resampled after a rejection",
+    "bonus": "bonus after full acceptance",
+    "own": "the target's own, nothing drafted here",
+    "last": "last of its step",
+}
+
+
+class TranscriptToken(NamedTuple):
+    """One token: what it is called in `KINDS`, its text, and its probabilities where they were recorded."""
+
+    kind: str
+    text: str
+    target_prob: float | None = None
+    draft_prob: float | None = None
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One row of a decoding call, step by step. JupyterLab shows it as coloured text above a timeline.
+
+    Attributes:
+        title: what was decoded.
+        steps: the tokens of the prefill and of each step; a rejected draft token stands before its replacement.
+        seconds: how long the prefill and each step took.
+        emitted: how many tokens the prefill and each step emitted.
+        baseline_seconds: the same for the baseline's calls, which emit one token each; empty without a baseline.
+    """
+
+    title: str
+    steps: list[list[TranscriptToken]]
+    seconds: list[float]
+    emitted: list[int]
+    baseline_seconds: list[float]
+
+    def _repr_html_(self) -> str:
+        from specdec_lib.decoding.transcript_html import STYLE, transcript_html
+
+        return f"<style>{STYLE.read_text(encoding='utf-8')}</style>{transcript_html(self)}"
+
+
+def transcript(
+    result: DecodeResult,
+    tokenizer: PreTrainedTokenizerBase | None,
+    recording: Recording | None = None,
+    baseline: DecodeResult | None = None,
+    *,
+    row: int = 0,
+    title: str = "",
+) -> Transcript:
+    """What happened in one row of a call.
+
+    Args:
+        tokenizer: None for toys: token ids are shown.
+        recording: the verifier of that call; without it kinds and probabilities are unknown, step boundaries are not.
+        baseline: an autoregressive call on the same prompt, for the timeline.
+
+    Raises:
+        ValueError: there is no such row, or the recording belongs to another call.
+    """
+    if not 0 <= row < len(result.tokens):
+        raise ValueError(f"row is {row}: the result has rows 0 to {len(result.tokens) - 1}")
+    tokens = result.tokens[row].tolist()
+    counts = [step[row] for step in result.step_tokens]
+    if recording is None:
+        steps = _counted(tokens, counts, speculative=result.steps > 0)
+    elif len(recording.steps) == len(counts):
+        steps = [_recorded(step, count, row) for step, count in zip(recording.steps, counts, strict=True)]
+    else:
+        steps = []
+    steps = [[(tokens[0], "own", None, None)], *steps]
+    if [token for step in steps for token, kind, _, _ in step if kind != "rejected"] != tokens:
+        raise ValueError("this recording is not of this result: use a new Recording for each call")
+    used = [True, *[count > 0 for count in counts]]
+    seconds = [result.ttft_s, *result.step_s]
+    return Transcript(
+        title=title,
+        steps=_with_text(steps, tokenizer),
+        seconds=[value for value, use in zip(seconds, used, strict=True) if use],
+        emitted=[count for count in [1, *counts] if count],
+        baseline_seconds=[] if baseline is None else [baseline.ttft_s, *baseline.step_s][: len(baseline.tokens[0])],
+    )
+
+
+def _counted(tokens: list[int], counts: list[int], *, speculative: bool) -> list[list[Seen]]:
+    """The tokens of each step where nothing was recorded: all but the last of a step were drafted."""
+    steps: list[list[Seen]] = []
+    start = 1
+    for count in counts:
+        kinds = [*["accepted"] * (count - 1), "last"] if speculative else ["own"] * count
+        steps.append([(token, kind, None, None) for token, kind in zip(tokens[start:], kinds, strict=False)])
+        start += count
+    return steps
+
+
+def _recorded(step: RecordedStep, count: int, row: int) -> list[Seen]:
+    """The tokens of one step and row: id, kind, target and draft probability."""
+    draft_tokens, draft_probs, target_probs = (values[row].tolist() for values in step[:3])
+    accepted = int(step.num_accepted[row])
+    drafted = sum(prob > 0 for prob in draft_probs)
+    tokens: list[Seen] = [
+        (draft_tokens[i], "accepted", target_probs[i], draft_probs[i]) for i in range(min(accepted, count))
+    ]
+    if count <= accepted:  # nothing left, or a stop token among the accepted ones
+        return tokens
+    rejected = accepted < drafted
+    if rejected:
+        tokens.append((draft_tokens[accepted], "rejected", target_probs[accepted], draft_probs[accepted]))
+    kind = "resampled" if rejected else "bonus" if drafted else "own"
+    draft_prob = float(step.next_draft_prob[row]) if rejected else None
+    return [*tokens, (int(step.next_token[row]), kind, float(step.next_target_prob[row]), draft_prob)]
+
+
+def _with_text(
+    steps: Sequence[Sequence[Seen]], tokenizer: PreTrainedTokenizerBase | None
+) -> list[list[TranscriptToken]]:
+    """Tokens as text, each in the context of those before it: a letter may be spread over several tokens."""
+    before: list[int] = []
+    shown: list[list[TranscriptToken]] = []
+    for step in steps:
+        shown.append([])
+        for token, kind, target_prob, draft_prob in step:
+            shown[-1].append(TranscriptToken(kind, _text(tokenizer, before, token), target_prob, draft_prob))
+            if kind != "rejected":
+                before.append(token)
+    return [step for step in shown if step]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase | None, before: list[int], token: int) -> str:
+    if tokenizer is None:
+        return f"{token} "
+    context = before[-8:]
+    without = tokenizer.decode(context, clean_up_tokenization_spaces=False)
+    return tokenizer.decode([*context, token], clean_up_tokenization_spaces=False)[len(without.rstrip("\ufffd")) :]

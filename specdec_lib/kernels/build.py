@@ -1,0 +1,61 @@
+"""The C++ kernels for CPUs: compiled at first use, kept in the cache folder, loaded as `torch.ops.specdec_lib`.
+
+A machine without a C++ compiler or without AVX-512 BF16 runs plain PyTorch instead, several times slower.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+from specdec_lib.config import cache_folder
+
+SOURCE = Path(__file__).resolve().parent / "decoder.cpp"
+FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"]
+FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"]
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def why_no_kernels() -> str | None:
+    """Load the kernels, compiling them if this is the first time (some ten seconds); the reason if they cannot be.
+
+    The answer is remembered: a process tries once.
+    """
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "this processor has no AVX-512 BF16"
+    try:
+        torch.ops.load_library(compiled_library())
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        reason = f"the CPU kernels do not compile or load: {said.strip().splitlines()[0]}"
+        logger.warning("%s; plain PyTorch is used instead, several times slower", reason)
+        return reason
+    return None
+
+
+def compiled_library() -> Path:
+    """The shared library made from this very source with this very PyTorch; compiled if the cache does not hold it."""
+    compiler = cpp_extension.get_cxx_compiler()
+    determined_by = f"{SOURCE.read_text(encoding='utf-8')} {compiler} {FLAGS} {torch.__version__}"
+    folder = cache_folder() / "kernels"
+    library = folder / f"decoder-{hashlib.sha256(determined_by.encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        logger.warning("compiling the CPU kernels, once")  # a warning is seen without any logging set-up
+        folder.mkdir(parents=True, exist_ok=True)
+        places = [f"-I{path}" for path in cpp_extension.include_paths()]
+        places += [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
+        with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as work:
+            made = Path(work) / library.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), *places]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            made.rename(library)  # whole or not at all, however many processes compile at once
+    return library

@@ -1,0 +1,295 @@
+// A Llama-like decoder for a few rows at a time on CPUs with AVX-512 BF16: what reads every weight once, at the speed
+// at which memory delivers them.
+//
+// Decoding and verification multiply a handful of rows with every weight of the model, so the time is the time to read
+// the weights. Each thread streams its share of the rows of a weight matrix, four at a time, and multiplies them with
+// all rows of the input while they are in registers. All layers run in one parallel region with a barrier between
+// phases. Weights are used where PyTorch keeps them, `[out, in]` bfloat16, row by row: nothing is packed or copied.
+//
+// A row's result does not depend on how many other rows are computed with it: verifying gamma + 1 tokens at once gives
+// bit for bit the logits of decoding them one at a time.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <immintrin.h>
+#include <omp.h>
+#include <torch/library.h>
+
+#include <vector>
+
+namespace {
+
+using at::BFloat16;
+using at::Tensor;
+constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate
+
+inline __m512bh load(const BFloat16* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
+inline __m512 to_float(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
+inline __m512 load_bf16(const BFloat16* p) { return to_float(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline void store_bf16(BFloat16* p, __m512 v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+}
+
+// e^x to about 2 units in the last place; NaN stays NaN.
+inline __m512 exponential(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);  // ln 2 in two parts
+  f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+  p = _mm512_fmadd_ps(_mm512_mul_ps(p, f), f, _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of four vectors
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 quarters = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+
+// out(r, 0..3) of R input rows `x` with four weight rows `w`; `k` numbers of each, a multiple of 32.
+template <int R, bool kFirst, typename Out>
+inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const Out& out, int row) {
+  __m512 sum[R][4];
+  for (auto& of_row : sum)
+    for (auto& s : of_row) s = _mm512_setzero_ps();
+  for (int64_t i = 0; i < k; i += 32) {
+    __m512bh w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
+    asm("" : "+v"(w0), "+v"(w1), "+v"(w2), "+v"(w3));  // else GCC loads them again for every input row
+    if (kFirst)
+      for (int j = 4; j < 8; ++j) _mm_prefetch(reinterpret_cast<const char*>(w + j * k + i), _MM_HINT_T0);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const __m512bh v = load(x + r * k + i);
+      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], v, w0);
+      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], v, w1);
+      sum[r][2] = _mm512_dpbf16_ps(sum[r][2], v, w2);
+      sum[r][3] = _mm512_dpbf16_ps(sum[r][3], v, w3);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) out(row + r, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+}
+
+template <bool kFirst, typename Out>
+inline void multiply_rows(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out, int row) {
+  switch (rows) {
+    case 1: return multiply_tile<1, kFirst>(x, w, k, out, row);
+    case 2: return multiply_tile<2, kFirst>(x, w, k, out, row);
+    case 3: return multiply_tile<3, kFirst>(x, w, k, out, row);
+    case 4: return multiply_tile<4, kFirst>(x, w, k, out, row);
+    case 5: return multiply_tile<5, kFirst>(x, w, k, out, row);
+    case 6: return multiply_tile<6, kFirst>(x, w, k, out, row);
+  }
+}
+
+// All `rows` input rows with four weight rows, which stay in the first-level cache between tiles of about equal size.
+template <typename Out>
+inline void multiply(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out) {
+  const int tiles = (rows + kTile - 1) / kTile;
+  multiply_rows<true>(x, rows / tiles, w, k, out, 0);
+  for (int tile = 1, row = rows / tiles; tile < tiles; ++tile) {
+    const int next = rows * (tile + 1) / tiles;
+    multiply_rows<false>(x + row * k, next - row, w, k, out, row);
+    row = next;
+  }
+}
+
+struct Share {  // the weight rows of one thread, in fours
+  int64_t begin, end;
+  Share(int64_t n, int thread, int threads)
+      : begin(n / 4 * thread / threads * 4), end(n / 4 * (thread + 1) / threads * 4) {}
+};
+
+void norm(const float* x, const BFloat16* weight, float eps, int64_t n, BFloat16* out) {  // RMSNorm of one row
+  __m512 squares = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += 16) {
+    const __m512 v = _mm512_loadu_ps(x + i);
+    squares = _mm512_fmadd_ps(v, v, squares);
+  }
+  const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / n + eps));
+  for (int64_t i = 0; i < n; i += 16)
+    store_bf16(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), scale), load_bf16(weight + i)));
+}
+
+struct Geometry {
+  int64_t width, inner, heads, kv_heads, dim;
+};
+
+// Rotary position embedding of one head, halves against each other (GPT-NeoX order), then rounded.
+void rotate(const float* x, const float* cosine, const float* sine, int64_t dim, BFloat16* out) {
+  for (int64_t i = 0; i < dim / 2; i += 16) {
+    const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + dim / 2 + i);
+    const __m512 c = _mm512_loadu_ps(cosine + i), s = _mm512_loadu_ps(sine + i);
+    store_bf16(out + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+    store_bf16(out + dim / 2 + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+  }
+}
+
+// One query against `length` keys and values `[length, dim]`; dim is a multiple of 32, at most 256.
+void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values, int64_t length, int64_t dim,
+            float scaling, std::vector<float>& scores, BFloat16* out) {
+  const int64_t padded = (length + 15) / 16 * 16;
+  scores.resize(padded);
+  for (int64_t s = 0; s < length; s += 4) {
+    __m512 sum[4];
+    for (int j = 0; j < 4; ++j) {
+      const BFloat16* key = keys + std::min(s + j, length - 1) * dim;
+      sum[j] = _mm512_setzero_ps();
+      for (int64_t i = 0; i < dim; i += 32) sum[j] = _mm512_dpbf16_ps(sum[j], load(query + i), load(key + i));
+    }
+    _mm_storeu_ps(&scores[s], _mm_mul_ps(sums(sum[0], sum[1], sum[2], sum[3]), _mm_set1_ps(scaling)));
+  }
+  for (int64_t s = length; s < padded; ++s) scores[s] = -INFINITY;
+  __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
+  for (int64_t s = 0; s < padded; s += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(&scores[s]));
+  const __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+  for (int64_t s = 0; s < padded; s += 16) {
+    const __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(&scores[s]), best));
+    _mm512_storeu_ps(&scores[s], e);
+    total = _mm512_add_ps(total, e);
+  }
+  const __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+  __m512 sum[16];
+  for (int64_t i = 0; i < dim / 16; ++i) sum[i] = _mm512_setzero_ps();
+  for (int64_t s = 0; s < length; ++s) {
+    const __m512 weight = _mm512_set1_ps(scores[s]);
+    for (int64_t i = 0; i < dim / 16; ++i)
+      sum[i] = _mm512_fmadd_ps(weight, load_bf16(values + s * dim + 16 * i), sum[i]);
+  }
+  for (int64_t i = 0; i < dim / 16; ++i) store_bf16(out + 16 * i, _mm512_mul_ps(sum[i], scale));
+}
+
+// x `[R, K]` bfloat16 times weight `[N, K]` bfloat16 to `[R, N]` float32.
+Tensor linear(const Tensor& x, const Tensor& weight) {
+  const int64_t rows = x.size(0), k = x.size(1), n = weight.size(0);
+  Tensor out = at::empty({rows, n}, x.options().dtype(at::kFloat));
+  const BFloat16 *from = x.const_data_ptr<BFloat16>(), *w = weight.const_data_ptr<BFloat16>();
+  float* to = out.mutable_data_ptr<float>();
+#pragma omp parallel num_threads(at::get_num_threads())
+  {
+    const Share mine(n, omp_get_thread_num(), omp_get_num_threads());
+    for (int64_t i = mine.begin; i < mine.end; i += 4)
+      multiply(from, rows, w + i * k, k, [&](int r, __m128 y) { _mm_storeu_ps(to + r * n + i, y); });
+  }
+  return out;
+}
+
+enum Weight { kAttentionNorm, kQuery, kKey, kValue, kAttentionOut, kMlpNorm, kGate, kUp, kDown, kWeights };
+
+// Run the layers over B rows of m tokens: x `[B * m, H]` float32 in place. `weights` holds kWeights tensors a layer,
+// keys and values `[B, kv_heads, capacity, D]` one a layer; positions `[B, m]` says where each token stands, and
+// `cosines`, `sines` `[B * m, D / 2]` turn it. `taps[l]` is the column of `features` `[B * m, F]` that layer l's output
+// goes to, or -1.
+void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::TensorList values,
+                    const Tensor& positions, const Tensor& cosines, const Tensor& sines, int64_t heads, double eps,
+                    double scaling, at::IntArrayRef taps, Tensor& features) {
+  const int64_t batch = positions.size(0), tokens = positions.size(1), rows = batch * tokens;
+  const int64_t layers = keys.size(), kv_heads = keys[0].size(1), capacity = keys[0].size(2), dim = keys[0].size(3);
+  const int64_t width = x.size(1), inner = weights[kGate].size(0);
+  const int64_t q_size = heads * dim, kv_size = kv_heads * dim, projected = q_size + 2 * kv_size;
+  const int64_t* place = positions.const_data_ptr<int64_t>();
+  const float *cosine = cosines.const_data_ptr<float>(), *sine = sines.const_data_ptr<float>();
+  float* state = x.mutable_data_ptr<float>();
+  BFloat16* feature = features.mutable_data_ptr<BFloat16>();
+  const int64_t feature_size = features.size(1);
+  Tensor qkv_buffer = at::empty({rows, projected}, x.options());
+  Tensor attended_buffer = at::empty({rows, q_size}, x.options().dtype(at::kBFloat16));
+  Tensor inner_buffer = at::empty({rows, inner}, x.options().dtype(at::kBFloat16));
+  float* qkv = qkv_buffer.mutable_data_ptr<float>();
+  BFloat16 *attended = attended_buffer.mutable_data_ptr<BFloat16>(), *mlp = inner_buffer.mutable_data_ptr<BFloat16>();
+
+#pragma omp parallel num_threads(at::get_num_threads())
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    std::vector<BFloat16> normed(rows * width), query(dim);
+    std::vector<float> scores;
+    const auto normalise = [&](const Tensor& weight) {  // every thread for itself: cheaper than a barrier
+      for (int64_t r = 0; r < rows; ++r)
+        norm(state + r * width, weight.const_data_ptr<BFloat16>(), eps, width, &normed[r * width]);
+    };
+    const auto add_product = [&](const BFloat16* from, const Tensor& weight) {  // state += from @ weight.T
+      const int64_t k = weight.size(1);
+      const BFloat16* w = weight.const_data_ptr<BFloat16>();
+      const Share mine(width, thread, threads);
+      for (int64_t i = mine.begin; i < mine.end; i += 4)
+        multiply(from, rows, w + i * k, k, [&](int r, __m128 y) {
+          float* to = state + r * width + i;
+          _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), y));
+        });
+    };
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      const Tensor* weight = &weights[layer * kWeights];
+      BFloat16 *k_cache = keys[layer].mutable_data_ptr<BFloat16>(), *v_cache = values[layer].mutable_data_ptr<BFloat16>();
+
+      normalise(weight[kAttentionNorm]);
+      const Share mine(projected, thread, threads);
+      for (int64_t i = mine.begin; i < mine.end; i += 4) {
+        const bool is_query = i < q_size, is_key = i < q_size + kv_size;
+        const int64_t within = is_query ? i : is_key ? i - q_size : i - q_size - kv_size;
+        const BFloat16* w = weight[is_query ? kQuery : is_key ? kKey : kValue].const_data_ptr<BFloat16>();
+        multiply(normed.data(), rows, w + within * width, width,
+                 [&](int r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
+      }
+#pragma omp barrier
+      for (int64_t unit = thread; unit < rows * kv_heads; unit += threads) {
+        const int64_t r = unit / kv_heads, head = unit % kv_heads;
+        const int64_t slot = ((r / tokens * kv_heads + head) * capacity + place[r]) * dim;
+        const float* key = qkv + r * projected + q_size + head * dim;
+        rotate(key, cosine + r * dim / 2, sine + r * dim / 2, dim, k_cache + slot);
+        for (int64_t i = 0; i < dim; i += 16) store_bf16(v_cache + slot + i, _mm512_loadu_ps(key + kv_size + i));
+      }
+#pragma omp barrier
+      for (int64_t unit = thread; unit < rows * heads; unit += threads) {
+        const int64_t r = unit / heads, head = unit % heads;
+        rotate(qkv + r * projected + head * dim, cosine + r * dim / 2, sine + r * dim / 2, dim, query.data());
+        const int64_t first = (r / tokens * kv_heads + head / (heads / kv_heads)) * capacity * dim;
+        attend(query.data(), k_cache + first, v_cache + first, place[r] + 1, dim, scaling, scores,
+               attended + r * q_size + head * dim);
+      }
+#pragma omp barrier
+      add_product(attended, weight[kAttentionOut]);
+#pragma omp barrier
+      normalise(weight[kMlpNorm]);
+      const Share inside(inner, thread, threads);
+      const BFloat16 *gate = weight[kGate].const_data_ptr<BFloat16>(), *up = weight[kUp].const_data_ptr<BFloat16>();
+      std::vector<float> gated(rows * 16), raised(rows * 16);  // sixteen columns at a time, for a vector exponential
+      for (int64_t i = inside.begin; i < inside.end; i += 16) {
+        const int64_t columns = std::min<int64_t>(16, inside.end - i);
+        for (int64_t j = 0; j < columns; j += 4) {
+          multiply(normed.data(), rows, gate + (i + j) * width, width,
+                   [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * 16 + j], y); });
+          multiply(normed.data(), rows, up + (i + j) * width, width,
+                   [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * 16 + j], y); });
+        }
+        const __mmask16 mask = static_cast<__mmask16>((1 << columns) - 1);
+        for (int64_t r = 0; r < rows; ++r) {
+          const __m512 g = _mm512_loadu_ps(&gated[r * 16]);
+          const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), g)));
+          const __m512 product = _mm512_mul_ps(_mm512_div_ps(g, denominator), _mm512_loadu_ps(&raised[r * 16]));
+          _mm256_mask_storeu_epi16(mlp + r * inner + i, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(product)));
+        }
+      }
+#pragma omp barrier
+      add_product(mlp, weight[kDown]);
+#pragma omp barrier
+      if (taps[layer] >= 0)
+        for (int64_t r = thread; r < rows; r += threads)
+          for (int64_t i = 0; i < width; i += 16)
+            store_bf16(feature + r * feature_size + taps[layer] + i, _mm512_loadu_ps(state + r * width + i));
+    }
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY(specdec_lib, library) {
+  library.def("linear(Tensor x, Tensor weight) -> Tensor", linear);
+  library.def(
+      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] keys, Tensor[] values, Tensor positions, Tensor cosines, "
+      "Tensor sines, int heads, float eps, float scaling, int[] taps, Tensor(b!) features) -> ()",
+      decoder_layers);
+}

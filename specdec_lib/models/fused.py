@@ -1,0 +1,113 @@
+"""The forward pass of a Llama-like model on a CPU through the C++ kernels: one call for all layers.
+
+It computes what the Hugging Face model computes, on the same weights, with float32 between the matrix products. A
+row's result does not depend on the rows beside it, so that verification gives the logits of decoding bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from specdec_lib.kernels.build import why_no_kernels
+from specdec_lib.models.cache import RaggedStaticCache
+
+MAX_HEAD_DIM = 256
+LAYER_WEIGHTS = (
+    "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x `[..., K]` times weight `[N, K]`, both bfloat16 on the CPU, to float32 `[..., N]`."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    return torch.ops.specdec_lib.linear(rows, weight).unflatten(0, x.shape[:-1])
+
+
+def fits_kernels(*sizes: int) -> bool:
+    """Whether the kernels can multiply matrices with rows of these sizes."""
+    return all(size % 32 == 0 for size in sizes)
+
+
+class FusedLayers:
+    """Transformer layers as the kernels want them.
+
+    Args:
+        weights: nine tensors a layer, in the order of `LAYER_WEIGHTS`; bfloat16, used in place.
+        inverse_frequencies: `[D / 2]`, of the rotary embedding; `rotary_scaling` multiplies its cosines and sines.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[torch.Tensor],
+        *,
+        heads: int,
+        eps: float,
+        scaling: float,
+        inverse_frequencies: torch.Tensor,
+        rotary_scaling: float = 1.0,
+    ):
+        self.weights = list(weights)
+        self.heads, self.eps, self.scaling = heads, eps, scaling
+        self.inverse_frequencies, self.rotary_scaling = inverse_frequencies.float(), rotary_scaling
+
+    def __call__(
+        self,
+        x: torch.Tensor,  # [B * m, H] float32, changed in place
+        positions: torch.Tensor,  # [B, m], what the rotary embedding sees
+        cache: RaggedStaticCache,
+        taps: Sequence[int] = (),  # layers whose output is wanted
+    ) -> torch.Tensor:  # [B * m, len(taps) * H] bfloat16
+        """Run the layers behind each row's committed length; `cache.place` has been called."""
+        angles = positions.reshape(-1, 1) * self.inverse_frequencies
+        features = torch.empty(len(x), len(taps) * x.shape[1], dtype=torch.bfloat16)
+        columns = [-1] * len(cache.layers)
+        for index, layer in enumerate(taps):
+            columns[layer] = index * x.shape[1]
+        torch.ops.specdec_lib.decoder_layers(
+            x,
+            self.weights,
+            [layer.keys for layer in cache.layers],
+            [layer.values for layer in cache.layers],
+            cache.placement.positions,
+            angles.cos() * self.rotary_scaling,
+            angles.sin() * self.rotary_scaling,
+            self.heads,
+            self.eps,
+            self.scaling,
+            columns,
+            features,
+        )
+        return features
+
+
+def fused_layers(body: Any) -> FusedLayers | None:
+    """The layers of a Hugging Face model body, or None if the kernels cannot compute it on this machine."""
+    if not _is_plain_llama(body) or why_no_kernels():
+        return None
+    attention = body.layers[0].self_attn
+    return FusedLayers(
+        [layer.get_submodule(name).weight.data for layer in body.layers for name in LAYER_WEIGHTS],
+        heads=body.config.num_attention_heads,
+        eps=body.config.rms_norm_eps,
+        scaling=attention.scaling,
+        inverse_frequencies=body.rotary_emb.inv_freq,
+        rotary_scaling=body.rotary_emb.attention_scaling,
+    )
+
+
+def _is_plain_llama(body: Any) -> bool:
+    config: Any = getattr(body, "config", None)
+    if getattr(config, "model_type", None) != "llama" or config.hidden_act != "silu":
+        return False
+    weights = list(body.layers.parameters())
+    head_dim = body.layers[0].self_attn.head_dim
+    return (
+        not (config.attention_bias or config.mlp_bias)
+        and all(w.dtype == torch.bfloat16 and w.device.type == "cpu" and w.is_contiguous() for w in weights)
+        and fits_kernels(config.hidden_size, config.intermediate_size, head_dim)
+        and head_dim <= MAX_HEAD_DIM
+    )

@@ -1,0 +1,146 @@
+"""The C++ kernels against plain PyTorch: the same numbers, whatever is computed beside them."""
+
+import subprocess
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.baseline import autoregressive_decode
+from specdec_lib.decoding.proposers import HeadProposer, NgramProposer
+from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.distill.students import HeadStudent
+from specdec_lib.kernels import build
+from specdec_lib.models import fused
+from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.runner import ATTENTION, LanguageModel
+
+REASON = build.why_no_kernels()
+needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no kernels: {REASON}")
+PROMPTS = [torch.arange(3, 12), torch.tensor([9, 2]), torch.arange(80, 50, -1)]
+
+
+def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        attn_implementation=ATTENTION,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).bfloat16()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return LanguageModel(tiny_llama(), "fused", feature_layers=(0, 1))
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [*range(1, 14), 40])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 4), (576, 100), (1536, 64)])
+def test_the_product_is_the_product(rows, inputs, outputs):
+    x = torch.randn(rows, inputs, generator=seeded()).bfloat16()
+    weight = torch.randn(outputs, inputs, generator=seeded(1)).bfloat16()
+    assert torch.allclose(fused.linear(x, weight), x.float() @ weight.float().T, atol=1e-3)
+
+
+@needs_kernels
+def test_layers_compute_what_the_model_computes_in_float32(target):
+    """bfloat16 inputs to each product, float32 between them: closer to float32 than the model in bfloat16."""
+    exact = LanguageModel(tiny_llama().float(), "float32", feature_layers=(0, 1))
+    eager = LanguageModel(tiny_llama(), "eager", feature_layers=(0, 1), compiled=False)
+    tokens = torch.randint(96, (2, 40), generator=seeded())
+    logits, features = [], []
+    for model in (exact, eager, target):
+        step = model.forward(tokens, model.new_cache(2, 40))
+        logits.append(model.logits(step.hidden).float())
+        features.append(step.features.float())
+    assert (logits[2] - logits[0]).norm() < (logits[1] - logits[0]).norm()
+    assert (features[2] - features[0]).norm() < 0.02 * features[0].norm()
+
+
+@needs_kernels
+def test_a_row_does_not_depend_on_the_rows_beside_it(target):
+    """Verifying five tokens of three rows at once gives the logits of decoding them one at a time, bit for bit."""
+    tokens = torch.randint(96, (3, 5), generator=seeded())
+    together, alone = target.new_cache(3, 5), [target.new_cache(1, 5) for _ in range(3)]
+    verified = target.logits(target.forward(tokens, together).hidden)
+    for row, cache in enumerate(alone):
+        for position in range(5):
+            step = target.forward(tokens[row : row + 1, position : position + 1], cache)
+            cache.commit(1, at_most=1)
+            assert torch.equal(target.logits(step.hidden)[0, 0], verified[row, position])
+
+
+@needs_kernels
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_greedy_speculation_equals_the_baseline_even_in_bfloat16(target, gamma, temperature, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        HeadStudent(target.model, (0, 1), torch.arange(96)).draft.save(tmp_path)
+    head = DraftHead.load(tmp_path, target)
+    assert head.fused is not None
+    options = {"max_new_tokens": 24, "sampling": SamplingConfig(temperature=temperature)}
+    baseline = autoregressive_decode(target, PROMPTS, generator=seeded(), **options)
+    for proposer in (HeadProposer(head), NgramProposer()):
+        result = speculative_decode(target, proposer, PROMPTS, num_draft_tokens=gamma, generator=seeded(), **options)
+        assert result.new_tokens == 3 * 24
+        if temperature == 0:
+            assert [row.tolist() for row in result.tokens] == [row.tolist() for row in baseline.tokens]
+
+
+@needs_kernels
+def test_a_head_drafts_alike_with_and_without_kernels(target, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        HeadStudent(target.model, (0, 1), torch.arange(96)).draft.save(tmp_path)
+    fast = DraftHead.load(tmp_path, target)
+    slow = DraftHead.load(tmp_path, LanguageModel(target.model, "eager", compiled=False))
+    tokens, features = torch.arange(5, 11)[None], torch.randn(1, 6, 192, generator=seeded()).bfloat16()
+    outputs = [
+        head.scores(head.forward(tokens, head.fuse(features), head.new_cache(1, 6))).float() for head in (fast, slow)
+    ]
+    assert (outputs[0] - outputs[1]).norm() < 0.02 * outputs[1].norm()
+
+
+def test_models_that_the_kernels_cannot_compute_run_as_they_are():
+    float32 = LanguageModel(tiny_llama().float(), "float32")
+    biased = tiny_llama()
+    biased.config.attention_bias = True
+    assert float32.fused is None
+    assert LanguageModel(biased, "biased").fused is None
+    assert LanguageModel(tiny_llama(), "asked for", compiled=False).fused is None
+
+
+def test_without_a_working_compiler_plain_pytorch_is_used_and_said_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(build.torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+    def fails(command, **kwargs):
+        raise subprocess.CalledProcessError(1, command, stderr="fatal error: no such header\nmore")
+
+    monkeypatch.setattr(build.subprocess, "run", fails)
+    reason = build.why_no_kernels.__wrapped__()
+    assert reason == "the CPU kernels do not compile or load: fatal error: no such header"
+    assert "plain PyTorch is used instead" in caplog.text
+    assert list((tmp_path / "kernels").iterdir()) == []
+
+
+def test_another_processor_is_told_so(monkeypatch):
+    monkeypatch.setattr(build.torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert build.why_no_kernels.__wrapped__() == "this processor has no AVX-512 BF16"

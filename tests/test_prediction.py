@@ -1,0 +1,51 @@
+"""What the formula predicts from one gamma, where curves cross 1, and which settings nothing beats."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_rows import study, synthetic_rows
+
+from specdec_lib.analysis import metrics
+from specdec_lib.analysis.prediction import crossings, on_front, predicted_speedups
+from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
+
+
+def test_a_machine_that_obeys_the_formula_is_predicted_exactly():
+    """Acceptance 0.6 at every position, a draft token costs a tenth of a step."""
+    gammas = [1, 2, 4]
+    lines = pd.DataFrame(
+        {
+            "method": "draft",
+            "temperature": 0.0,
+            "num_draft_tokens": gammas,
+            "accepted_tokens": [600] * 3,
+            "tested_tokens": [1000] * 3,
+            "mean_acceptance_length": [expected_tokens(0.6, gamma) for gamma in gammas],
+            "speedup": [walltime_improvement(0.6, gamma, 0.1) for gamma in gammas],
+        }
+    )
+    predicted = predicted_speedups(lines)
+    assert predicted["speedup"].tolist() == pytest.approx(lines["speedup"].tolist())
+    assert predicted["cost_ratio"].tolist() == pytest.approx([0.1] * 3)
+    assert set(predicted["evidence"]) == {"predicted"}
+
+
+def test_every_measured_curve_has_a_prediction_and_the_baseline_has_none():
+    params = study()
+    lines = metrics.along(metrics.speedups(synthetic_rows(params)), params, "num_draft_tokens")
+    predicted = predicted_speedups(lines)
+    assert len(predicted) == (lines["method"] != metrics.BASELINE).sum()
+    assert predicted_speedups(lines[lines["method"] == metrics.BASELINE]).empty
+
+
+def test_a_crossing_lies_between_the_points_around_it():
+    values = np.array([1.0, 4.0, 16.0])
+    assert crossings(values, np.array([1.5, 1.25, 0.75])) == [pytest.approx(8)]
+    assert crossings(values, np.array([1.5, 1.2, 1.1])) == []
+    assert crossings(values, np.array([0.9, 0.8, 0.7])) == []
+
+
+def test_the_front_holds_what_nothing_beats():
+    latency = pd.Series([10.0, 20.0, 20.0, 30.0, 5.0])
+    dollars = pd.Series([3.0, 2.0, 2.5, 2.0, 9.0])
+    assert on_front(latency, dollars).tolist() == [True, True, False, False, True]
