@@ -9,7 +9,7 @@ from synthetic_rows import study, synthetic_rows
 from specdec_lib.analysis import comparison, comparison_plots, comparison_tables, metrics
 from specdec_lib.analysis.calibrated import calibrated_errors
 from specdec_lib.analysis.crossover import measured_crossovers, predicted_crossovers, with_study
-from specdec_lib.analysis.predictions import break_even_prices
+from specdec_lib.analysis.gpu_predictions import break_even_prices
 from specdec_lib.config import load_params
 from specdec_lib.measure.calibration import calibrate, write_calibration
 from specdec_lib.measure.step_costs import measure_step_costs, write_step_costs

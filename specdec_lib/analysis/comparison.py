@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.predictions import predict
+from specdec_lib.analysis.gpu_predictions import predict
 from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
 from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price
 from specdec_lib.measure.results import read_results

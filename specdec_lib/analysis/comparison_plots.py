@@ -84,7 +84,7 @@ def break_even_figure(lines: pd.DataFrame, ratios: pd.DataFrame) -> Figure:
     """The price ratio at which two GPUs cost the same per token, by acceptance, with what vendors ask.
 
     Args:
-        lines: from `predictions.break_even_prices`.
+        lines: from `gpu_predictions.break_even_prices`.
         ratios: from `comparison.price_ratios`.
     """
     dearer, cheaper = lines["dearer"].iloc[0], lines["cheaper"].iloc[0]
