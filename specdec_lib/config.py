@@ -63,6 +63,8 @@ class StudyParams(BaseModel):
     target_revision: str | None  # commit on the hub
     draft: str | None
     draft_revision: str | None
+    weights: Literal["trained", "random"]  # random: models of the pair's shapes, for latency, memory and energy only
+    accepted_per_step: list[Annotated[int, Field(ge=0)]] | None  # with random weights: the acceptance to replay
     dtype: Dtype
     methods: list[Literal["draft", "ngram"]] = Field(min_length=1)
     num_draft_tokens: list[Positive] = Field(min_length=1)
@@ -90,9 +92,18 @@ class StudyParams(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _random_weights_replay(self) -> StudyParams:
+        if bool(self.accepted_per_step) != (self.weights == "random"):
+            raise ValueError(
+                f"weights is {self.weights}: give accepted_per_step, such as [2, 0, 4], with weights: random, "
+                "and null with weights: trained"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _values_differ(self) -> StudyParams:
         for name, values in self:
-            if isinstance(values, list) and len(set(values)) < len(values):
+            if name != "accepted_per_step" and isinstance(values, list) and len(set(values)) < len(values):
                 raise ValueError(f"{name} is {values}: name each value once")
         return self
 
@@ -138,6 +149,19 @@ def load_params(name: str, folder: Path = PARAMS_FOLDER) -> StudyParams:
     if params.gpu != name:
         raise ValueError(f"{path.name} says gpu: {params.gpu}: it must be {name}, the name of the file")
     return params
+
+
+def params_of_run(facts: dict[str, object], source: str) -> StudyParams:
+    """The params that a run kept in its `environment.json`; a key that came later has the value that changes nothing.
+
+    Raises:
+        ValueError: there are none, or they are not valid; `source` names the file in the error.
+    """
+    kept = facts.get("params")
+    if not isinstance(kept, dict):
+        raise ValueError(f"{source} holds no params: run the study again, with make run GPU=<name>")
+    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None}
+    return validate_params(later | kept, source)
 
 
 def validate_params(data: dict[str, object], source: str) -> StudyParams:

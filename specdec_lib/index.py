@@ -13,7 +13,7 @@ from specdec_lib.analysis import cost, findings, metrics, tables
 from specdec_lib.analysis.plots import GIB, memory_column
 from specdec_lib.analysis.show import table_html
 from specdec_lib.analysis.style import METHOD_NAMES, temperature_name
-from specdec_lib.config import StudyParams, validate_params
+from specdec_lib.config import StudyParams, params_of_run
 from specdec_lib.facts import visible
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.results import read_results
@@ -112,6 +112,7 @@ def _groups(headline: pd.DataFrame, params: StudyParams, reports: dict[str, bool
 def _cards(line: Any, baseline: Any, here: pd.DataFrame, params: StudyParams) -> list[Card]:
     value, _, interval = findings.with_interval(line).partition(" (")
     latency = "reports/02_latency_sweep.html"
+    given = pd.isna(line.acceptance_rate)
     cards = [
         _card("Speedup", value, interval.rstrip(")"), f"{latency}#headline"),
         _card(
@@ -122,8 +123,8 @@ def _cards(line: Any, baseline: Any, here: pd.DataFrame, params: StudyParams) ->
         ),
         _card(
             "Acceptance rate",
-            "–" if pd.isna(line.acceptance_rate) else f"{line.acceptance_rate:.2f}",
-            f"{line.mean_acceptance_length:.2f} tokens per target pass",
+            "given" if given else f"{line.acceptance_rate:.2f}",
+            "replayed, not measured" if given else f"{line.mean_acceptance_length:.2f} tokens per target pass",
             f"{latency}#which-drafted-tokens-survive",
         ),
     ]
@@ -166,7 +167,7 @@ def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
     reports = {path.stem: True for path in (folder / "reports").glob("*.html")}
     summary: dict[str, Any] = {"home": f"{name}/", "name": name, "facts": facts}
     try:
-        params = validate_params(facts.get("params", {}), source=f"{folder.name}/environment.json")
+        params = params_of_run(facts, source=f"{folder.name}/environment.json")
         rows = read_results(folder)
     except ValueError as error:
         return summary | {"problem": str(error)}

@@ -23,6 +23,7 @@ STUDY = {  # the notebooks of a run, in order, and what a link to each says
     "02_latency_sweep": "Latency: when does it pay, and by how much?",
     "03_cost_analysis": "Cost: what does a million tokens cost?",
 }
+CORRECTNESS = "01_correctness"  # says nothing of random weights
 COMPARISON = "04_gpu_comparison"  # of several runs, so no part of one
 
 
@@ -55,7 +56,8 @@ def run_notebooks(params: StudyParams, output_root: Path, notebooks: Path = NOTE
     folder = (Path(output_root) / params.gpu).resolve()
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     values = params.model_dump() | {"output_folder": str(folder)}
-    sources = [notebooks / f"{name}.ipynb" for name in STUDY if (notebooks / f"{name}.ipynb").exists()]
+    names = [name for name in STUDY if params.weights == "trained" or name != CORRECTNESS]
+    sources = [notebooks / f"{name}.ipynb" for name in names if (notebooks / f"{name}.ipynb").exists()]
     for name in STUDY:  # nothing of an earlier run may pass for this one's
         _marker(folder, name).unlink(missing_ok=True)
     (folder / "results.parquet").unlink(missing_ok=True)

@@ -22,6 +22,8 @@ STUDY = {
     "target_revision": None,
     "draft": None,
     "draft_revision": None,
+    "weights": "trained",
+    "accepted_per_step": None,
     "dtype": "float32",
     "methods": ["draft", "ngram"],
     "num_draft_tokens": [1, 2, 4, 6],

@@ -9,7 +9,7 @@ from synthetic_rows import study, synthetic_rows
 from specdec_lib.analysis import comparison, comparison_plots, comparison_tables, metrics
 from specdec_lib.analysis.calibrated import calibrated_errors
 from specdec_lib.analysis.crossover import measured_crossovers, predicted_crossovers, with_study
-from specdec_lib.analysis.predictions import break_even_prices
+from specdec_lib.analysis.gpu_predictions import break_even_prices
 from specdec_lib.config import load_params
 from specdec_lib.measure.calibration import calibrate, write_calibration
 from specdec_lib.measure.step_costs import measure_step_costs, write_step_costs
@@ -153,6 +153,23 @@ def test_the_front_holds_what_no_other_setting_beats_in_both(tmp_path):
     assert limits["limit_ms"].iloc[0] == 1e9
     assert limits["usd_per_million_tokens"].iloc[0] == lines["usd_per_million_tokens"].min()
     assert (limits.loc[limits["limit_ms"] == 15, "tpot_ms"] <= 15).all()
+
+
+def test_the_price_ratio_of_speculation_is_that_of_the_throughputs_at_the_best_gamma(tmp_path):
+    write_run(tmp_path)
+    lines = comparison.measured_lines(comparison.find_runs(tmp_path))
+    ratios = comparison.price_break_even(lines).set_index("batch_size")["price_ratio"]
+    here = lines[(lines["batch_size"] == 2) & lines["prompt_tokens"].isna()]
+    best = here.groupby("method")["tokens_per_second"].max()
+    assert ratios[2] == pytest.approx(best.drop("autoregressive").max() / best["autoregressive"])
+
+
+def test_too_few_prompts_give_a_crossover_without_a_band():
+    rows = synthetic_rows(study(num_prompts=4))
+    falling_speedup(rows)
+    lines = measured_crossovers(rows)
+    assert lines["crossover_batch"].notna().all()
+    assert lines[["crossover_low", "crossover_high"]].isna().all().all()
 
 
 def test_vendors_price_ratios_carry_their_dates():

@@ -75,7 +75,7 @@ def test_prose_comes_before_each_figure_and_a_finding_with_it(name):
     for cell in nbformat.read(FOUND[name], as_version=4).cells:
         if cell.cell_type == "code" and "plots." in cell.source:
             assert previous.cell_type == "markdown" or "plots." in previous.source
-            assert cell.source.count("_figure(") == cell.source.count("finding_")
+            assert cell.source.count("_figure(") == cell.source.count(".finding_")
         previous = cell
 
 

@@ -4,7 +4,7 @@ import pytest
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib import publish
-from specdec_lib.config import validate_params
+from specdec_lib.config import params_of_run
 from specdec_lib.measure.results import read_results
 from specdec_lib.report import ROOT
 
@@ -16,7 +16,7 @@ def test_the_readme_shows_the_numbers_of_the_published_table(folder):
     import json
 
     facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    params = validate_params(facts["params"], source="environment.json")
+    params = params_of_run(facts, source="environment.json")
     text = publish.README.read_text(encoding="utf-8")
     assert publish.with_headline(text, params, read_results(folder)) == text
 

@@ -12,15 +12,17 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.predictions import PAIR_SHAPES, predict
-from specdec_lib.config import StudyParams, available_params, load_params, validate_params
+from specdec_lib.analysis.gpu_predictions import predict
+from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
 from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price
 from specdec_lib.measure.results import read_results
+from specdec_lib.models.random_pair import PAIR_MODELS
 
 SKIPPED = ("smoke",)  # toys, which say nothing of a machine
 BATCHES = [2**power for power in range(10)]  # for predicted crossovers
 SIDE_BY_SIDE = ["gpu", "product", "pair", "dtype", "method", "num_draft_tokens", "temperature", "batch_size"]
-SIDE_BY_SIDE += ["prompt_tokens", "max_new_tokens", "tpot_ms", "speedup", "speedup_low", "speedup_high"]
+SIDE_BY_SIDE += ["prompt_tokens", "max_new_tokens", "tpot_ms", "tpot_ms_low", "tpot_ms_high"]
+SIDE_BY_SIDE += ["speedup", "speedup_low", "speedup_high"]
 SIDE_BY_SIDE += ["tokens_per_second", "acceptance_rate", "memory_bytes", "joules_per_token", "usd_per_million_tokens"]
 SIDE_BY_SIDE += ["evidence"]
 
@@ -65,12 +67,15 @@ def read_run(folder: Path) -> Run:
     for column in ("device_name", "pair", "dtype", "benchmark_version"):
         _check_one(rows, column, folder.name)
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    params = validate_params(environment["params"], source=f"{folder.name}/environment.json")
-    entry = price(params.price)
+    params = params_of_run(environment, source=f"{folder.name}/environment.json")
+    entry = price(_current_price(params))
     device = str(rows["device_name"].iloc[0])
     product = _product(environment, device)
     if params.device == "cuda" and entry.gpu != product.split(" at ")[0]:
-        raise ValueError(f"{folder.name}: price {params.price} is of {entry.gpu}, but the run was on {product}")
+        raise ValueError(
+            f"{folder.name}: price {_current_price(params)} is of {entry.gpu}, but the run was on {product}: "
+            f"name a price of that product in params/{params.gpu}.yaml, or add one to hardware/prices.yaml"
+        )
     return Run(params, product, rows, entry, folder)
 
 
@@ -94,7 +99,7 @@ def absent_presets(runs: Iterable[Run], gpus: Sequence[str] = ()) -> list[StudyP
     there = {run.params.gpu for run in runs}
     names = [name for name in gpus or available_params() if name not in there and name in available_params()]
     known = [load_params(name) for name in names]
-    return [params for params in known if params.device == "cuda" and params.pair in PAIR_SHAPES]
+    return [params for params in known if params.device == "cuda" and params.pair in PAIR_MODELS]
 
 
 def predicted_lines(presets: Iterable[StudyParams], batch_sizes: Sequence[int] = ()) -> pd.DataFrame:
@@ -156,6 +161,18 @@ def pareto(lines: pd.DataFrame) -> pd.DataFrame:
     return lines.assign(on_front=lines["usd_per_million_tokens"] < before)
 
 
+def price_break_even(lines: pd.DataFrame) -> pd.DataFrame:
+    """By machine and batch size: how much dearer an hour may be with speculation before it stops saving money.
+
+    The ratio of throughputs at the gamma that makes it largest, with the first prompt length; no price enters it.
+    """
+    natural = lines[lines["prompt_tokens"].isna() & lines["tokens_per_second"].notna()]
+    by = ["gpu", "pair", "evidence", "batch_size"]
+    baseline = natural[natural["method"] == metrics.BASELINE].groupby(by)["tokens_per_second"].max()
+    speculative = natural[natural["method"] != metrics.BASELINE].groupby(by)["tokens_per_second"].max()
+    return (speculative / baseline).dropna().rename("price_ratio").reset_index()
+
+
 def cheapest_under(lines: pd.DataFrame, limits_ms: Sequence[float]) -> pd.DataFrame:
     """For each limit of the time per token, the cheapest setting of each pair that keeps it."""
     found = []
@@ -180,6 +197,11 @@ def price_ratios(cheaper: str, dearer: str) -> pd.DataFrame:
         if (a.gpu, b.gpu) == (cheaper, dearer) and (a.vendor, a.region) == (b.vendor, b.region)
     ]  # fmt: skip
     return pd.DataFrame(ratios).sort_values("ratio").reset_index(drop=True)
+
+
+def _current_price(params: StudyParams) -> str:
+    """The price that the params file names now: a price may change without a new run."""
+    return load_params(params.gpu).price if params.gpu in available_params() else params.price
 
 
 def _check_one(rows: pd.DataFrame, column: str, where: str) -> None:

@@ -8,6 +8,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from specdec_lib.analysis.comparison import price_break_even
 from specdec_lib.analysis.style import METHOD_NAMES, MUTED, in_house_style, new_figure
 from specdec_lib.analysis.waterfall_plots import panel_grid
 
@@ -44,30 +45,36 @@ def crossover_figure(crossovers: pd.DataFrame) -> Figure:
 
 @in_house_style
 def pareto_figure(lines: pd.DataFrame) -> Figure:
-    """Time per token against dollars per million tokens, and the settings that no other beats in both.
+    """Time per token against dollars per million tokens with the settings that no other beats in both, and beside it
+    the ratio of hourly prices at which speculation breaks even.
 
     Args:
         lines: from `comparison.pareto`.
     """
-    figure, (axes,) = new_figure(_titled("Latency against cost", lines), 1, height=4.2)
-    for index, ((gpu, pair, evidence), group) in enumerate(lines.groupby(["gpu", "pair", "evidence"])):
-        color, face = (
-            PALETTE[index % len(PALETTE)],
-            PALETTE[index % len(PALETTE)] if evidence == "measured" else "white",
-        )
+    figure, (axes, ratios) = new_figure(_titled("Latency against cost", lines), 2, sharey=False, height=4.2)
+    looks = {key: index for index, (key, _) in enumerate(lines.groupby(["gpu", "pair", "evidence"]))}
+    for key, group in lines.groupby(["gpu", "pair", "evidence"]):
+        color, marker, face = _look(looks[key], key[2])
         for front, size in ((False, 14), (True, 46)):
             some = group[group["on_front"] == front]
-            axes.scatter(
-                some["tpot_ms"], some["usd_per_million_tokens"], s=size, marker=MARKERS[index % len(MARKERS)],
-                facecolor=face, edgecolor=color, alpha=1 if front else 0.5, zorder=3,
-            )  # fmt: skip
+            x, y = some["tpot_ms"], some["usd_per_million_tokens"]
+            alpha = 1 if front else 0.5
+            axes.scatter(x, y, s=size, marker=marker, facecolor=face, edgecolor=color, alpha=alpha, zorder=3)
         front_line = group[group["on_front"]].sort_values("tpot_ms")
         axes.plot(front_line["tpot_ms"], front_line["usd_per_million_tokens"], color=color, linewidth=1)
-        axes.plot([], [], color=color, marker="o", markerfacecolor=face, label=f"{gpu}, {pair} ({evidence})")
+        axes.plot([], [], color=color, marker=marker, markerfacecolor=face, label=f"{key[0]}, {key[1]} ({key[2]})")
+    for key, group in price_break_even(lines).groupby(["gpu", "pair", "evidence"]):
+        color, marker, face = _look(looks[key], key[2])
+        ratios.plot(group["batch_size"], group["price_ratio"], color=color, marker=marker, markerfacecolor=face)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("time per output token (ms)")
     axes.set_ylabel("US dollars per million tokens")
+    ratios.axhline(1, color=MUTED, linewidth=1.1)
+    ratios.set_xscale("log", base=2)
+    ratios.set_xlabel("batch size")
+    ratios.set_ylabel("break-even price ratio, best γ")
+    ratios.set_title("speculation saves money below its line", fontsize=9.5, color=MUTED)
     _legend(figure)
     return figure
 
@@ -77,7 +84,7 @@ def break_even_figure(lines: pd.DataFrame, ratios: pd.DataFrame) -> Figure:
     """The price ratio at which two GPUs cost the same per token, by acceptance, with what vendors ask.
 
     Args:
-        lines: from `predictions.break_even_prices`.
+        lines: from `gpu_predictions.break_even_prices`.
         ratios: from `comparison.price_ratios`.
     """
     dearer, cheaper = lines["dearer"].iloc[0], lines["cheaper"].iloc[0]
@@ -170,6 +177,12 @@ def finding_break_even(lines: pd.DataFrame, ratios: pd.DataFrame) -> str:
     )
 
 
+def _look(index: int, evidence: str) -> tuple[str, str, str]:
+    """Colour, marker and face of a series: measured points are filled."""
+    color = PALETTE[index % len(PALETTE)]
+    return color, MARKERS[index % len(MARKERS)], color if evidence == "measured" else "white"
+
+
 def _series(line: pd.Series) -> str:
     prompt = "natural prompts" if pd.isna(line["prompt_tokens"]) else f"{line['prompt_tokens']:.0f} prompt tokens"
     temperature = "" if pd.isna(line["temperature"]) else f", T = {line['temperature']:g}"
@@ -178,8 +191,7 @@ def _series(line: pd.Series) -> str:
 
 def _draw_crossovers(axes: Axes, group: pd.DataFrame, index: int, count: int, name: str) -> None:
     """One series: bars for intervals or bands, points where the curve crosses 1, arrows where it does not."""
-    color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-    face = color if group["evidence"].iloc[0] == "measured" else "white"
+    color, marker, face = _look(index, group["evidence"].iloc[0])
     x = group["num_draft_tokens"].to_numpy(float) + 0.08 * (index - (count - 1) / 2)
     axes.vlines(x, group["crossover_low"], group["crossover_high"], color=color, alpha=0.45, linewidth=2)
     inside = group["crossover_batch"].notna().to_numpy()

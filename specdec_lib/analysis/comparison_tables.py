@@ -49,7 +49,12 @@ _HEADINGS = {  # column: heading, format
     "dates": ("read on", "{}"),
     "evidence": ("evidence", "{}"),
 }
-_BANDS = {"speedup": "95 % interval or band", "crossover_batch": "95 % interval or band", "predicted": "band"}
+_BANDS = {
+    "tpot_ms": "TPOT band",
+    "speedup": "95 % interval or band",
+    "crossover_batch": "95 % interval or band",
+    "predicted": "band",
+}
 _BAND_COLUMNS = {"crossover_batch": "crossover"}
 
 

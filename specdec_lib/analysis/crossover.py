@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis import metrics
+from specdec_lib.analysis.statistics import LEAST_VALUES
 
 RESAMPLES = 2000
 SETTING = ["pair", "dtype", "method", "num_draft_tokens", "temperature", "prompt_tokens", "max_new_tokens"]
@@ -18,7 +19,8 @@ def measured_crossovers(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One line for each setting that was measured at two batch sizes or more, with a 95 % bootstrap band over prompts.
 
     `crossover_batch` is interpolated on the logarithm of the batch size; it is null where the speedup stays on one side
-    of 1, and `reading` says on which. A band that reaches beyond what was measured ends there.
+    of 1, and `reading` says on which. A band that reaches beyond what was measured ends there; with fewer than
+    `statistics.LEAST_VALUES` prompt groups at some batch size there is none.
     """
     kept = metrics.undisturbed(rows)
     ratios = _ratios(kept)
@@ -73,12 +75,15 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _crossover(by_batch: dict[int, np.ndarray], rng: np.random.Generator) -> dict[str, object]:
     batches = np.array(sorted(by_batch), dtype=float)
-    value = _crossing(batches, np.array([by_batch[int(batch)].mean() for batch in batches]))
-    resampled = []
-    for _ in range(RESAMPLES):
-        means = [rng.choice(by_batch[int(batch)], len(by_batch[int(batch)])).mean() for batch in batches]
-        resampled.append(_crossing(batches, np.array(means)))
-    low, high = np.quantile(np.clip(resampled, batches[0], batches[-1]), [0.025, 0.975])
+    logs = [by_batch[int(batch)] for batch in batches]
+    value = _crossing(batches, np.array([values.mean() for values in logs]))
+    low = high = np.nan
+    if min(map(len, logs)) >= LEAST_VALUES:
+        resampled = [
+            _crossing(batches, np.array([rng.choice(values, len(values)).mean() for values in logs]))
+            for _ in range(RESAMPLES)
+        ]
+        low, high = np.quantile(np.clip(resampled, batches[0], batches[-1]), [0.025, 0.975])
     return {
         "crossover_batch": _inside(value), "crossover_low": float(low), "crossover_high": float(high),
         "smallest_batch": int(batches[0]), "largest_batch": int(batches[-1]), "reading": _reading(value, batches),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from specdec_lib.analysis.cost_model import speculative_step
-from specdec_lib.analysis.predictions import Corner, Range, corners, data_sheet_machine, one_layer
+from specdec_lib.analysis.gpu_predictions import Corner, Range, corners, data_sheet_machine, one_layer
 from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
 from specdec_lib.hardware.catalog import Published, load_gpus, load_published
 from specdec_lib.models.shape import known_shape

@@ -11,6 +11,7 @@ import pandas as pd
 
 from specdec_lib.analysis.statistics import Estimate, geometric_mean
 from specdec_lib.config import StudyParams
+from specdec_lib.measure.given_acceptance import GIVEN
 
 OWN_ENGINE = "specdec_lib"
 BASELINE = "autoregressive"
@@ -96,11 +97,12 @@ def acceptance_by_position(rows: pd.DataFrame) -> pd.DataFrame:
 
     `tested` counts the drafts (over steps and rows) that were accepted up to this position and had a token there,
     `accepted` those whose token there was accepted too; `acceptance_rate` is accepted / tested, and `accepted_per_pass`
-    is accepted over all verification passes.
+    is accepted over all verification passes. Rows whose acceptance was given have none to show.
     """
     measured = undisturbed(rows)
+    found = measured[(measured["method"] != BASELINE) & (measured["verification"] != GIVEN)]
     lines = []
-    for key, group in measured[measured["method"] != BASELINE].groupby(LINE, dropna=False):
+    for key, group in found.groupby(LINE, dropna=False):
         passes = group["steps"].sum()
         histograms = (_sum_histograms(group[f"{name}_by_position"]) for name in ("tested", "accepted"))
         for position, (tested, accepted) in enumerate(zip(*histograms, strict=True), start=1):
@@ -218,7 +220,7 @@ def _over_prompts(group: pd.DataFrame, column: str, seed: int) -> Estimate:
 def _pooled(group: pd.DataFrame) -> dict[str, float]:
     """Counters summed over the rows of a line, and the rates that follow from them."""
     counts = {name: group[name].sum(min_count=1) for name in COUNTERS}
-    accepted = counts["accepted_tokens"]
+    accepted = np.nan if (group["verification"] == GIVEN).any() else counts["accepted_tokens"]
     return counts | {
         "acceptance_rate": _ratio(accepted, counts["tested_tokens"]),
         "draft_efficiency": _ratio(accepted, counts["drafted_tokens"]),

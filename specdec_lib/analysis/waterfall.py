@@ -73,7 +73,7 @@ def _formula(line: pd.Series, positions: pd.DataFrame) -> dict[str, float]:
     known = pd.notna(line["acceptance_rate"])
     return {
         "iid": expected_tokens(line["acceptance_rate"], gamma) if known else np.nan,
-        "by_position": expected_tokens_by_position(rates),
+        "by_position": expected_tokens_by_position(rates) if rates else np.nan,
     }
 
 

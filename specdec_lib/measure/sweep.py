@@ -26,6 +26,7 @@ from specdec_lib.decoding.state import check_context
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.environment import check_device, describe_environment, device_name, write_environment
+from specdec_lib.measure.given_acceptance import GivenAcceptance, given_columns
 from specdec_lib.measure.machine import measure_machine
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
 from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, write_cell, write_results
@@ -72,7 +73,7 @@ class _Sweep:
         self.source = Source(
             gpu=params.gpu,
             device_name=device_name(params.device),
-            pair=params.pair,
+            pair=pair.name,
             target_id=pair.target_id,
             draft_id=pair.draft_id,
             weights=hashlib.sha256(json.dumps(pair.files, sort_keys=True).encode()).hexdigest()[:16],
@@ -143,6 +144,8 @@ class _Sweep:
                 result = self._decode(cell, tokens, cell.max_new_tokens, seed)
             row["compiled"] = cell.engine != "transformers" and self.pair.target.fused is not None
             row |= _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
+            if self.params.accepted_per_step:
+                row |= given_columns(row)
         except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
             reason = str(error).strip().splitlines() or [""]
             row |= {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}
@@ -175,6 +178,7 @@ class _Sweep:
             num_draft_tokens=cell.num_draft_tokens,
             sampling=sampling,
             generator=generator,
+            verification=GivenAcceptance(given) if (given := self.params.accepted_per_step) else "token",
         )
 
     def _encode(self, setting: Setting, indices: list[int]) -> dict[int, tuple[Prompt, torch.Tensor]]:

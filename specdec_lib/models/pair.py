@@ -15,6 +15,7 @@ from specdec_lib.facts import facts_table
 from specdec_lib.models.draft_head import DraftHead, read_config
 from specdec_lib.models.embedded import embedded_target, sha256
 from specdec_lib.models.plain_draft import load_plain_draft
+from specdec_lib.models.random_pair import PAIR_MODELS, SUFFIX, config_of, random_model
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 from specdec_lib.models.toy import toy_draft, toy_model
 
@@ -140,6 +141,8 @@ def load_pair(
 
 def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     """The pair that a study names, or the one whose target and draft it gives; `dtype` overrides the study's."""
+    if params.weights == "random":
+        return _random_pair(params, dtype or params.dtype)
     if params.pair != CUSTOM_PAIR:
         return load_pair(params.pair, device=params.device, dtype=dtype or params.dtype)
     return _hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True)
@@ -152,6 +155,10 @@ def check_study_pair(params: StudyParams) -> None:
         ValueError: whatever `load_pair` would refuse, and lengths that exceed the context of target or draft.
     """
     if params.pair == TOY:
+        return
+    if params.weights == "random":
+        for name in _random_models(params):
+            check_architecture(config_of(name), name)
         return
     if params.pair in EMBEDDED_DRAFTS:
         places: list[tuple[str, str | None]] = [(str(embedded_target()), None)]
@@ -167,6 +174,26 @@ def check_study_pair(params: StudyParams) -> None:
                 f"prompt_tokens {max(params.prompt_tokens)} and max_new_tokens {max(params.max_new_tokens)} exceed the "
                 f"context of {where}, {context} tokens: lower one of them"
             )
+
+
+def _random_pair(params: StudyParams, dtype: str) -> Pair:
+    """Models of the shapes that the params name; what decides a cell's numbers beside them stands in `files`."""
+    target, draft = _random_models(params)
+    models = [random_model(name, params.device, dtype, seed) for seed, name in enumerate((target, draft))]
+    if models[0].vocab_size != models[1].vocab_size:
+        sizes = f"{models[0].vocab_size} and {models[1].vocab_size}"
+        raise ValueError(f"{target} and {draft} have vocabularies of {sizes} tokens: choose shapes of one family")
+    files = {"weights": "random", "accepted per step": " ".join(map(str, params.accepted_per_step or []))}
+    return Pair(params.pair + SUFFIX, models[0], models[1], None, models[0].name, models[1].name, files)
+
+
+def _random_models(params: StudyParams) -> tuple[str, str]:
+    if params.target is not None and params.draft is not None:
+        return params.target, params.draft
+    if params.pair not in PAIR_MODELS:
+        known = ", ".join([*PAIR_MODELS, CUSTOM_PAIR])
+        raise ValueError(f"weights: random knows no shapes for pair {params.pair!r}: choose one of {known}")
+    return PAIR_MODELS[params.pair]
 
 
 def _preset(params: StudyParams) -> Preset:

@@ -8,13 +8,14 @@ import time
 from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
 from specdec_lib.measure.telemetry import Telemetry
 
+LONG = ("healthy", "no_energy")  # long enough for utilisation and energy
 seen = {}
 for case in sys.argv[1:]:
     os.environ["STUB_NVML"] = case
     os.environ["CUDA_VISIBLE_DEVICES"] = "MIG-5555" if case == "mig" else "GPU-11"
     telemetry = Telemetry("cpu").watch()
     with telemetry:
-        time.sleep(0 if case == "short" else 1.05)
+        time.sleep(1.05 if case in LONG else 0)
     try:
         facts = open_device().facts()
     except NvmlUnavailableError as error:

@@ -19,15 +19,9 @@ from specdec_lib.analysis.cost_model import BYTES, Machine, SpeculativeStep, spe
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Gpu, Price, load_gpus
+from specdec_lib.models.random_pair import PAIR_MODELS
 from specdec_lib.models.shape import ModelShape, known_shape
 
-PAIR_SHAPES = {  # preset: target and draft in hardware/models.yaml
-    "qwen3-8b": ("qwen3-8b", "qwen3-0.6b"),
-    "qwen3-32b": ("qwen3-32b", "qwen3-0.6b"),
-    "qwen3-32b-1.7b": ("qwen3-32b", "qwen3-1.7b"),
-    "llama-3.1-8b": ("llama-3.1-8b", "llama-3.2-1b"),
-    "smollm2-1.7b": ("smollm2-1.7b", "smollm2-135m"),
-}
 ALL_REDUCE_SECONDS = 10e-6  # of a small tensor over NVLink; two in each layer of a model that is split
 
 
@@ -110,10 +104,10 @@ def predict(params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE) -
     gpus = load_gpus()
     if price.gpu not in gpus:
         raise ValueError(f"a price of {price.gpu!r} is of no GPU: predictions need a product of hardware/gpus.yaml")
-    if params.pair not in PAIR_SHAPES:
-        known = ", ".join(PAIR_SHAPES)
+    if params.pair not in PAIR_MODELS:
+        known = ", ".join(PAIR_MODELS)
         raise ValueError(f"nothing is known of the size of pair {params.pair!r}: choose one of {known}")
-    target, draft = (known_shape(name) for name in PAIR_SHAPES[params.pair])
+    target, draft = (known_shape(name) for name in PAIR_MODELS[params.pair])
     points = itertools.product(params.batch_sizes, params.prompt_tokens, [0, *params.num_draft_tokens])
     lines = [_line(params, price, gpus[price.gpu], target, draft, acceptance, *point) for point in points]
     return pd.DataFrame(lines)
@@ -205,7 +199,7 @@ def _break_even(
     params: StudyParams, cheaper: str, dearer: str, acceptance_rates: Sequence[float], batch: int
 ) -> Iterator[dict[str, object]]:
     gpus = load_gpus()
-    target, draft = (known_shape(name) for name in PAIR_SHAPES[params.pair])
+    target, draft = (known_shape(name) for name in PAIR_MODELS[params.pair])
     context = (params.prompt_tokens[0] or 64) + params.max_new_tokens[0] / 2
 
     def rates(product: str, acceptance: float | None) -> list[float]:

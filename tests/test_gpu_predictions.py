@@ -4,11 +4,12 @@ import pytest
 import yaml
 from synthetic_rows import study
 
+from specdec_lib.analysis.gpu_predictions import Range, break_even_prices, predict
 from specdec_lib.analysis.honesty import AIM, finding_honesty, honesty_table, predicted
-from specdec_lib.analysis.predictions import PAIR_SHAPES, Range, break_even_prices, predict
 from specdec_lib.config import load_params
 from specdec_lib.hardware import catalog
 from specdec_lib.models.pair import PRESETS
+from specdec_lib.models.random_pair import PAIR_MODELS
 
 H100 = load_params("h100")
 PRICE = catalog.price(H100.price)
@@ -27,7 +28,7 @@ def test_the_gpu_presets_are_predicted_with_a_band(gpu):
 
 
 def test_every_preset_of_a_hub_pair_can_be_predicted():
-    assert set(PAIR_SHAPES) == set(PRESETS)
+    assert set(PAIR_MODELS) == set(PRESETS)
 
 
 def test_a_better_draft_is_predicted_to_be_faster():
