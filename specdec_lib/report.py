@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from specdec_lib.analysis import findings, metrics, tables
+from specdec_lib.analysis import exactness, findings, metrics, tables
 from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.config import StudyParams
 from specdec_lib.measure.results import read_results
@@ -63,6 +63,7 @@ def run_notebooks(params: StudyParams, output_root: Path, notebooks: Path = NOTE
     for name in STUDY:  # nothing of an earlier run may pass for this one's
         _marker(folder, name).unlink(missing_ok=True)
     (folder / "results.parquet").unlink(missing_ok=True)
+    (folder / exactness.FILE).unlink(missing_ok=True)
     errors = []
     with _kernel_of_this_interpreter():
         for source in sources:
@@ -135,6 +136,7 @@ def write_index(params: StudyParams, folder: Path) -> Path:
         .render(
             params=params.model_dump(),
             facts=dict(_flat({name: value for name, value in facts.items() if name != "params"})),
+            certificate=exactness.read_certificate(folder),
             reports=[(link, title, (folder / link).exists()) for link, title in reports],
             **_measured_part(params, folder),
         )

@@ -1,5 +1,7 @@
 """The command line: one line for a mistake, before anything is loaded."""
 
+import json
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def test_what_does_not_exist_is_refused_before_the_first_notebook(change, messag
         cli.check_study(load_params("smoke").model_copy(update=change))
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["draft"], ["draft-export"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["certify"], ["report"], ["draft"], ["draft-export"]])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "--help"])
@@ -47,6 +49,8 @@ def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd
     assert reports == ["01_correctness.html", "02_latency_sweep.html", "03_cost_analysis.html"]
     index = (folder / "index.html").read_text(encoding="utf-8")
     assert all(f"reports/{name}" in index for name in reports)
+    assert "Exactness holds. toy, draft model, at temperature 1" in index
+    assert json.loads((folder / "exactness.json").read_text(encoding="utf-8"))["passed"]
     assert f"report: {folder / 'index.html'}" in capfd.readouterr().out
     run_sweep(load_params("smoke"), folder)
     assert ", 0 to run" in capfd.readouterr().out
