@@ -49,7 +49,7 @@ def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd
     assert reports == ["01_correctness.html", "02_latency_sweep.html", "03_cost_analysis.html"]
     index = (folder / "index.html").read_text(encoding="utf-8")
     assert all(f"reports/{name}" in index for name in reports)
-    assert "Exactness holds. toy, draft model, at temperature 1" in index
+    assert "Exactness holds: toy, draft model, at temperature 1" in index
     assert json.loads((folder / "exactness.json").read_text(encoding="utf-8"))["passed"]
     assert f"report: {folder / 'index.html'}" in capfd.readouterr().out
     run_sweep(load_params("smoke"), folder)

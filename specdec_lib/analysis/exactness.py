@@ -39,7 +39,7 @@ GAMMA = 2  # draft tokens per step in the sampling tests
 WIDTH = 4  # tokens that a law follows at each position; the others are one outcome
 FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
 LONG_PROMPT = PREFILL_CHUNK + 88
-TINY_PER_SAMPLE = 40  # a tiny Llama is that much quicker than a language model, at least
+FEWER = 4  # the pair's settings but the first take that part of the samples, unless thorough
 logger = logging.getLogger(__name__)
 
 
@@ -54,8 +54,8 @@ class Effort:
     thorough: bool = False
 
 
-QUICK = Effort(toy=4000, mutants=4000, tiny=400, pair=1)  # for the toy pair: a smoke test
-STANDARD = Effort(toy=20_000, mutants=16_000, tiny=3000, pair=1)
+QUICK = Effort(toy=4000, mutants=1000, tiny=200, pair=1)  # for the toy pair: a smoke test
+STANDARD = Effort(toy=20_000, mutants=16_000, tiny=800, pair=1)
 THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, thorough=True)
 
 
@@ -177,8 +177,11 @@ def _joint_law_tests(study: StudyParams, pair: Pair, effort: Effort) -> tuple[pd
     runs.append((toy, "draft", 4, SamplingConfig(), effort.toy))
     if pair.name != TOY:
         samples = study.correctness_samples * effort.pair
-        runs += [(pair, "draft", GAMMA, sampling, samples) for sampling in FILTERS[: 3 if effort.thorough else 2]]
-        runs += [(pair, method, GAMMA, FILTERS[0], samples) for method in study.methods if method != "draft"]
+        fewer = samples if effort.thorough else -(-samples // FEWER)
+        first, *others = study.methods
+        runs += [(pair, first, GAMMA, FILTERS[0], samples)]
+        runs += [(pair, first, GAMMA, sampling, fewer) for sampling in FILTERS[1 : 3 if effort.thorough else 2]]
+        runs += [(pair, method, GAMMA, FILTERS[0], fewer) for method in others]
     tests, cells = [], []
     for seed, (subject, method, gamma, sampling, samples) in enumerate(runs, start=study.seed):
         prompts = short_prompts(subject, study)
@@ -215,7 +218,7 @@ def _subjects(study: StudyParams, pair: Pair, effort: Effort) -> pd.DataFrame:
     tiny = load_pair(TOY)
     runs = [(tiny, effort.tiny)]
     if pair.name != TOY:
-        runs.append((pair, max(study.correctness_samples * effort.pair // 10, 10)))
+        runs.append((pair, -(-study.correctness_samples * effort.pair // 6)))
     for seed, (of, samples) in enumerate(runs, start=study.seed):
         prompts = short_prompts(of, study)[:1] if of is pair else [torch.tensor([1]), torch.tensor([5, 2])]
         for name, (target, sampling, sample) in transformers_subjects(of, GAMMA, length, WIDTH).items():

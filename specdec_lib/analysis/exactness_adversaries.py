@@ -17,7 +17,7 @@ from specdec_lib.models.toy import ToyModel
 PROMPTS = [torch.tensor([1]), torch.tensor([2, 0]), torch.tensor([0, 1, 2, 1])]  # ragged: one batch holds all
 NEVER = -1e6  # a logit whose probability is exactly 0
 PLAIN = SamplingConfig()
-BOTH = SamplingConfig(temperature=0.7, top_k=2, top_p=0.8)
+BOTH = SamplingConfig(temperature=0.7, top_k=2, top_p=0.95)
 FILTERS = (PLAIN, SamplingConfig(temperature=0.7, top_k=2), SamplingConfig(temperature=1.3, top_p=0.8))
 
 
@@ -38,7 +38,8 @@ def adversarial_pairs(vocab_size: int = 3) -> dict[str, tuple[LanguageModel, Pro
     impossible = torch.rand(shape, generator=generator) < 0.3
     impossible[..., 0] = False
     one_hot = torch.nn.functional.one_hot(normal(1.0).argmax(dim=-1), vocab_size).double()
-    even = torch.zeros_like(table)
+    tied = table.clone()
+    tied[..., 1] = tied[..., 0]  # the noise decides which of the two a filter keeps, in target and draft apart
     tables = {
         "random": (table, table + normal(1.0)),
         "draft equals target": (table, table),
@@ -49,7 +50,7 @@ def adversarial_pairs(vocab_size: int = 3) -> dict[str, tuple[LanguageModel, Pro
             table.masked_fill(impossible, NEVER),
             normal(2.0).masked_fill(impossible.roll(1, dims=1), NEVER),
         ),
-        "near-ties": (even + normal(1e-9), even + normal(1e-9)),
+        "near-ties": (tied + normal(1e-9), tied + normal(1e-9)),
     }
     pairs: dict[str, tuple[LanguageModel, Proposer]] = {
         name: (LanguageModel(ToyModel(target), "target"), ModelProposer(LanguageModel(ToyModel(draft), "draft")))

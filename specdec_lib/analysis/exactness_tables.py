@@ -33,7 +33,7 @@ def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     lines["error"] = lines["error"].map("{:.1e}".format)
     lines["unexplained"] = lines["unexplained"].map("{:g}".format)
-    return lines.rename(columns={"num_draft_tokens": "γ", "prompts": "rows of the batch", "error": "largest error"})
+    return lines.rename(columns={"num_draft_tokens": "γ", "error": "largest error"})
 
 
 def finding_enumeration(table: pd.DataFrame) -> str:
