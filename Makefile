@@ -13,7 +13,7 @@ STAMP := $(ENV)/.specdec-pins
 SPECDEC := $(PYTHON) -m specdec_lib
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run test lint lab report compare gpu-check publish draft draft-export clean
+.PHONY: setup help run certify test lint lab report compare gpu-check publish draft draft-export clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -23,6 +23,9 @@ help: ## print this help
 
 run: $(STAMP) ## run the whole study for GPU=<name> and print where its HTML report is
 	@$(SPECDEC) run --gpu $(GPU)
+
+certify: $(STAMP) ## write the certificate of exactness of GPU=<name> alone; THOROUGH=1 takes hours
+	@$(SPECDEC) certify --gpu $(GPU) $(if $(THOROUGH),--thorough)
 
 test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
 	@$(PYTHON) -m pytest

@@ -83,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_study(publish)
     publish.set_defaults(command=_publish)
+    certify = commands.add_parser(
+        "certify",
+        help="write the certificate of exactness; fails if anything is not exact",
+        description="Put a study's samplers to the exactness tests alone and write <outputs>/<NAME>/exactness.json.",
+    )
+    _add_study(certify)
+    certify.add_argument("--thorough", action="store_true", help="ten times the samples and more, for hours")
+    certify.set_defaults(command=_certify)
     draft = commands.add_parser(
         "draft",
         help="distil the shipped draft from nothing (a few hours on 2 cores)",
@@ -196,6 +204,26 @@ def _publish(options: argparse.Namespace) -> int:
     published = publish(params, options.outputs / params.gpu, options.outputs / "published" / params.gpu)
     print(f"published: {published.resolve()}")
     return 0
+
+
+def _certify(options: argparse.Namespace) -> int:
+    import logging
+
+    from specdec_lib.analysis import exactness, exactness_tables
+
+    params = load_params(options.gpu)
+    check_study(params)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = options.outputs / params.gpu
+    certificate = exactness.certify(params, folder, options.thorough)
+    print(exactness_tables.mutant_table(certificate.mutants).to_string(index=False))
+    print(exactness_tables.law_table(certificate.tests).to_string(index=False))
+    print(exactness_tables.subject_table(certificate.subjects).to_string(index=False))
+    print(exactness_tables.finding_greedy(certificate.greedy, certificate.divergences))
+    print(certificate.sentence())
+    print(exactness_tables.finding_verdict(certificate))
+    print(f"certificate: {(folder / exactness.FILE).resolve()}")
+    return 1 if certificate.failures() else 0
 
 
 def _draft(options: argparse.Namespace) -> int:

@@ -12,19 +12,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 
-from specdec_lib.analysis.exactness import (
-    greedy_agreement,
-    greedy_prompts,
-    sampling_tests,
-    verdicts,
-    wrong_sampling_test,
-)
+from specdec_lib.analysis.exactness import GAMMA, greedy_prompts, short_prompts
+from specdec_lib.analysis.exactness_law import decide, put_to_test
+from specdec_lib.analysis.exactness_mutants import without_residual
+from specdec_lib.analysis.exactness_numerics import greedy_agreement
+from specdec_lib.analysis.exactness_subjects import engine_sampler
 from specdec_lib.config import SamplingConfig, StudyParams
 from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import make_proposer
-from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.decoding.speculative import Verifier, speculative_decode
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.environment import check_device, device_name
 from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
@@ -34,6 +33,7 @@ from specdec_lib.models.pair import TOY, Pair, load_pair
 
 PASS, FAIL, SKIP = "pass", "fail", "skipped"
 EMBEDDED = "smollm2-135m-embedded"
+SAMPLES = 4000  # continuations of each prompt of a toy
 NEW_TOKENS = 64
 REPETITIONS = 3
 
@@ -135,10 +135,10 @@ def _greedy(params: StudyParams) -> str:
     agreed = []
     for name in dict.fromkeys((TOY, _pair_name(params))):
         pair = load_pair(name, device=params.device, dtype="float32")
-        table = greedy_agreement(
+        table, _ = greedy_agreement(
             pair.target,
-            {method: make_proposer(method, pair) for method in params.methods},
-            greedy_prompts(pair, params)[:2],
+            {str(method): make_proposer(method, pair) for method in params.methods},
+            greedy_prompts(pair, params, long=False)[:2],
             num_draft_tokens=(1, 4),
             max_new_tokens=24,
         )
@@ -150,11 +150,38 @@ def _greedy(params: StudyParams) -> str:
 
 def _sampled(params: StudyParams) -> str:
     """Sampled output of a toy follows its exact law, and a sampler that is wrong on purpose does not."""
-    pair = load_pair(TOY, device=params.device)
-    table = verdicts(sampling_tests(pair, params, params.methods) | wrong_sampling_test(pair, params))
-    unexpected = table[table["follows_target"] == table["wrong_on_purpose"]]
-    assert unexpected.empty, f"unexpected verdict for {', '.join(unexpected['sampler'])}"
-    return f"{len(table) - 1} sound samplers pass, the wrong one is rejected (p = {table['p_value'].min():.1g})"
+    pair, sampling = load_pair(TOY, device=params.device), SamplingConfig()
+    tests = []
+    rules: list[tuple[str, str | Verifier]] = [
+        *((method, "token") for method in params.methods),
+        ("draft", without_residual),
+    ]
+    for method, rule in rules:
+        sampler = engine_sampler(
+            pair.target,
+            make_proposer(method, pair),
+            num_draft_tokens=GAMMA,
+            sampling=sampling,
+            length=GAMMA + 2,
+            batch_size=1024,
+            verification=rule,
+        )
+        each, _ = put_to_test(
+            sampler,
+            pair.target,
+            short_prompts(pair, params),
+            sampling=sampling,
+            length=GAMMA + 2,
+            samples=SAMPLES,
+            seed=params.seed,
+        )
+        tests.append(each.assign(method=method, sound=rule == "token"))
+    table = decide(pd.concat(tests, ignore_index=True))
+    biased = table[table["sound"] & table["rejected"]]
+    assert biased.empty, f"{', '.join(biased['method'])}: the output is not the target's"
+    wrong = table[~table["sound"]]
+    assert wrong["rejected"].any(), "the sampler without a residual was not noticed"
+    return f"{len(params.methods)} sound samplers pass, the wrong one is rejected (p = {wrong['p_value'].min():.1g})"
 
 
 class _Sweep:
@@ -167,7 +194,7 @@ class _Sweep:
     def run(self, *, compiled: bool) -> str:
         """Time per token of the baseline and of the headline method, medians of interleaved repetitions."""
         pair = self._load(compiled)
-        prompts = greedy_prompts(pair, self.params)[:1]
+        prompts = greedy_prompts(pair, self.params, long=False)[:1]
         telemetry = Telemetry(self.params.device)
         times: dict[str, list[float]] = {"autoregressive": [], self.params.methods[0]: []}
         for repetition in range(REPETITIONS + 1):  # the first warms up

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from specdec_lib.analysis import exactness
 from specdec_lib.config import StudyParams
 from specdec_lib.index import overview_page, run_page, write_page
 from specdec_lib.measure.sweep import TERMINAL
@@ -61,6 +62,7 @@ def run_notebooks(params: StudyParams, output_root: Path, notebooks: Path = NOTE
     for name in STUDY:  # nothing of an earlier run may pass for this one's
         _marker(folder, name).unlink(missing_ok=True)
     (folder / "results.parquet").unlink(missing_ok=True)
+    (folder / exactness.FILE).unlink(missing_ok=True)
     errors = []
     with _kernel_of_this_interpreter():
         for source in sources:

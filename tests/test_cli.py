@@ -1,5 +1,6 @@
 """The command line: one line for a mistake, before anything is loaded."""
 
+import json
 import re
 
 import pytest
@@ -32,10 +33,10 @@ def test_what_does_not_exist_is_refused_before_the_first_notebook(change, messag
         cli.check_study(load_params("smoke").model_copy(update=change))
 
 
-COMMANDS = [[], ["run"], ["report"], ["compare"], ["gpu-check"], ["publish"], ["draft"], ["draft-export"]]
+COMMANDS = ["run", "certify", "report", "compare", "gpu-check", "publish", "draft", "draft-export"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_every_command_has_complete_help(command, capsys):
     """A description, and a line on every option."""
     with pytest.raises(SystemExit) as end:
@@ -72,6 +73,8 @@ def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd
     assert all(f"reports/{name}" in index for name in reports)
     assert 'href="smoke/index.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "specdec-transcript" in (folder / "reports" / "02_latency_sweep.html").read_text(encoding="utf-8")
+    assert "toy, draft model, at temperature 1" in index
+    assert json.loads((folder / "exactness.json").read_text(encoding="utf-8"))["passed"]
     assert f"report: {folder / 'index.html'}" in capfd.readouterr().out
     run_sweep(load_params("smoke"), folder)
     assert ", 0 to run" in capfd.readouterr().out

@@ -1,99 +1,81 @@
-"""The exactness tests themselves: laws that are known, and twins that must fail."""
+"""The certificate: it says what was shown, and fails for each thing that an exact implementation would not do."""
 
-from collections import Counter
+import json
+from dataclasses import replace
 
 import pytest
-import torch
 
+from specdec_lib import __main__ as cli
 from specdec_lib.analysis import exactness
-from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
-from specdec_lib.decoding.verification import Verification, verify
-from specdec_lib.models.toy import toy_draft, toy_model
-
-PROMPTS = [torch.tensor([1, 2, 3]), torch.tensor([5]), torch.tensor([7, 7, 1, 2, 4, 6, 7])]
+from specdec_lib.analysis import exactness_tables as tables
+from specdec_lib.config import load_params
 
 
 @pytest.fixture(scope="module")
-def target():
-    return toy_model(8, torch.Generator().manual_seed(0))
+def certificate(tmp_path_factory):
+    """A small one of the toy pair. A sound sampler fails with a chance of at most 1e-6; seeds are fixed."""
+    folder = tmp_path_factory.mktemp("certificate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exactness, "QUICK", exactness.Effort(toy=500, mutants=500, tiny=20, pair=1))
+        patch.setattr("specdec_lib.analysis.exactness_adversaries._settings", lambda _: [(1, exactness.FILTERS[0])])
+        certificate = exactness.certify(load_params("smoke"), folder)
+    return certificate, exactness.read_certificate(folder)
 
 
-def run(target, proposer, verification="token", samples=3000, sampling=None):
-    return exactness.sampling_test(
-        target,
-        proposer,
-        PROMPTS,
-        num_draft_tokens=2,
-        sampling=sampling or SamplingConfig(),
-        num_samples=samples,
-        seed=0,
-        verification=verification,
-    )
+def test_the_certificate_holds_and_says_what_it_shows(certificate):
+    found, record = certificate
+    assert found.failures() == []
+    assert record["passed"]
+    assert record["sentence"] == found.sentence()
+    assert found.sentence().startswith("toy, draft model, at temperature 1, top-p 1, gamma 2, batch 4096: a total-")
+    assert found.sentence().endswith("would have been detected with probability 0.999; none was.")
+    assert {"enumeration", "tests", "mutants", "greedy", "divergences", "subjects", "environment"} < set(record)
 
 
-def test_the_law_of_a_toy_is_its_table(target):
-    law = exactness.target_law(target, torch.tensor([3, 5]), SamplingConfig(), 2)
-    table = torch.softmax(target.model.table.double(), dim=-1)
-    assert law[(4, 6)] == pytest.approx(float(table[3, 5, 4] * table[5, 4, 6]), rel=1e-5)
-    assert sum(law.values()) == pytest.approx(1, abs=1e-5)
+def test_every_part_has_a_table_and_a_sentence(certificate):
+    found, _ = certificate
+    assert len(tables.law_table(found.tests)) == found.tests["sampler"].nunique() == 7
+    assert len(tables.subject_table(found.subjects)) == 4
+    assert set(tables.greedy_table(found.greedy)["equal rows"]) == {"4 of 4"}
+    assert tables.finding_sampled(found.tests).startswith("7 of 7 samplers follow")
+    assert tables.finding_greedy(found.greedy, found.divergences).startswith("In float32 24 of 24 greedy outputs")
+    assert "no bias was found" in tables.finding_subjects(found.subjects)
+    assert "the sound sampler is not rejected" in tables.finding_verdict(found)
 
 
 @pytest.mark.parametrize(
-    "sampling", [SamplingConfig(), SamplingConfig(0.7, top_k=3), SamplingConfig(1.3, top_p=0.8)], ids=str
+    ("part", "column", "value", "message"),
+    [
+        ("enumeration", "largest_error", 1e-11, "enumeration: random, gamma 1 is off"),
+        ("enumeration", "unexplained", 0.1, "enumeration: random, gamma 1 is off"),
+        ("tests", "rejected", True, "joint law: toy, draft model, gamma 2, T = 1 at position 0 is biased"),
+        ("mutants", "rejected", True, "mutants: wrong verdict on sound"),
+        ("greedy", "equal_rows", 3, "greedy: draft, gamma 1 differs in float32"),
+    ],
 )
-@pytest.mark.parametrize("method", ["draft", "ngram"])
-def test_sound_samplers_follow_the_joint_law(target, method, sampling):
-    """A sound sampler fails with a chance of 1e-6; the seed is fixed."""
-    draft = toy_draft(target, torch.Generator().manual_seed(1))
-    proposer = ModelProposer(draft) if method == "draft" else NgramProposer()
-    table = run(target, proposer, sampling=sampling)
-    assert exactness.verdicts({method: table})["follows_target"].all()
+def test_a_certificate_that_does_not_hold_names_what_is_wrong(certificate, part, column, value, message):
+    found, _ = certificate
+    table = getattr(found, part).copy()
+    table.loc[0, column] = value
+    broken = replace(found, **{part: table})
+    assert broken.failures() == [message]
+    assert message in tables.finding_verdict(broken)
+    assert not broken.record(load_params("smoke"))["passed"]
 
 
-def bonus_from_draft(target_probs, draft_probs, draft_tokens, generator):
-    """Wrong: after full acceptance the last draft row is drawn from instead of the target's."""
-    last = torch.cat([target_probs[:, :-1], draft_probs[:, -1:]], dim=1)
-    return verify(last, draft_probs, draft_tokens, generator)
+def test_the_command_fails_with_its_certificate(certificate, monkeypatch, tmp_path, capsys):
+    found, _ = certificate
+    monkeypatch.setattr(exactness, "certify", lambda *arguments: found)
+    arguments = ["certify", "--gpu", "smoke", "--outputs", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    assert found.sentence() in capsys.readouterr().out
+    table = found.mutants.assign(rejected=False)
+    monkeypatch.setattr(exactness, "certify", lambda *arguments: replace(found, mutants=table))
+    assert cli.main(arguments) == 1
+    assert "mutants: wrong verdict on off-by-one target row" in capsys.readouterr().out
 
 
-def kept_after_rejection(target_probs, draft_probs, draft_tokens, generator):
-    """Wrong: every draft token is kept."""
-    verdict = verify(target_probs, draft_probs, draft_tokens, generator)
-    return Verification(torch.full_like(verdict.num_accepted, draft_tokens.shape[1]), verdict.next_token)
-
-
-@pytest.mark.parametrize("rule", [exactness.without_residual, bonus_from_draft, kept_after_rejection])
-def test_wrong_samplers_are_rejected(target, rule):
-    draft = toy_draft(target, torch.Generator().manual_seed(1))
-    assert not exactness.verdicts({"wrong": run(target, ModelProposer(draft), rule)})["follows_target"].any()
-
-
-def test_an_impossible_token_fails_at_once():
-    assert exactness.g_test(Counter({(1,): 99, (2,): 1}), {(1,): 1.0}).p_value == 0
-
-
-def test_a_single_outcome_tests_nothing():
-    assert exactness.g_test(Counter({(1,): 99}), {(1,): 1.0}).p_value == 1
-
-
-def test_rare_sequences_are_pooled():
-    law = {(0,): 0.5, (1,): 0.499, (2,): 0.0005, (3,): 0.0005}
-    assert exactness.g_test(Counter({(0,): 500, (1,): 500}), law).degrees_of_freedom == 2
-
-
-def test_greedy_agreement_names_the_first_difference(target):
-    draft = toy_draft(target, torch.Generator().manual_seed(1))
-    table = exactness.greedy_agreement(
-        target, {"draft": ModelProposer(draft)}, PROMPTS, num_draft_tokens=(1, 3), max_new_tokens=12
-    )
-    assert table["equal_rows"].tolist() == [3, 3]
-    assert table["first_difference"].isna().all()
-    assert exactness.finding_greedy(table).startswith("6 of 6")
-
-
-def test_unexpected_verdicts_raise(target):
-    draft = toy_draft(target, torch.Generator().manual_seed(1))
-    table = exactness.verdicts({"claims to be sound": run(target, ModelProposer(draft), exactness.without_residual)})
-    with pytest.raises(AssertionError, match="claims to be sound"):
-        exactness.check_verdicts(table)
+def test_there_is_no_certificate_before_the_first_run(tmp_path):
+    assert exactness.read_certificate(tmp_path) is None
+    (tmp_path / exactness.FILE).write_text(json.dumps({"passed": False}))
+    assert exactness.read_certificate(tmp_path) == {"passed": False}

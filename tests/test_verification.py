@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from specdec_lib.analysis.exactness import without_residual
+from specdec_lib.analysis.exactness_mutants import without_residual
 from specdec_lib.decoding.sampling import draw
 from specdec_lib.decoding.verification import count_accepted, residual_probs, verify
 
@@ -45,8 +45,40 @@ def test_disjoint_supports_reject_everything_and_resample_from_the_target(size):
 
 @settings(max_examples=40, deadline=None)
 @given(sizes)
+def test_a_step_emits_between_one_and_gamma_plus_one_possible_tokens(size):
+    batch, gamma, vocab, seed = size
+    target, draft = random_probs(batch, gamma + 1, vocab, seed=seed), random_probs(batch, gamma, vocab, seed=seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = draw(draft, generator)
+    verdict = verify(target, draft, tokens, generator)
+    assert ((verdict.num_accepted >= 0) & (verdict.num_accepted <= gamma)).all()
+    for row, (accepted, token) in enumerate(
+        zip(verdict.num_accepted.tolist(), verdict.next_token.tolist(), strict=True)
+    ):
+        emitted = [*tokens[row, :accepted].tolist(), token]
+        assert 1 <= len(emitted) <= gamma + 1
+        assert all(target[row, position, token] > 0 for position, token in enumerate(emitted))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes)
+def test_nothing_behind_an_undrafted_position_is_accepted(size):
+    """A ragged batch: each row drafts its own number of tokens, the rest of its draft rows are zero."""
+    batch, gamma, vocab, seed = size
+    target = random_probs(batch, gamma + 1, vocab, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = draw(target[:, :-1], generator)
+    room = torch.randint(gamma + 1, (batch,), generator=generator)
+    draft = target[:, :-1] * (torch.arange(gamma) < room[:, None])[:, :, None]
+    verdict = verify(target, draft, tokens, generator)
+    assert torch.equal(verdict.num_accepted, room)  # the draft equals the target wherever there is one
+    assert torch.allclose(residual_probs(target, draft, room), target[torch.arange(batch), room])
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes)
 def test_rows_do_not_touch_each_other(size):
-    """With the same uniforms, a row is accepted alike alone and in a batch."""
+    """With the same uniforms, a row is accepted alike alone and in a batch, and has the same residual."""
     batch, gamma, vocab, seed = size
     target, draft = random_probs(batch, gamma + 1, vocab, seed=seed), random_probs(batch, gamma, vocab, seed=seed + 1)
     generator = torch.Generator().manual_seed(seed)
@@ -55,6 +87,8 @@ def test_rows_do_not_touch_each_other(size):
     for row in range(batch):
         one = slice(row, row + 1)
         assert count_accepted(target[one], draft[one], tokens[one], uniforms[one]) == together[row]
+        alone = residual_probs(target[one], draft[one], together[one])
+        assert torch.equal(alone[0], residual_probs(target, draft, together)[row])
 
 
 def test_residual_is_the_normalised_positive_part():

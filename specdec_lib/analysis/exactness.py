@@ -1,289 +1,274 @@
-"""Is the output distribution the target's? Laws computed without sampling, compared with what decoding emits.
+"""The certificate: everything that is known about whether the output distribution is the target's, in one place.
 
-Two checks. Greedy speculative output must equal the greedy baseline token for token (in float32, where verifying
-several tokens at once rounds to the same argmax). Sampled output must follow the target's joint law of successive
-tokens: the law is enumerated exactly, the sampler is run many times on a ragged batch, and a G-test compares the two.
-A sampler that is known to be wrong goes through the same test, to show that the test can fail.
+enumeration   the exact law of toys, by running the decoding code on every path      exactness_enumeration
+joint law     samples of toys and of the study's pair against the target's law       exactness_law
+mutants       samplers with one bug each, every one of which must be rejected         exactness_mutants
+numerics      greedy output against the baseline's, in float32 and bfloat16           exactness_numerics
+subjects      other people's samplers, reported whatever comes out                    exactness_subjects
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
+import transformers
 
+from specdec_lib.analysis.exactness_adversaries import enumeration_table
+from specdec_lib.analysis.exactness_law import FALSE_ALARM, POWER, decide, put_to_test
+from specdec_lib.analysis.exactness_levels import TOLERANCE, mutant_table
+from specdec_lib.analysis.exactness_mutants import SOUND
+from specdec_lib.analysis.exactness_numerics import greedy_agreement
+from specdec_lib.analysis.exactness_subjects import engine_sampler, transformers_subjects
+from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.config import SamplingConfig, StudyParams
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import Proposer, make_proposer
-from specdec_lib.decoding.sampling import draw, probabilities
-from specdec_lib.decoding.speculative import Verifier, speculative_decode
-from specdec_lib.decoding.verification import Verification, count_accepted
+from specdec_lib.decoding.proposers import make_proposer
+from specdec_lib.measure.environment import describe_environment, now
 from specdec_lib.measure.prompts import encode_prompts, load_prompts, random_prompts
-from specdec_lib.models.pair import Pair
-from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
+from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
+from specdec_lib.models.runner import PREFILL_CHUNK
 
-Law = dict[tuple[int, ...], float]  # a sequence of tokens to its probability
-REJECT_BELOW = 1e-6  # the chance that a sound sampler fails one test
-BATCH_ROWS = 96  # of a real vocabulary; toys take more
+FILE = "exactness.json"
 GAMMA = 2  # draft tokens per step in the sampling tests
-TOY_SAMPLES = 4000  # continuations of each prompt; toys are quick, and their law has many outcomes
+WIDTH = 4  # tokens that a law follows at each position; the others are one outcome
+FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
 LONG_PROMPT = PREFILL_CHUNK + 88
-WRONG = "wrong on purpose"
-TOP_K = 4  # of the sampling tests on a real vocabulary: keeps its law enumerable
-LEAST_EXPECTED = 5.0  # sequences expected less often than this are pooled
+FEWER = 4  # the pair's settings but the first take that part of the samples, unless thorough
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class GTest:
-    """A G-test of observed counts against a law: statistic, degrees of freedom and p-value."""
+class Effort:
+    """How many continuations of each prompt the levels take that do not run the study's pair."""
 
-    statistic: float
-    degrees_of_freedom: int
-    p_value: float
+    toy: int
+    mutants: int
+    tiny: int
+    pair: int  # times the study's correctness_samples
+    thorough: bool = False
 
 
-def target_law(target: LanguageModel, prompt: torch.Tensor, sampling: SamplingConfig, num_tokens: int) -> Law:
-    """The exact law of the next `num_tokens` tokens, by running every continuation that `sampling` leaves possible.
+QUICK = Effort(toy=4000, mutants=1000, tiny=200, pair=1)  # for the toy pair: a smoke test
+STANDARD = Effort(toy=20_000, mutants=16_000, tiny=800, pair=1)
+THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, thorough=True)
 
-    The cost grows as (possible tokens) ** (num_tokens - 1): use a toy, or top_k.
+
+@dataclass(frozen=True)
+class Certificate:
+    """The tables of all levels; `failures` says what is wrong.
+
+    Attributes:
+        enumeration: see `enumeration_table`.
+        tests: a line per setting and position, see `exactness_law.decide`, with what was tested.
+        cells: a line per setting, position, prompt and pair of tokens: observed and expected counts.
+        mutants: see `mutant_table`.
+        greedy, divergences: see `greedy_agreement`, in float32 and in the study's dtype.
+        subjects: like `tests`, for other people's samplers; no gate.
     """
-    law: Law = {(): 1.0}
-    for _ in range(num_tokens):
-        prefixes = [torch.cat([prompt, torch.tensor(prefix, dtype=torch.int64)]) for prefix in law]
-        rows = _next_token_probs(target, torch.stack(prefixes), sampling)
-        law = {
-            (*prefix, token): mass * float(row[token])
-            for (prefix, mass), row in zip(law.items(), rows, strict=True)
-            for token in row.nonzero()[:, 0].tolist()
+
+    enumeration: pd.DataFrame
+    tests: pd.DataFrame
+    cells: pd.DataFrame
+    mutants: pd.DataFrame
+    greedy: pd.DataFrame
+    divergences: pd.DataFrame
+    subjects: pd.DataFrame
+
+    def failures(self) -> list[str]:
+        """One line for everything that an exact implementation would not do; empty if there is nothing."""
+        wrong = self.enumeration[
+            (self.enumeration["largest_error"] > TOLERANCE) | (self.enumeration["unexplained"] > 0)
+        ]
+        lines = [f"enumeration: {line.pair}, gamma {line.num_draft_tokens} is off" for line in wrong.itertuples()]
+        biased = self.tests[self.tests["rejected"]]
+        lines += [f"joint law: {line.sampler} at position {line.position} is biased" for line in biased.itertuples()]
+        unexpected = self.mutants[self.mutants["rejected"] == (self.mutants["mutant"] == SOUND)]
+        lines += [f"mutants: wrong verdict on {name}" for name in unexpected["mutant"]]
+        exact = self.greedy[(self.greedy["dtype"] == "float32") & (self.greedy["equal_rows"] < self.greedy["rows"])]
+        lines += [
+            f"greedy: {line.method}, gamma {line.num_draft_tokens} differs in float32" for line in exact.itertuples()
+        ]
+        unexplained = self.divergences[~self.divergences["explained"]] if len(self.divergences) else self.divergences
+        lines += [
+            f"greedy: {line.method}, gamma {line.num_draft_tokens}, row {line.row} differs by more than rounding"
+            for line in unexplained.itertuples()
+        ]
+        return lines
+
+    def sentence(self) -> str:
+        """What was shown, in one sentence per pair: the least powerful position of each pair's first setting."""
+        parts = []
+        for sampler in dict.fromkeys(self.tests.groupby("pair", sort=False)["sampler"].first()):
+            lines = self.tests[self.tests["sampler"] == sampler]
+            first = lines.iloc[0]
+            found = "one was" if lines["rejected"].any() else "none was"
+            parts.append(
+                f"{first['pair']}, {METHOD_NAMES[first['method']]}, at temperature {first['temperature']:g}, "
+                f"top-p {first['top_p']:g}, gamma {first['num_draft_tokens']}, batch {first['batch_size']}: a "
+                f"total-variation bias above {lines['detectable_bias'].max():.2g} would have been detected with "
+                f"probability {POWER:g}; {found}."
+            )
+        return " ".join(reversed(parts))
+
+    def record(self, study: StudyParams) -> dict[str, object]:
+        """JSON-ready, without the counts of single pairs of tokens."""
+        tables = {name: table for name, table in vars(self).items() if name != "cells"}
+        return {
+            "sentence": self.sentence(),
+            "passed": not self.failures(),
+            "failures": self.failures(),
+            "false_alarm": FALSE_ALARM,
+            "power": POWER,
+            "written": now(),
+            **{name: json.loads(table.to_json(orient="records")) for name, table in tables.items()},
+            "environment": describe_environment(study),
         }
-    return law
 
 
-@torch.inference_mode()
-def _next_token_probs(target: LanguageModel, texts: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
-    rows = []
-    for part in texts.split(BATCH_ROWS):
-        step = target.forward(part.to(target.device), target.new_cache(*part.shape))
-        rows.append(probabilities(target.logits(step.hidden[:, -1]), sampling).double().cpu())
-    return torch.cat(rows)
+def certify(study: StudyParams, folder: Path | str, thorough: bool = False) -> Certificate:
+    """Run all levels for a study, write `folder/exactness.json` and return the certificate.
 
-
-def g_test(counts: Mapping[tuple[int, ...], float], law: Law) -> GTest:
-    """Likelihood-ratio test of `counts` against `law`; rare sequences are pooled, impossible ones fail at once."""
-    total = sum(counts.values())
-    if any(sequence not in law for sequence in counts):
-        return GTest(float("inf"), len(law) - 1, 0.0)
-    observed, expected, rare = [], [], [0.0, 0.0]
-    for sequence, mass in law.items():
-        if mass * total < LEAST_EXPECTED:
-            rare = [rare[0] + counts.get(sequence, 0), rare[1] + mass * total]
-        else:
-            observed.append(float(counts.get(sequence, 0)))
-            expected.append(mass * total)
-    if rare[1] > 0:
-        observed.append(rare[0])
-        expected.append(rare[1])
-    if len(observed) < 2:
-        return GTest(0.0, 0, 1.0)  # one outcome only: nothing to test
-    expected_array = np.array(expected) * (sum(observed) / sum(expected))
-    statistic, p_value = stats.power_divergence(observed, expected_array, lambda_="log-likelihood")
-    return GTest(float(statistic), len(observed) - 1, float(p_value))
-
-
-def without_residual(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
-) -> Verification:
-    """A wrong sampler that has been shipped: after a rejection it draws from the target instead of the residual."""
-    uniforms = torch.rand(draft_tokens.shape, generator=generator, device=target_probs.device)
-    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, uniforms)
-    row = torch.arange(len(num_accepted), device=num_accepted.device)
-    return Verification(num_accepted, draw(target_probs[row, num_accepted], generator))
-
-
-def sampling_test(
-    target: LanguageModel,
-    proposer: Proposer,
-    prompts: Sequence[torch.Tensor],
-    *,
-    num_draft_tokens: int,
-    sampling: SamplingConfig,
-    num_samples: int,
-    seed: int,
-    verification: str | Verifier = "token",
-) -> pd.DataFrame:
-    """Test the joint law of each two successive tokens of a first full step, for each prompt of a ragged batch.
-
-    The first token comes out of the prefill; behind it the step emits up to gamma + 1, so that the pairs at positions 1
-    to gamma see accepted, resampled and bonus tokens. Returns a line per prompt, position and pair of tokens: observed
-    and expected count, and the statistic, degrees_of_freedom and p_value of the prompt and position.
+    Args:
+        thorough: ten times the samples of the pair, and more of everything else.
     """
-    generator = torch.Generator(target.device).manual_seed(seed)
-    rows = list(prompts) * (min(max(2**21 // target.vocab_size, BATCH_ROWS), 1024) // len(prompts))
-    length = num_draft_tokens + 2  # leaves the first step room for all of its draft
-    counts: list[Counter[tuple[int, ...]]] = [Counter() for _ in prompts]  # of whole sequences
-    while min(c.total() for c in counts) < num_samples:
-        result = speculative_decode(
-            target,
-            proposer,
-            rows,
-            max_new_tokens=length,
-            num_draft_tokens=num_draft_tokens,
+    effort = THOROUGH if thorough else QUICK if study.pair == TOY else STANDARD
+    with _quiet_transformers():
+        _say("enumerating every path of toys")
+        enumeration = enumeration_table(effort.thorough)
+        _say("putting mutants to the test")
+        mutants = mutant_table(effort.mutants, study.seed)
+        pair = load_study_pair(study, dtype="float32")
+        _say("sampling")
+        tests, cells = _joint_law_tests(study, pair, effort)
+        _say("greedy, float32")
+        greedy, divergences = _greedy(study, pair, effort.thorough)
+        _say("transformers' assisted generation")
+        subjects = _subjects(study, pair, effort)
+        del pair
+        if study.dtype != "float32":
+            _say(f"greedy, {study.dtype}")
+            rounded = _greedy(study, load_study_pair(study), effort.thorough)
+            greedy, divergences = pd.concat([greedy, rounded[0]]), pd.concat([divergences, rounded[1]])
+    certificate = Certificate(enumeration, tests, cells, mutants, greedy, divergences, subjects)
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(certificate.record(study), indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return certificate
+
+
+def read_certificate(folder: Path) -> dict[str, object] | None:
+    """What `certify` wrote into `folder`; None where there is nothing."""
+    path = folder / FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _joint_law_tests(study: StudyParams, pair: Pair, effort: Effort) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The gate: the toy pair with all filters and methods, then the study's pair."""
+    toy = load_pair(TOY, device=study.device)
+    runs = [(toy, method, GAMMA, sampling, effort.toy) for method in ("draft", "ngram") for sampling in FILTERS]
+    runs.append((toy, "draft", 4, SamplingConfig(), effort.toy))
+    if pair.name != TOY:
+        samples = study.correctness_samples * effort.pair
+        fewer = samples if effort.thorough else -(-samples // FEWER)
+        first, *others = study.methods
+        runs += [(pair, first, GAMMA, FILTERS[0], samples)]
+        runs += [(pair, first, GAMMA, sampling, fewer) for sampling in FILTERS[1 : 3 if effort.thorough else 2]]
+        runs += [(pair, method, GAMMA, FILTERS[0], fewer) for method in others]
+    tests, cells = [], []
+    for seed, (subject, method, gamma, sampling, samples) in enumerate(runs, start=study.seed):
+        prompts = short_prompts(subject, study)
+        batch_size = min(max(2**22 // subject.target.vocab_size, 96), 4096) // len(prompts) * len(prompts)
+        length = gamma + 2  # leaves the first step room for all of its draft
+        sampler = engine_sampler(
+            subject.target,
+            make_proposer(method, subject),
+            num_draft_tokens=gamma,
             sampling=sampling,
-            generator=generator,
-            verification=verification,
+            length=length,
+            batch_size=batch_size,
         )
-        for row, tokens in enumerate(result.tokens):
-            counts[row % len(prompts)][tuple(tokens.tolist())] += 1
-    lines = []
-    for prompt, (ids, seen) in enumerate(zip(prompts, counts, strict=True)):
-        law = target_law(target, ids, sampling, length)
-        for position in range(1, num_draft_tokens + 1):
-            lines += _compare(_pairs(seen, position), _pairs(law, position), {"prompt": prompt, "position": position})
-    return pd.DataFrame(lines)
+        each, counted = put_to_test(
+            sampler,
+            subject.target,
+            prompts,
+            sampling=sampling,
+            length=length,
+            samples=samples,
+            seed=seed,
+            width=WIDTH,
+        )
+        where = {"pair": subject.name, "method": method, "num_draft_tokens": gamma, **vars(sampling)}
+        name = f"{subject.name}, {METHOD_NAMES[method]}, gamma {gamma}, {sampling_name(sampling)}"
+        tests.append(each.assign(sampler=name, batch_size=batch_size, **where))
+        cells.append(counted.assign(sampler=name))
+    return decide(pd.concat(tests, ignore_index=True)), pd.concat(cells, ignore_index=True)
 
 
-def _compare(seen: dict[tuple[int, ...], float], law: Law, where: dict[str, int]) -> list[dict[str, object]]:
-    """A line per pair of tokens, with the G-test of all of them."""
-    total = sum(seen.values())
-    test = asdict(g_test(seen, law))
-    return [
-        where | {"tokens": pair, "observed": int(seen.get(pair, 0)), "expected": law.get(pair, 0.0) * total} | test
-        for pair in sorted(law.keys() | seen.keys())
-    ]
+def _subjects(study: StudyParams, pair: Pair, effort: Effort) -> pd.DataFrame:
+    """Other people's samplers: on tiny Llamas, where many samples are cheap, and on the study's own pair."""
+    length, tests = GAMMA + 2, []
+    tiny = load_pair(TOY)
+    runs = [(tiny, effort.tiny)]
+    if pair.name != TOY:
+        runs.append((pair, -(-study.correctness_samples * effort.pair // 6)))
+    for seed, (of, samples) in enumerate(runs, start=study.seed):
+        prompts = short_prompts(of, study)[:1] if of is pair else [torch.tensor([1]), torch.tensor([5, 2])]
+        for name, (target, sampling, sample) in transformers_subjects(of, GAMMA, length, WIDTH).items():
+            each, _ = put_to_test(
+                sample, target, prompts, sampling=sampling, length=length, samples=samples, seed=seed, width=WIDTH
+            )
+            tests.append(each.assign(sampler=name, **vars(sampling)))
+    return decide(pd.concat(tests, ignore_index=True))
 
 
-def _pairs(weights: Mapping[tuple[int, ...], float], position: int) -> Law:
-    """Laws or counts of whole sequences, summed to those of the pair that begins at `position`."""
-    summed: Law = {}
-    for sequence, weight in weights.items():
-        pair = sequence[position : position + 2]
-        summed[pair] = summed.get(pair, 0.0) + weight
-    return summed
+def _greedy(study: StudyParams, pair: Pair, long: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    proposers = {str(method): make_proposer(method, pair) for method in study.methods}
+    return greedy_agreement(
+        pair.target, proposers, greedy_prompts(pair, study, long), num_draft_tokens=(1, 4, 8), max_new_tokens=32
+    )
 
 
-def greedy_prompts(pair: Pair, study: StudyParams) -> list[torch.Tensor]:
-    """Two natural prompts and one longer than a prefill pass, where the context allows it: 1-D int64 tensors."""
+def greedy_prompts(pair: Pair, study: StudyParams, long: bool) -> list[torch.Tensor]:
+    """Four natural prompts, one of them longer than a prefill pass if `long`: 1-D int64 tensors."""
     if pair.tokenizer is None:
-        return random_prompts(pair.target.vocab_size, 3, 0, torch.Generator().manual_seed(study.seed))
-    prompts = load_prompts(study.prompt_set)
-    return [*encode_prompts(prompts[:2], pair.tokenizer, 0), *encode_prompts(prompts[2:3], pair.tokenizer, LONG_PROMPT)]
+        return random_prompts(pair.target.vocab_size, 4, 0, torch.Generator().manual_seed(study.seed))
+    prompts, length = load_prompts(study.prompt_set)[:4], LONG_PROMPT if long else 0
+    return encode_prompts(prompts[:3], pair.tokenizer, 0) + encode_prompts(prompts[3:], pair.tokenizer, length)
 
 
 def short_prompts(pair: Pair, study: StudyParams) -> list[torch.Tensor]:
-    """Three short prompts of different lengths, so that a test spends its time on decoding: 1-D int64 tensors."""
+    """Two short prompts of different lengths, so that a test spends its time on decoding: 1-D int64 tensors."""
     if pair.tokenizer is None:
-        generator = torch.Generator().manual_seed(study.seed)
-        return random_prompts(pair.target.vocab_size, 3, 0, generator)
-    whole = encode_prompts(load_prompts(study.prompt_set)[:3], pair.tokenizer, 0)
-    return [ids[-length:] for ids, length in zip(whole, (6, 8, 7), strict=True)]
+        return random_prompts(pair.target.vocab_size, 2, 0, torch.Generator().manual_seed(study.seed))
+    whole = encode_prompts(load_prompts(study.prompt_set)[:2], pair.tokenizer, 0)
+    return [ids[-length:] for ids, length in zip(whole, (5, 7), strict=True)]
 
 
-def sampling_tests(pair: Pair, study: StudyParams, methods: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """`sampling_test` of a pair with each of these methods, keyed by what was tested."""
-    return {f"{pair.name}: {method}": _study_test(pair, study, method, "token") for method in methods}
+def sampling_name(sampling: SamplingConfig) -> str:
+    """How a filter setting is named in tables."""
+    filters = [f"top-k {sampling.top_k}"] * (sampling.top_k > 0) + [f"top-p {sampling.top_p:g}"] * (sampling.top_p < 1)
+    return ", ".join([f"T = {sampling.temperature:g}", *filters])
 
 
-def wrong_sampling_test(pair: Pair, study: StudyParams) -> dict[str, pd.DataFrame]:
-    """The same test of the sampler without a residual, which it must reject."""
-    return {f"{pair.name}: draft, no residual ({WRONG})": _study_test(pair, study, "draft", without_residual)}
+def _say(what: str) -> None:
+    logger.info("exactness: %s", what)
 
 
-def _study_test(pair: Pair, study: StudyParams, method: str, verification: str | Verifier) -> pd.DataFrame:
-    return sampling_test(
-        pair.target,
-        make_proposer(method, pair),
-        short_prompts(pair, study),
-        num_draft_tokens=GAMMA,
-        sampling=SamplingConfig(temperature=1.0, top_k=0 if pair.tokenizer is None else TOP_K),
-        num_samples=TOY_SAMPLES if pair.tokenizer is None else study.correctness_samples,
-        seed=study.seed,
-        verification=verification,
-    )
-
-
-def verdicts(tests: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """One line per sampler: its tests and samples, its p-value, and whether it passed.
-
-    The prompts are independent, so that their p-values combine (Fisher); positions share their samples (Bonferroni).
-    """
-    lines = []
-    for name, table in tests.items():
-        each = table.groupby(["position", "prompt"]).agg(p_value=("p_value", "first"), samples=("observed", "sum"))
-        by_position = each.groupby("position")["p_value"].agg(_combined)
-        p_value = min(float(by_position.min()) * len(by_position), 1.0)
-        lines.append(
-            {"sampler": name, "wrong_on_purpose": WRONG in name, "tests": len(each)}
-            | {"samples": int(each["samples"].min()), "p_value": p_value, "follows_target": p_value >= REJECT_BELOW}
-        )
-    return pd.DataFrame(lines)
-
-
-def _combined(p_values: pd.Series) -> float:
-    """Fisher's combination; a p-value that underflowed counts as the smallest positive number."""
-    return float(stats.combine_pvalues(p_values.clip(lower=np.finfo(np.float64).tiny)).pvalue)
-
-
-def greedy_agreement(
-    target: LanguageModel,
-    proposers: dict[str, Proposer],
-    prompts: Sequence[torch.Tensor],
-    *,
-    num_draft_tokens: Sequence[int],
-    max_new_tokens: int,
-) -> pd.DataFrame:
-    """Compare greedy speculative output with the greedy baseline, row by row of one ragged batch.
-
-    Returns a line per method and gamma: rows, equal_rows, first_difference (position, null if there is none), and the
-    acceptance_rate, which shows that both branches ran.
-    """
-    greedy, generator = SamplingConfig(temperature=0), torch.Generator(target.device)
-    expected = autoregressive_decode(
-        target, prompts, max_new_tokens=max_new_tokens, sampling=greedy, generator=generator
-    ).tokens
-    lines = []
-    for method, proposer in proposers.items():
-        for gamma in num_draft_tokens:
-            result = speculative_decode(
-                target,
-                proposer,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                num_draft_tokens=gamma,
-                sampling=greedy,
-                generator=generator,
-            )
-            differ = [(a != b).nonzero()[:, 0] for a, b in zip(expected, result.tokens, strict=True)]
-            first = [int(d[0]) for d in differ if len(d)]
-            lines.append(
-                {"method": method, "num_draft_tokens": gamma, "rows": len(prompts)}
-                | {"equal_rows": len(prompts) - len(first), "first_difference": min(first) if first else None}
-                | {"acceptance_rate": result.acceptance_rate}
-            )
-    return pd.DataFrame(lines).astype({"first_difference": "Int64"})
-
-
-def finding_greedy(agreement: pd.DataFrame) -> str:
-    """One sentence on a table of `greedy_agreement`."""
-    equal, rows = agreement["equal_rows"].sum(), agreement["rows"].sum()
-    return f"{equal} of {rows} greedy outputs equal the baseline's token for token."
-
-
-def finding_sampled(table: pd.DataFrame) -> str:
-    """One sentence on a table of `verdicts`."""
-    sound, wrong = table[~table["wrong_on_purpose"]], table[table["wrong_on_purpose"]]
-    return (
-        f"{sound['follows_target'].sum()} of {len(sound)} sound samplers follow the target's joint law "
-        f"(smallest p-value {sound['p_value'].min():.2g}); {(~wrong['follows_target']).sum()} of {len(wrong)} samplers "
-        f"that are wrong on purpose are rejected (largest p-value {wrong['p_value'].max():.2g})."
-    )
-
-
-def check_verdicts(table: pd.DataFrame) -> None:
-    """Raise AssertionError unless every sound sampler passed and every wrong one was rejected."""
-    unexpected = table[table["follows_target"] == table["wrong_on_purpose"]]
-    assert unexpected.empty, f"unexpected verdict for {', '.join(unexpected['sampler'])}"
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No warnings about options that assisted generation itself passes on, once for each continuation."""
+    log = transformers.utils.logging
+    verbosity = log.get_verbosity()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)

@@ -1,0 +1,137 @@
+"""The algorithm against the numerics: greedy output must equal the baseline's, except where rounding decides.
+
+A pass over gamma + 1 tokens multiplies matrices of other shapes than a pass over one, so it rounds differently. In
+float32 that is far too little to matter. In bfloat16 two logits that nearly tie may change places, and greedy
+speculation then takes the other one. Such a divergence is explained if the gap of the two best logits, with one token
+a pass, is no larger than the rounding bound, and is a failure otherwise.
+
+The bound. If no logit moves by more than m between the two ways, a gap above 2 m cannot close. m is measured: every
+position of the baseline's text is read again, into a new cache, with one and with gamma + 1 tokens a pass. The bound
+is never below one unit in the last place of the best logit, which is what rounding the two logits alone may do. The
+replays share nothing with the decoding that diverged, so a bug there does not widen the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.baseline import autoregressive_decode
+from specdec_lib.decoding.proposers import Proposer
+from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
+
+GREEDY = SamplingConfig(temperature=0)
+
+
+def greedy_agreement(
+    target: LanguageModel,
+    proposers: Mapping[str, Proposer],
+    prompts: Sequence[torch.Tensor],
+    *,
+    num_draft_tokens: Sequence[int],
+    max_new_tokens: int,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Compare greedy speculative output with the greedy baseline, row by row of one ragged batch.
+
+    Returns:
+        a line per method and gamma: dtype, rows, equal_rows, acceptance_rate (both branches ran), rounding_bound (in
+        logits); and a line per row that differs: method, num_draft_tokens, row, position of the first difference,
+        baseline_token, speculative_token, gap (of the two best logits), gap_together (the same difference with
+        gamma + 1 tokens a pass), rounding_bound, explained.
+    """
+    generator = torch.Generator(target.device)
+    expected = autoregressive_decode(
+        target, prompts, max_new_tokens=max_new_tokens, sampling=GREEDY, generator=generator
+    ).tokens
+    alone, *replays = replay(target, prompts, expected, [1, *(gamma + 1 for gamma in num_draft_tokens)])
+    lines, divergences = [], []
+    for gamma, together in zip(num_draft_tokens, replays, strict=True):
+        bound = rounding_bound(alone, together, target.dtype)
+        for method, proposer in proposers.items():
+            result = speculative_decode(
+                target,
+                proposer,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                num_draft_tokens=gamma,
+                sampling=GREEDY,
+                generator=generator,
+            )
+            where: dict[str, object] = {"method": method, "num_draft_tokens": gamma}
+            found = [
+                where | {"row": row} | _divergence(one, other, alone[row], together[row], bound)
+                for row, (one, other) in enumerate(zip(expected, result.tokens, strict=True))
+                if not torch.equal(one, other)
+            ]
+            divergences += found
+            lines.append(
+                where
+                | {"dtype": str(target.dtype).removeprefix("torch."), "rows": len(prompts)}
+                | {"equal_rows": len(prompts) - len(found), "acceptance_rate": result.acceptance_rate}
+                | {"rounding_bound": bound}
+            )
+    return pd.DataFrame(lines), pd.DataFrame(divergences)
+
+
+@torch.inference_mode()
+def replay(
+    target: LanguageModel,
+    prompts: Sequence[torch.Tensor],
+    continuations: Sequence[torch.Tensor],  # n tokens each
+    widths: Sequence[int],
+) -> list[torch.Tensor]:  # [B, n, V] float32 each
+    """Logits at every position of the continuations, read behind the prompts by passes of each width in turn."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
+    padded = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(target.device)
+    new = torch.stack(list(continuations)).to(target.device)
+    read = torch.cat([padded.gather(1, lengths[:, None] - 1), new[:, :-1]], dim=1)  # [B, n]
+    cache = target.new_cache(len(prompts), padded.shape[1] + read.shape[1] + max(widths))
+    for part in padded[:, :-1].split(PREFILL_CHUNK, dim=1):
+        target.forward(part, cache)
+        cache.commit((lengths - 1 - cache.max_length).clamp(0, part.shape[1]), at_most=part.shape[1])
+    replays = []
+    for width in widths:
+        cache.set_lengths(lengths - 1, padded.shape[1] - 1)
+        logits = []
+        for part in read.split(width, dim=1):
+            kept = part.shape[1]
+            part = torch.nn.functional.pad(part, (0, width - kept))  # the last pass is as wide as the others
+            logits.append(target.logits(target.forward(part, cache).hidden)[:, :kept].float())
+            cache.commit(kept, at_most=kept)
+        replays.append(torch.cat(logits, dim=1))
+    return replays
+
+
+def rounding_bound(alone: torch.Tensor, together: torch.Tensor, dtype: torch.dtype) -> float:
+    """The largest gap of the two best logits that rounding may close; see above. `[B, n, V]` each."""
+    best = alone.topk(2, dim=-1)
+    moved = (together.gather(2, best.indices) - best.values).abs().max()
+    unit = torch.finfo(dtype).eps * best.values.abs().max()
+    return float(torch.maximum(2 * moved, unit))
+
+
+def _divergence(
+    baseline: torch.Tensor,  # [n]
+    speculative: torch.Tensor,  # [n]
+    alone: torch.Tensor,  # [n, V]
+    together: torch.Tensor,  # [n, V]
+    bound: float,
+) -> dict[str, object]:
+    position = int((baseline != speculative).nonzero()[0, 0])
+    ours, theirs = int(speculative[position]), int(baseline[position])
+    # What the baseline took leads by `gap`; what speculation took must be next, or the gap to it counts.
+    gap = float(alone[position].max() - alone[position, ours])
+    gap_together = float(together[position, theirs] - together[position, ours])
+    return {
+        "position": position,
+        "baseline_token": theirs,
+        "speculative_token": ours,
+        "gap": gap,
+        "gap_together": gap_together,
+        "rounding_bound": bound,
+        "explained": gap <= bound,
+    }
