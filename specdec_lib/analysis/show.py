@@ -16,7 +16,7 @@ from specdec_lib.decoding.transcript import Transcript
 from specdec_lib.facts import escaped
 
 FEW_LINES = 25  # longer tables are folded away
-_NUMBER = re.compile(r"[-+–$]?[\d.,]*( to [\d.,]+)?")
+_NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?( to [\d.,]+)?")
 
 
 def show(figure: Figure, finding: str) -> None:

@@ -29,7 +29,9 @@ def example_transcripts(pair: Pair, params: StudyParams) -> list[Transcript]:
     Each is a single call of the first method, stop tokens on, to be looked at and not averaged.
     """
     first = {prompt.category: prompt for prompt in reversed(load_prompts(params.prompt_set))}
-    prompts = sorted(first.values(), key=lambda prompt: prompt.id) if pair.tokenizer else [Prompt("random", "toy", "")]
+    prompts = sorted(first.values(), key=lambda prompt: prompt.id)
+    if pair.tokenizer is None:
+        prompts = [Prompt("random", "toy", "random tokens")]
     _transcript(pair, params, prompts[0], WARM_UP_TOKENS)
     return [_transcript(pair, params, prompt, MAX_NEW_TOKENS) for prompt in prompts]
 
