@@ -1,5 +1,7 @@
 """The cost model of a step: counts from configs, time from counts, and what a fit can and cannot see."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,12 +91,12 @@ def synthetic_calibration():
 
 
 def synthetic_costs():
-    """What an engine on that machine would measure, with an overhead of its own: 3 ms a pass and 0.1 ms a row."""
+    """What an engine on that machine would measure, with an overhead of its own: 3 ms a pass, and 0.1 ms by rows."""
     machine = calibrated_machine(synthetic_calibration())
     rows = []
     for batch in (1, 4):
         for tokens in range(1, 17):
-            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + 3 + 0.1 * batch * tokens}
+            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + 3 + 0.1 * (batch * tokens) ** 0.5}
             ms["sampling"] = machine.sampling(SHAPE, batch, tokens) * 1e3 + (0.4 if tokens == 1 else 0.7)
             ms["draft"] = machine.propose(DRAFT, batch, tokens, 64, 2) * 1e3 + 0.5 * (tokens + 1)
             rows += [(model, batch, 64, tokens, np.nan, value) for model, value in ms.items()]
@@ -122,6 +124,13 @@ def test_the_error_table_says_what_the_fit_had_seen():
     assert passes[passes["sample"] == "fit"]["num_tokens"].tolist() == [1, 5]
     assert set(errors["quantity"]) == {"verification pass", "baseline TPOT", "speculative TPOT"}
     assert "verification pass: 30 of 30, median error 0%" in finding_error(errors)
+
+
+def test_a_product_of_fewer_rows_that_seemed_dearer_is_taken_as_noise():
+    calibration = synthetic_calibration()
+    noisy = replace(calibration, matrix_seconds_per_weight=(4e-11, 9e-11, *calibration.matrix_seconds_per_weight[2:]))
+    here, there = (calibrated_machine(c).pass_(SHAPE, 1, 4, 0) for c in (noisy, calibration))
+    assert here == pytest.approx(there * 5.6e-11 / 4.4e-11, rel=0.01)  # no more than a product of 16 rows
 
 
 def test_a_fit_without_its_measurements_is_refused():

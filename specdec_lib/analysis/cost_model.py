@@ -18,6 +18,9 @@ from specdec_lib.models.shape import ModelShape
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 2 * 2 / 32}  # int4: groups of 32
 VOCABULARY_PASSES = 12  # how often a step reads or writes each probability: softmax, its checks, residual, choice
+ROW_EXPONENT = (
+    0.5  # work beside products and attention grows slower than the rows; chosen on the embedded pair on a CPU
+)
 MatrixSeconds = Callable[[ModelShape, int], float]  # of all products of a pass over that many rows
 
 
@@ -34,14 +37,15 @@ class Machine:
     calls_per_layer: float
     overlapped: bool = False  # the host starts operations while earlier ones run, so that the longer of both counts
     pass_seconds: float = 0.0  # the host's work for a pass of the target
-    row_seconds: float = 0.0  # work for each row of a pass of the target that is neither product nor attention
+    row_seconds: float = 0.0  # of a pass of the target, times rows ** ROW_EXPONENT: neither product nor attention
     draft_pass_seconds: float = 0.0  # the host's work for a pass of the draft; once more for the proposal as a whole
     choose_seconds: float = 0.0  # the host's work in a step of the baseline outside its pass
     verify_seconds: float = 0.0  # the same in a speculative step, outside target and draft
 
     def pass_(self, shape: ModelShape, batch: int, tokens: int, context: float) -> float:
         """Seconds of a pass over `tokens` tokens in each of `batch` rows behind `context` tokens, as the target."""
-        return self._bare(shape, batch, tokens, context) + self.pass_seconds + self.row_seconds * batch * tokens
+        rows = self.row_seconds * (batch * tokens) ** ROW_EXPONENT
+        return self._bare(shape, batch, tokens, context) + self.pass_seconds + rows
 
     def propose(self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2) -> float:
         """Seconds to draft with a model of this shape: the first pass reads `first` tokens a row, the others one."""
@@ -123,8 +127,12 @@ def speculative_step(
 
 
 def calibrated_machine(calibration: Calibration) -> Machine:
-    """The machine that was measured, before anything of the engine's own overhead is fitted."""
-    rows, per_weight = np.array(calibration.matrix_rows), np.array(calibration.matrix_seconds_per_weight)
+    """The machine that was measured, before anything of the engine's own overhead is fitted.
+
+    A product of fewer rows never costs more than one of more rows: what was measured so is noise, and is cut.
+    """
+    rows, measured = np.array(calibration.matrix_rows), np.array(calibration.matrix_seconds_per_weight)
+    per_weight = np.minimum.accumulate(measured[::-1])[::-1]
     last_slope = max((per_weight[-1] - per_weight[-2]) / (rows[-1] - rows[-2]), 1e-18)
 
     def matrix_seconds(shape: ModelShape, count: int) -> float:
@@ -161,7 +169,7 @@ def fitted(
     verified = num_draft_tokens + 1
     one = milliseconds("target", 1) / 1e3 - machine.pass_(target, 1, 1, context)
     many = milliseconds("target", verified) / 1e3 - machine.pass_(target, 1, verified, context)
-    row = (many - one) / num_draft_tokens
+    row = (many - one) / (verified**ROW_EXPONENT - 1)
     drafting = milliseconds("draft", num_draft_tokens) / 1e3
     drafting -= machine.propose(draft, 1, num_draft_tokens, context, first)
     return replace(

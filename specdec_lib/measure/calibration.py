@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from specdec_lib.models.shape import ModelShape
 
 MATRIX_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 READ_BYTES = 2**28  # far more than any cache holds
-REPEATS = 5
+REPEATS = 7
 CALLS = 300
 FILE = "calibration.json"
 
@@ -131,8 +132,11 @@ def _matrix_seconds(weights: list[torch.Tensor], multiply: Multiply, rows: Seque
     widths = {weight.shape[1] for weight in weights}
     for count in rows:
         pass_over(count)
-    repeats = [[pass_over(count) for count in rows] for _ in range(REPEATS)]
-    return [statistics.median(column) for column in zip(*repeats, strict=True)]
+    seen: dict[int, list[float]] = {count: [] for count in rows}
+    for repeat in range(REPEATS):
+        for count in random.Random(repeat).sample(list(rows), len(rows)):
+            seen[count].append(pass_over(count))
+    return [statistics.median(seconds) for seconds in seen.values()]
 
 
 def _read_rate(device: torch.device) -> float:
