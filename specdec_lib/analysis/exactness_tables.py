@@ -129,6 +129,7 @@ def greedy_table(table: pd.DataFrame) -> pd.DataFrame:
             "equal rows": [f"{line.equal_rows} of {line.rows}" for line in table.itertuples()],
             "acceptance rate": table["acceptance_rate"].map("{:.2f}".format, na_action="ignore").fillna(UNDEFINED),
             "rounding bound (logits)": table["rounding_bound"].map("{:.2g}".format),
+            "positions decided beyond it": table["decided"].map("{:.0%}".format),
         }
     )
 
