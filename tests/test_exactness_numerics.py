@@ -38,11 +38,11 @@ def test_replays_of_any_width_read_the_same_text():
     assert torch.allclose(alone[0], whole, atol=1e-4)
 
 
-def test_the_bound_is_twice_the_largest_move_and_at_least_one_unit():
+def test_the_bound_is_the_largest_change_of_a_lead_and_at_least_one_unit():
     alone = torch.tensor([[[4.0, 3.0, -9.0]]])
-    moved = torch.tensor([[[4.0, 3.25, 0.0]]])
+    moved = torch.tensor([[[4.25, 2.75, -8.75]]])  # the lead of the first over the second grows by a half
     assert rounding_bound(alone, moved, torch.bfloat16) == 0.5
-    assert rounding_bound(alone, alone, torch.bfloat16) == 4 * torch.finfo(torch.bfloat16).eps
+    assert rounding_bound(alone, alone + 1, torch.bfloat16) == 4 * torch.finfo(torch.bfloat16).eps
 
 
 def test_bfloat16_divergences_are_explained_or_absent():

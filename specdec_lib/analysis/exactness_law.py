@@ -49,7 +49,8 @@ class JointTest:
     Attributes:
         statistic: G, infinite if an impossible pair was seen.
         degrees_of_freedom: cells less one, summed over prompts.
-        p_value: an upper bound of the chance of so large a G; valid for every sample size.
+        p_value: an upper bound of the chance of so large a G; valid for every sample size. It decides.
+        usual_p_value: by the chi-square approximation, as information.
         samples: pairs counted, over all prompts.
         pooled: the share of the target's mass that lies in pooled cells, where the test sees only the sum.
     """
@@ -57,6 +58,7 @@ class JointTest:
     statistic: float
     degrees_of_freedom: int
     p_value: float
+    usual_p_value: float
     samples: int
     pooled: float
 
@@ -140,7 +142,8 @@ def joint_test(counts: Sequence[Mapping[tuple[int, ...], float]], laws: Sequence
             scaled = np.array(expected) * (sum(observed) / sum(expected))
             statistic += float(stats.power_divergence(observed, scaled, lambda_="log-likelihood").statistic)
         degrees += len(observed) - 1
-    return JointTest(statistic, degrees, p_value_bound(statistic, degrees), int(total), pooled)
+    usual = float(stats.chi2.sf(statistic, degrees)) if degrees else 1.0
+    return JointTest(statistic, degrees, p_value_bound(statistic, degrees), usual, int(total), pooled)
 
 
 def p_value_bound(statistic: float, degrees_of_freedom: int) -> float:

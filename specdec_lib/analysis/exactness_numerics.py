@@ -5,10 +5,11 @@ float32 that is far too little to matter. In bfloat16 two logits that nearly tie
 speculation then takes the other one. Such a divergence is explained if the gap of the two best logits, with one token
 a pass, is no larger than the rounding bound, and is a failure otherwise.
 
-The bound. If no logit moves by more than m between the two ways, a gap above 2 m cannot close. m is measured: every
-position of the baseline's text is read again, into a new cache, with one and with gamma + 1 tokens a pass. The bound
-is never below one unit in the last place of the best logit, which is what rounding the two logits alone may do. The
-replays share nothing with the decoding that diverged, so a bug there does not widen the bound.
+The bound. A token is overtaken only if the lead over another changes by more than it amounts to. How far leads change
+is measured: every position of the baseline's text is read again, into a new cache, with one and with gamma + 1 tokens
+a pass, and the bound is the largest change of the best token's lead over any of the next `RIVALS`. It is never below
+one unit in the last place of the best logit, which is what rounding two logits alone may do. The replays share nothing
+with the decoding that diverged, so a bug there does not widen the bound.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
 
 GREEDY = SamplingConfig(temperature=0)
+RIVALS = 8  # tokens behind the best one whose distance to it is watched
 
 
 def greedy_agreement(
@@ -39,9 +41,9 @@ def greedy_agreement(
 
     Returns:
         a line per method and gamma: dtype, rows, equal_rows, acceptance_rate (both branches ran), rounding_bound (in
-        logits); and a line per row that differs: method, num_draft_tokens, row, position of the first difference,
-        baseline_token, speculative_token, gap (of the two best logits), gap_together (the same difference with
-        gamma + 1 tokens a pass), rounding_bound, explained.
+        logits), decided (the share of positions whose lead is larger); and a line per row that differs: method,
+        num_draft_tokens, row, position of the first difference, baseline_token, speculative_token, gap (the lead of
+        the baseline's token, one token a pass), gap_together (the same with gamma + 1), rounding_bound, explained.
     """
     generator = torch.Generator(target.device)
     expected = autoregressive_decode(
@@ -72,7 +74,7 @@ def greedy_agreement(
                 where
                 | {"dtype": str(target.dtype).removeprefix("torch."), "rows": len(prompts)}
                 | {"equal_rows": len(prompts) - len(found), "acceptance_rate": result.acceptance_rate}
-                | {"rounding_bound": bound}
+                | {"rounding_bound": bound, "decided": _decided(alone, bound)}
             )
     return pd.DataFrame(lines), pd.DataFrame(divergences)
 
@@ -107,11 +109,18 @@ def replay(
 
 
 def rounding_bound(alone: torch.Tensor, together: torch.Tensor, dtype: torch.dtype) -> float:
-    """The largest gap of the two best logits that rounding may close; see above. `[B, n, V]` each."""
-    best = alone.topk(2, dim=-1)
-    moved = (together.gather(2, best.indices) - best.values).abs().max()
-    unit = torch.finfo(dtype).eps * best.values.abs().max()
-    return float(torch.maximum(2 * moved, unit))
+    """The largest lead, in logits, that rounding may undo; see above. `[B, n, V]` each."""
+    best = alone.topk(min(1 + RIVALS, alone.shape[-1]), dim=-1)
+    again = together.gather(2, best.indices)
+    change = (best.values[..., :1] - best.values) - (again[..., :1] - again)
+    unit = torch.finfo(dtype).eps * best.values[..., 0].abs().max()
+    return float(torch.maximum(change.abs().max(), unit))
+
+
+def _decided(alone: torch.Tensor, bound: float) -> float:
+    """The share of positions at which a divergence would be a failure."""
+    best = alone.topk(2, dim=-1).values
+    return float((best[..., 0] - best[..., 1] > bound).double().mean())
 
 
 def _divergence(
@@ -123,7 +132,6 @@ def _divergence(
 ) -> dict[str, object]:
     position = int((baseline != speculative).nonzero()[0, 0])
     ours, theirs = int(speculative[position]), int(baseline[position])
-    # What the baseline took leads by `gap`; what speculation took must be next, or the gap to it counts.
     gap = float(alone[position].max() - alone[position, ours])
     gap_together = float(together[position, theirs] - together[position, ours])
     return {

@@ -53,6 +53,7 @@ def law_table(tests: pd.DataFrame) -> pd.DataFrame:
         samples=("samples", "min"),
         pooled=("pooled", "max"),
         p_value=("p_value", "min"),
+        usual=("usual_p_value", "min"),
         bias=("detectable_bias", "max"),
         rejected=("rejected", "any"),
     )
@@ -66,6 +67,7 @@ def subject_table(tests: pd.DataFrame) -> pd.DataFrame:
         samples=("samples", "min"),
         pooled=("pooled", "max"),
         p_value=("p_value", "min"),
+        usual=("usual_p_value", "min"),
         bias=("detectable_bias", "max"),
         rejected=("rejected", "any"),
     )
@@ -77,9 +79,16 @@ def _readable(lines: pd.DataFrame) -> pd.DataFrame:
     lines["samples"] = lines["samples"].map("{:,}".format)
     lines["pooled"] = lines["pooled"].map("{:.1%}".format)
     lines["p_value"] = lines["p_value"].map("{:.2g}".format)
+    lines["usual"] = lines["usual"].map("{:.2g}".format)
     lines["bias"] = lines["bias"].map("{:.2g}".format)
     lines["rejected"] = lines["rejected"].map({True: "biased", False: "no bias found"})
-    names = {"pooled": "pooled mass", "p_value": "p-value, at most", "bias": "detectable bias", "rejected": "verdict"}
+    names = {
+        "pooled": "pooled mass",
+        "p_value": "p-value, at most",
+        "usual": "p-value, chi-square",
+        "bias": "detectable bias",
+        "rejected": "verdict",
+    }
     return lines.rename(columns=names)
 
 
@@ -129,6 +138,7 @@ def greedy_table(table: pd.DataFrame) -> pd.DataFrame:
             "equal rows": [f"{line.equal_rows} of {line.rows}" for line in table.itertuples()],
             "acceptance rate": table["acceptance_rate"].map("{:.2f}".format, na_action="ignore").fillna(UNDEFINED),
             "rounding bound (logits)": table["rounding_bound"].map("{:.2g}".format),
+            "positions decided beyond it": table["decided"].map("{:.0%}".format),
         }
     )
 
