@@ -66,7 +66,7 @@ class StudyParams(BaseModel):
     weights: Literal["trained", "random"]  # random: models of the pair's shapes, for latency, memory and energy only
     accepted_per_step: list[Annotated[int, Field(ge=0)]] | None  # with random weights: the acceptance to replay
     dtype: Dtype
-    methods: list[Literal["draft", "ngram"]] = Field(min_length=1)
+    methods: list[Literal["draft", "ngram", "composite"]] = Field(min_length=1)
     num_draft_tokens: list[Positive] = Field(min_length=1)
     headline_num_draft_tokens: Positive
     temperatures: list[Annotated[float, Field(ge=0, strict=False)]] = Field(min_length=1)

@@ -15,7 +15,10 @@ from specdec_lib.measure.results import read_results
 from specdec_lib.report import ROOT
 
 README = ROOT / "README.md"
-KEPT = ("results.parquet", "environment.json", "index.html", "reports")
+KEPT = (
+    *("results.parquet", "environment.json", "exactness.json", "step_costs.json", "calibration.json"),
+    *("index.html", "reports"),
+)
 
 
 def publish(params: StudyParams, folder: Path, published: Path) -> Path:
@@ -32,6 +35,8 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
     published.mkdir(parents=True)
     for name in KEPT:
         source = folder / name
+        if not source.exists():
+            raise ValueError(f"{source} is missing: run the study to its end before publishing it")
         (shutil.copytree if source.is_dir() else shutil.copy)(source, published / name)
     by_gamma = metrics.along(metrics.speedups(rows), params, "num_draft_tokens")
     plots.speedup_figure(by_gamma, "num_draft_tokens").savefig(published / "speedup.png", dpi=160)

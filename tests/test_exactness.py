@@ -27,7 +27,9 @@ def test_the_certificate_holds_and_says_what_it_shows(certificate):
     assert found.failures() == []
     assert record["passed"]
     assert record["sentence"] == found.sentence()
-    assert found.sentence().startswith("toy, draft model, at temperature 1, top-p 1, gamma 2, batch 4096: a total-")
+    assert found.sentence().startswith(
+        "toy (float32), draft model, at temperature 1, top-p 1, gamma 2, batch 4096: a total-"
+    )
     assert found.sentence().endswith("would have been detected with probability 0.999; none was.")
     assert {"enumeration", "tests", "mutants", "greedy", "divergences", "subjects", "environment"} < set(record)
 
@@ -48,7 +50,7 @@ def test_every_part_has_a_table_and_a_sentence(certificate):
     [
         ("enumeration", "largest_error", 1e-11, "enumeration: random, gamma 1 is off"),
         ("enumeration", "unexplained", 0.1, "enumeration: random, gamma 1 is off"),
-        ("tests", "rejected", True, "joint law: toy, draft model, gamma 2, T = 1 at position 0 is biased"),
+        ("tests", "rejected", True, "joint law: toy (float32), draft model, gamma 2, T = 1 at position 0 is biased"),
         ("mutants", "rejected", True, "mutants: wrong verdict on sound"),
         ("greedy", "equal_rows", 3, "greedy: draft, gamma 1 differs in float32"),
     ],

@@ -13,9 +13,24 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 Arguments = ParamSpec("Arguments")
-METHOD_COLORS = {"autoregressive": "#4D4D4D", "draft": "#0072B2", "ngram": "#D55E00"}  # Okabe and Ito 2008, and a grey
-METHOD_MARKERS = {"autoregressive": "s", "draft": "o", "ngram": "^"}  # so that a grey print still tells them apart
-METHOD_NAMES = {"autoregressive": "autoregressive", "draft": "draft model", "ngram": "n-gram lookup"}
+METHOD_COLORS = {  # Okabe and Ito 2008, and a grey
+    "autoregressive": "#4D4D4D",
+    "draft": "#0072B2",
+    "ngram": "#D55E00",
+    "composite": "#009E73",
+}
+METHOD_MARKERS = {  # so that a grey print still tells them apart
+    "autoregressive": "s",
+    "draft": "o",
+    "ngram": "^",
+    "composite": "D",
+}
+METHOD_NAMES = {
+    "autoregressive": "autoregressive",
+    "draft": "draft model",
+    "ngram": "n-gram lookup",
+    "composite": "lookup or draft",
+}
 AXIS_NAMES = {
     "num_draft_tokens": "number of draft tokens γ",
     "batch_size": "batch size",

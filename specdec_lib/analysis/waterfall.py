@@ -31,7 +31,11 @@ STAGES = {
     "host_cost": "sampling and host",
     "measured": "measured",
 }
-PIECES = {"draft": "draft", "ngram": "ngram"}  # method of a row: model of the step costs
+PIECES = {  # method of a row: models of the step costs, of which it pays each
+    "draft": ("draft",),
+    "ngram": ("ngram",),
+    "composite": ("draft", "ngram"),  # at most: where every row copies, the draft only reads on
+}
 
 
 def waterfall(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -88,7 +92,7 @@ def _stages_of(row: pd.Series, table: StepTable) -> dict[str, float]:
     batch, gamma, temperature = int(row["batch_size"]), int(row["num_draft_tokens"]), float(row["temperature"])
     context, tokens = context_of(row), 1 / passes_per_token(row)
     one, many = (table.ms("target", batch, context, count, temperature) for count in (1, gamma + 1))
-    draft = table.ms(PIECES[row["method"]], batch, context, gamma, temperature)
+    draft = sum(table.ms(piece, batch, context, gamma, temperature) for piece in PIECES[row["method"]])
     choose, verify = (table.ms("sampling", batch, context, count, temperature) for count in (1, gamma + 1))
     return {
         "as_emitted": tokens,

@@ -170,11 +170,11 @@ class CompositeProposer:
 
     Args:
         draft: proposes for the rows in which `lookup` finds nothing.
-        lookup: by default it copies only behind three tokens that stood before: shorter matches are mostly chance.
+        lookup: by default it copies behind two tokens or more that stood before: a single one is mostly chance.
     """
 
     def __init__(self, draft: Proposer, lookup: NgramProposer | None = None):
-        self.draft, self.lookup = draft, lookup or NgramProposer(longest=5, shortest=3)
+        self.draft, self.lookup = draft, lookup or NgramProposer(longest=5, shortest=2)
 
     def start(self, state: DecodeState) -> None:
         self.draft.start(state)
