@@ -51,7 +51,7 @@ def target():
 
 @needs_kernels
 @pytest.mark.parametrize("rows", [*range(1, 14), 40])
-@pytest.mark.parametrize(("inputs", "outputs"), [(32, 4), (576, 100), (1536, 64)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 4), (32, 7), (576, 102), (1536, 64)])
 def test_the_product_is_the_product(rows, inputs, outputs):
     x = torch.randn(rows, inputs, generator=seeded()).bfloat16()
     weight = torch.randn(outputs, inputs, generator=seeded(1)).bfloat16()

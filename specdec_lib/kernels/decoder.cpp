@@ -15,6 +15,7 @@
 #include <omp.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <vector>
 
 namespace {
@@ -30,8 +31,9 @@ inline void store_bf16(BFloat16* p, __m512 v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
 }
 
-// e^x to about 2 units in the last place; NaN stays NaN.
+// e^x to about 2 units in the last place, 0 below -104; NaN stays NaN.
 inline __m512 exponential(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);  // in this order a NaN passes
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);  // ln 2 in two parts
   f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
@@ -115,10 +117,6 @@ void norm(const float* x, const BFloat16* weight, float eps, int64_t n, BFloat16
     store_bf16(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), scale), load_bf16(weight + i)));
 }
 
-struct Geometry {
-  int64_t width, inner, heads, kv_heads, dim;
-};
-
 // Rotary position embedding of one head, halves against each other (GPT-NeoX order), then rounded.
 void rotate(const float* x, const float* cosine, const float* sine, int64_t dim, BFloat16* out) {
   for (int64_t i = 0; i < dim / 2; i += 16) {
@@ -163,17 +161,60 @@ void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values,
   for (int64_t i = 0; i < dim / 16; ++i) store_bf16(out + 16 * i, _mm512_mul_ps(sum[i], scale));
 }
 
+// Rows `from` `[R, K]` times weight `[N, K]` to `to` `[R, N]`, each thread its share of N.
+void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, float* to) {
+  const int64_t n = weight.size(0), k = weight.size(1);
+  const BFloat16* w = weight.const_data_ptr<BFloat16>();
+  const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
+  for (int64_t four = mine.begin; four < mine.end; four += 4) {
+    const int64_t i = std::min(four, n - 4);  // the last four overlap those before where n is no multiple of four
+    multiply(from, rows, w + i * k, k, [&](int r, __m128 y) { _mm_storeu_ps(to + r * n + i, y); });
+  }
+}
+
 // x `[R, K]` bfloat16 times weight `[N, K]` bfloat16 to `[R, N]` float32.
 Tensor linear(const Tensor& x, const Tensor& weight) {
-  const int64_t rows = x.size(0), k = x.size(1), n = weight.size(0);
-  Tensor out = at::empty({rows, n}, x.options().dtype(at::kFloat));
-  const BFloat16 *from = x.const_data_ptr<BFloat16>(), *w = weight.const_data_ptr<BFloat16>();
+  Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
+  float* to = out.mutable_data_ptr<float>();
+#pragma omp parallel num_threads(at::get_num_threads())
+  multiply_share(x.const_data_ptr<BFloat16>(), x.size(0), weight, to);
+  return out;
+}
+
+// The same of x `[R, K]` float32 after RMSNorm with weights `norm_weight` `[K]`.
+Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight) {
+  const int64_t rows = x.size(0), k = x.size(1);
+  Tensor out = at::empty({rows, weight.size(0)}, x.options());
   float* to = out.mutable_data_ptr<float>();
 #pragma omp parallel num_threads(at::get_num_threads())
   {
-    const Share mine(n, omp_get_thread_num(), omp_get_num_threads());
-    for (int64_t i = mine.begin; i < mine.end; i += 4)
-      multiply(from, rows, w + i * k, k, [&](int r, __m128 y) { _mm_storeu_ps(to + r * n + i, y); });
+    std::vector<BFloat16> normed(rows * k);
+    for (int64_t r = 0; r < rows; ++r)
+      norm(x.const_data_ptr<float>() + r * k, norm_weight.const_data_ptr<BFloat16>(), eps, k, &normed[r * k]);
+    multiply_share(normed.data(), rows, weight, to);
+  }
+  return out;
+}
+
+// The input of a draft head: embeddings of `tokens` `[R]` beside states `[R, H]` float32, each after RMSNorm without
+// weights, times weight `[H, 2 H]` to `[R, H]` float32.
+Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states, double eps, const Tensor& weight) {
+  const int64_t rows = tokens.size(0), width = states.size(1);
+  Tensor out = at::empty({rows, weight.size(0)}, states.options());
+  const BFloat16* table = embeddings.const_data_ptr<BFloat16>();
+  const int64_t* token = tokens.const_data_ptr<int64_t>();
+  float* to = out.mutable_data_ptr<float>();
+#pragma omp parallel num_threads(at::get_num_threads())
+  {
+    std::vector<BFloat16> both(rows * 2 * width), ones(width, BFloat16(1.0f));
+    std::vector<float> embedded(width);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < width; i += 16)
+        _mm512_storeu_ps(&embedded[i], load_bf16(table + token[r] * width + i));
+      norm(embedded.data(), ones.data(), eps, width, &both[r * 2 * width]);
+      norm(states.const_data_ptr<float>() + r * width, ones.data(), eps, width, &both[r * 2 * width + width]);
+    }
+    multiply_share(both.data(), rows, weight, to);
   }
   return out;
 }
@@ -181,18 +222,24 @@ Tensor linear(const Tensor& x, const Tensor& weight) {
 enum Weight { kAttentionNorm, kQuery, kKey, kValue, kAttentionOut, kMlpNorm, kGate, kUp, kDown, kWeights };
 
 // Run the layers over B rows of m tokens: x `[B * m, H]` float32 in place. `weights` holds kWeights tensors a layer,
-// keys and values `[B, kv_heads, capacity, D]` one a layer; positions `[B, m]` says where each token stands, and
-// `cosines`, `sines` `[B * m, D / 2]` turn it. `taps[l]` is the column of `features` `[B * m, F]` that layer l's output
-// goes to, or -1.
-void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::TensorList values,
-                    const Tensor& positions, const Tensor& cosines, const Tensor& sines, int64_t heads, double eps,
+// keys and values `[B, kv_heads, capacity, D]` one a layer; slots `[B, m]` says where each token goes in them, positions
+// `[B, m]` and frequencies `[D / 2]` how it is turned. `taps[l]` is the column of `features` `[B * m, F]` that layer l's
+// output goes to, or -1.
+void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::TensorList values, const Tensor& slots,
+                    const Tensor& positions, const Tensor& frequencies, double rotary_scaling, int64_t heads, double eps,
                     double scaling, at::IntArrayRef taps, Tensor& features) {
-  const int64_t batch = positions.size(0), tokens = positions.size(1), rows = batch * tokens;
+  const int64_t tokens = slots.size(1), rows = x.size(0);
   const int64_t layers = keys.size(), kv_heads = keys[0].size(1), capacity = keys[0].size(2), dim = keys[0].size(3);
   const int64_t width = x.size(1), inner = weights[kGate].size(0);
   const int64_t q_size = heads * dim, kv_size = kv_heads * dim, projected = q_size + 2 * kv_size;
-  const int64_t* place = positions.const_data_ptr<int64_t>();
-  const float *cosine = cosines.const_data_ptr<float>(), *sine = sines.const_data_ptr<float>();
+  const int64_t* place = slots.const_data_ptr<int64_t>();
+  std::vector<float> cosine(rows * dim / 2), sine(rows * dim / 2);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < dim / 2; ++i) {
+      const float angle = positions.const_data_ptr<int64_t>()[r] * frequencies.const_data_ptr<float>()[i];
+      cosine[r * dim / 2 + i] = std::cos(angle) * rotary_scaling;
+      sine[r * dim / 2 + i] = std::sin(angle) * rotary_scaling;
+    }
   float* state = x.mutable_data_ptr<float>();
   BFloat16* feature = features.mutable_data_ptr<BFloat16>();
   const int64_t feature_size = features.size(1);
@@ -239,13 +286,13 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
         const int64_t r = unit / kv_heads, head = unit % kv_heads;
         const int64_t slot = ((r / tokens * kv_heads + head) * capacity + place[r]) * dim;
         const float* key = qkv + r * projected + q_size + head * dim;
-        rotate(key, cosine + r * dim / 2, sine + r * dim / 2, dim, k_cache + slot);
+        rotate(key, &cosine[r * dim / 2], &sine[r * dim / 2], dim, k_cache + slot);
         for (int64_t i = 0; i < dim; i += 16) store_bf16(v_cache + slot + i, _mm512_loadu_ps(key + kv_size + i));
       }
 #pragma omp barrier
       for (int64_t unit = thread; unit < rows * heads; unit += threads) {
         const int64_t r = unit / heads, head = unit % heads;
-        rotate(qkv + r * projected + head * dim, cosine + r * dim / 2, sine + r * dim / 2, dim, query.data());
+        rotate(qkv + r * projected + head * dim, &cosine[r * dim / 2], &sine[r * dim / 2], dim, query.data());
         const int64_t first = (r / tokens * kv_heads + head / (heads / kv_heads)) * capacity * dim;
         attend(query.data(), k_cache + first, v_cache + first, place[r] + 1, dim, scaling, scores,
                attended + r * q_size + head * dim);
@@ -288,8 +335,11 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
 
 TORCH_LIBRARY(specdec_lib, library) {
   library.def("linear(Tensor x, Tensor weight) -> Tensor", linear);
+  library.def("norm_linear(Tensor x, Tensor norm_weight, float eps, Tensor weight) -> Tensor", norm_linear);
+  library.def("join(Tensor tokens, Tensor embeddings, Tensor states, float eps, Tensor weight) -> Tensor", join);
   library.def(
-      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] keys, Tensor[] values, Tensor positions, Tensor cosines, "
-      "Tensor sines, int heads, float eps, float scaling, int[] taps, Tensor(b!) features) -> ()",
+      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] keys, Tensor[] values, Tensor slots, Tensor positions, "
+      "Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, Tensor(b!) features) "
+      "-> ()",
       decoder_layers);
 }

@@ -155,7 +155,7 @@ class DraftHead(nn.Module):
         """What the target computed at m positions `[B, m, F]` to the head's states `[B, m, H]` (EAGLE-3, sec. 3.1)."""
         layers = features.unflatten(-1, (self.config.num_features, self.hidden_size))
         scaled = rms_norm(layers, (self.hidden_size,), eps=self.config.norm_eps).flatten(-2) * self.feature_scale
-        return self._linear(scaled, self.fuse_features)
+        return self.fuse_features(scaled) if self.fused is None else fused.linear(scaled, self.fuse_features.weight)
 
     def fused_layer(self) -> fused.FusedLayers:
         """The block as the kernels want it: the same weights, cut into the parts that a Llama layer has."""
@@ -181,11 +181,12 @@ class DraftHead(nn.Module):
         Returns `[B, m, H]`. Nothing is committed: call `cache.commit` with the number of pairs to keep.
         """
         positions = cache.place(tokens.shape[1])
-        x = self.join(tokens, state)
         if self.fused is not None:
-            rows = x.flatten(0, 1).float()
-            self.fused(rows, positions, cache)
-            return rows.to(self.dtype).view_as(x)
+            config, embeddings = self.config, self._shared["embeddings"]
+            x = fused.join(tokens, embeddings, state, config.norm_eps, self.combine.weight)
+            self.fused(x.flatten(0, 1), positions, cache)
+            return x
+        x = self.join(tokens, state)
         query, key, value = self.project(x, positions)
         key, value = cache.layers[0].update(key, value)
         mask = cache.attention_mask(self.dtype)
@@ -196,12 +197,14 @@ class DraftHead(nn.Module):
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states `[..., H]` to the logits of the tokens `scored_ids`, `[..., scored]`; all others have -inf."""
         rows = self._shared["output"]
-        return linear(self.normed(hidden), rows) if self.fused is None else fused.linear(self.normed(hidden), rows)
+        if self.fused is not None:
+            return fused.norm_linear(hidden, self.output_norm, self.config.norm_eps, rows)
+        return linear(self.normed(hidden), rows)
 
     def join(self, tokens: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Embeddings of `tokens` `[B, m]` beside `state` `[B, m, H]` to the block's input `[B, m, H]`."""
         embedded = embedding(tokens, self._shared["embeddings"])
-        return self._linear(torch.cat([self._rms(embedded), self._rms(state)], dim=-1), self.combine)
+        return self.combine(torch.cat([self._rms(embedded), self._rms(state)], dim=-1))
 
     def project(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rotated queries `[B, heads, m, D]` and keys, and values `[B, kv_heads, m, D]`, of `x` `[B, m, H]`."""
@@ -234,9 +237,6 @@ class DraftHead(nn.Module):
         # In float32 whatever the weights' type: bfloat16 frequencies are off by tenths of a radian at position 200.
         exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=self.device)
         return self.config.rope_theta ** -(exponents / self.config.head_dim)
-
-    def _linear(self, x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
-        return layer(x) if self.fused is None else fused.linear(x, layer.weight).to(x.dtype)
 
     def _rms(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         weight = weight if weight is None else weight.to(x.dtype)  # training keeps float32 weights

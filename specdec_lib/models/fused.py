@@ -23,8 +23,27 @@ LAYER_WEIGHTS = (
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x `[..., K]` times weight `[N, K]`, both bfloat16 on the CPU, to float32 `[..., N]`."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    return torch.ops.specdec_lib.linear(rows, weight).unflatten(0, x.shape[:-1])
+    return torch.ops.specdec_lib.linear(_rows(x), weight).unflatten(0, x.shape[:-1])
+
+
+def norm_linear(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor) -> torch.Tensor:
+    """The same of x `[..., K]` float32 after RMSNorm with `norm_weight` `[K]`."""
+    return torch.ops.specdec_lib.norm_linear(_rows(x), norm_weight, eps, weight).unflatten(0, x.shape[:-1])
+
+
+def join(
+    tokens: torch.Tensor, embeddings: torch.Tensor, states: torch.Tensor, eps: float, weight: torch.Tensor
+) -> torch.Tensor:
+    """Embeddings of `tokens` `[B, m]` beside `states` `[B, m, H]`, each after RMSNorm, times `weight` `[H, 2 H]`.
+
+    Returns `[B, m, H]` float32.
+    """
+    rows = _rows(states).float()
+    return torch.ops.specdec_lib.join(tokens.flatten(), embeddings, rows, eps, weight).view(states.shape)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
 
 
 def fits_kernels(*sizes: int) -> bool:
@@ -62,7 +81,6 @@ class FusedLayers:
         taps: Sequence[int] = (),  # layers whose output is wanted
     ) -> torch.Tensor:  # [B * m, len(taps) * H] bfloat16
         """Run the layers behind each row's committed length; `cache.place` has been called."""
-        angles = positions.reshape(-1, 1) * self.inverse_frequencies
         features = torch.empty(len(x), len(taps) * x.shape[1], dtype=torch.bfloat16)
         columns = [-1] * len(cache.layers)
         for index, layer in enumerate(taps):
@@ -73,8 +91,9 @@ class FusedLayers:
             [layer.keys for layer in cache.layers],
             [layer.values for layer in cache.layers],
             cache.placement.positions,
-            angles.cos() * self.rotary_scaling,
-            angles.sin() * self.rotary_scaling,
+            positions,
+            self.inverse_frequencies,
+            self.rotary_scaling,
             self.heads,
             self.eps,
             self.scaling,
