@@ -166,6 +166,8 @@ def _kernel_of_this_interpreter() -> Iterator[None]:
         quiet = "ignore:IProgress not found"  # tqdm.auto asks for widgets, which no report can show
         if sys.stderr.isatty():
             os.environ[TERMINAL] = "1"
+        else:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a log has no use for them
         with _prepended("JUPYTER_PATH", folder, os.pathsep), _prepended("PYTHONWARNINGS", quiet, ","):
             yield
 

@@ -135,12 +135,20 @@ def test_without_a_working_compiler_plain_pytorch_is_used_and_said_so(tmp_path, 
         raise subprocess.CalledProcessError(1, command, stderr="fatal error: no such header\nmore")
 
     monkeypatch.setattr(build.subprocess, "run", fails)
-    reason = build.why_no_kernels.__wrapped__()
+    library, reason = build.load.__wrapped__()
+    assert library is None
     assert reason == "the CPU kernels do not compile or load: fatal error: no such header"
     assert "plain PyTorch is used instead" in caplog.text
     assert list((tmp_path / "kernels").iterdir()) == []
 
 
+@needs_kernels
+def test_a_run_knows_its_kernels_and_what_compiling_them_took():
+    facts = build.kernel_facts()
+    assert facts["kernels"].startswith("decoder-")
+    assert facts["compile_s"] is None or facts["compile_s"] > 0
+
+
 def test_another_processor_is_told_so(monkeypatch):
     monkeypatch.setattr(build.torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert build.why_no_kernels.__wrapped__() == "this processor has no AVX-512 BF16"
+    assert build.load.__wrapped__() == (None, "this processor has no AVX-512 BF16")

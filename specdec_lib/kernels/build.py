@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -24,22 +26,35 @@ FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16",
 logger = logging.getLogger(__name__)
 
 
-@functools.cache
 def why_no_kernels() -> str | None:
-    """Load the kernels, compiling them if this is the first time (some ten seconds); the reason if they cannot be.
+    """Load the kernels, compiling them if this is the first time (some ten seconds); the reason if they cannot be."""
+    return load()[1]
 
-    The answer is remembered: a process tries once.
-    """
+
+def kernel_facts() -> dict[str, object]:
+    """Which kernels this process computes with, or why with none, and how long compiling them took when it was done."""
+    library, reason = load()
+    if library is None:
+        return {"kernels": f"none: {reason}", "compile_s": None}
+    notes = library.with_suffix(".json")
+    seconds = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {"compile_s": None}
+    return {"kernels": library.stem} | seconds
+
+
+@functools.cache
+def load() -> tuple[Path, None] | tuple[None, str]:
+    """The library that this process computes with, or the reason for none. A process tries once."""
     if not torch.cpu._is_avx512_bf16_supported():
-        return "this processor has no AVX-512 BF16"
+        return None, "this processor has no AVX-512 BF16"
     try:
-        torch.ops.load_library(compiled_library())
+        library = compiled_library()
+        torch.ops.load_library(library)
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         reason = f"the CPU kernels do not compile or load: {said.strip().splitlines()[0]}"
         logger.warning("%s; plain PyTorch is used instead, several times slower", reason)
-        return reason
-    return None
+        return None, reason
+    return library, None
 
 
 def compiled_library() -> Path:
@@ -54,8 +69,10 @@ def compiled_library() -> Path:
         places = [f"-I{path}" for path in cpp_extension.include_paths()]
         places += [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
         with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as work:
-            made = Path(work) / library.name
+            made, started = Path(work) / library.name, time.monotonic()
             command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), *places]
             subprocess.run(command, check=True, capture_output=True, text=True)
+            seconds = {"compile_s": round(time.monotonic() - started, 2)}
+            library.with_suffix(".json").write_text(json.dumps(seconds), encoding="utf-8")
             made.rename(library)  # whole or not at all, however many processes compile at once
     return library

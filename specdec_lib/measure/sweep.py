@@ -24,6 +24,7 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.state import check_context
 from specdec_lib.hardware.catalog import price
+from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.environment import check_device, describe_environment, device_name, write_environment
 from specdec_lib.measure.given_acceptance import GivenAcceptance, given_columns
@@ -52,7 +53,9 @@ def run_sweep(params: StudyParams, folder: Path) -> pd.DataFrame:
     usd_per_hour = price(params.price).usd_per_hour
     folder.mkdir(parents=True, exist_ok=True)
     facts = describe_environment(params)
+    started = time.monotonic()
     pair = load_study_pair(params)
+    facts |= {"load_s": round(time.monotonic() - started, 2)} | (kernel_facts() if params.device == "cpu" else {})
     facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
     sweep = _Sweep(params, folder, pair)
     try:
@@ -77,7 +80,8 @@ class _Sweep:
             target_id=pair.target_id,
             draft_id=pair.draft_id,
             weights=hashlib.sha256(json.dumps(pair.files, sort_keys=True).encode()).hexdigest()[:16],
-            software=f"torch {torch.__version__}, transformers {transformers.__version__}",
+            software=f"torch {torch.__version__}, transformers {transformers.__version__}, "
+            f"kernels {'none' if pair.target.fused is None else kernel_facts()['kernels']}",
             dtype=params.dtype,
             prompt_set=params.prompt_set,
             prompt_set_hash=prompt_set_hash(params.prompt_set),
