@@ -16,16 +16,57 @@ from specdec_lib.measure.timing import latency_columns
 
 SOURCE = Source("smoke", "this", "toy", "toy-target", "toy-draft", "0", "torch", "float32", "mixed", "0")
 
-CONTRACT = """
-    run_id cell_id benchmark_version status error evidence
-    gpu device_name engine pair target_id draft_id method verification num_draft_tokens
-    temperature top_k top_p dtype compiled batch_size prompt_tokens max_new_tokens prompt_set repetition seed
-    new_tokens steps drafted_tokens tested_tokens accepted_tokens accepted_by_position
-    acceptance_rate draft_efficiency mean_acceptance_length
-    ttft_ms tpot_ms itl_p50_ms itl_p90_ms itl_p99_ms tokens_per_second
-    peak_memory_allocated_bytes peak_memory_reserved_bytes device_memory_used_bytes process_peak_rss_bytes
-    gpu_utilization_percent energy_joules_per_token throttled cost_usd_per_million_tokens
-""".split()
+CONTRACT = [
+    "run_id",
+    "cell_id",
+    "benchmark_version",
+    "status",
+    "error",
+    "evidence",
+    "gpu",
+    "device_name",
+    "engine",
+    "pair",
+    "target_id",
+    "draft_id",
+    "method",
+    "verification",
+    "num_draft_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "dtype",
+    "compiled",
+    "batch_size",
+    "prompt_tokens",
+    "max_new_tokens",
+    "prompt_set",
+    "repetition",
+    "seed",
+    "new_tokens",
+    "steps",
+    "drafted_tokens",
+    "tested_tokens",
+    "accepted_tokens",
+    "accepted_by_position",
+    "acceptance_rate",
+    "draft_efficiency",
+    "mean_acceptance_length",
+    "ttft_ms",
+    "tpot_ms",
+    "itl_p50_ms",
+    "itl_p90_ms",
+    "itl_p99_ms",
+    "tokens_per_second",
+    "peak_memory_allocated_bytes",
+    "peak_memory_reserved_bytes",
+    "device_memory_used_bytes",
+    "process_peak_rss_bytes",
+    "gpu_utilization_percent",
+    "energy_joules_per_token",
+    "throttled",
+    "cost_usd_per_million_tokens",
+]
 
 
 @pytest.fixture(scope="module")
