@@ -14,8 +14,8 @@ from specdec_lib.analysis.style import in_house_style, new_figure
 def verification_costs(costs: pd.DataFrame) -> pd.DataFrame:
     """One line for each batch size, context and number of tokens m that a pass of the target was timed with.
 
-    `verification_cost` is v(m), the pass over m tokens a row over one of one token; `cost_ratio` is c, drafting m tokens,
-    by token, over the same; NaN where no draft of m tokens was timed. Medians over temperatures.
+    `verification_cost` is v(m), the pass over m tokens a row over one of one token; `cost_ratio` is c, drafting one of m
+    tokens over the same; NaN where no draft of m tokens was timed. Medians over temperatures.
 
     Args:
         costs: the step costs of a run.
