@@ -35,6 +35,7 @@ from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
 from specdec_lib.models.runner import PREFILL_CHUNK
 
 FILE = "exactness.json"
+PROMPTS = ("Monday, Tuesday, Wednesday,", "yes, no, yes, no, yes,")  # few tokens may follow, and lookup finds drafts
 GAMMA = 2  # draft tokens per step in the sampling tests
 WIDTH = 4  # tokens that a law follows at each position; the others are told apart by their group
 FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
@@ -263,11 +264,13 @@ def greedy_prompts(pair: Pair, study: StudyParams, long: bool) -> list[torch.Ten
 
 
 def short_prompts(pair: Pair, study: StudyParams) -> list[torch.Tensor]:
-    """Two short prompts of different lengths, so that a test spends its time on decoding: 1-D int64 tensors."""
+    """Two short prompts of different lengths, so that a test spends its time on decoding: 1-D int64 tensors.
+
+    A law that follows few tokens sees most behind a text that leaves little choice.
+    """
     if pair.tokenizer is None:
         return random_prompts(pair.target.vocab_size, 2, 0, torch.Generator().manual_seed(study.seed))
-    whole = encode_prompts(load_prompts(study.prompt_set)[:2], pair.tokenizer, 0)
-    return [ids[-length:] for ids, length in zip(whole, (5, 7), strict=True)]
+    return [torch.tensor(pair.tokenizer.encode(text, add_special_tokens=False)) for text in PROMPTS]
 
 
 def sampling_name(sampling: SamplingConfig) -> str:
