@@ -86,7 +86,7 @@ def synthetic_calibration():
     """A machine of 50 GB/s whose products cost by the row."""
     rows = (1, 4, 16, 64, 128)
     return Calibration(
-        "m", "bfloat16", "now", 5e10, rows, tuple(4e-11 + 1e-12 * n for n in rows), 1e-6, 200, SHAPE, DRAFT
+        "m", "bfloat16", "now", 5e10, rows, tuple(4e-11 + 1e-12 * n for n in rows), 1e-6, 200, SHAPE, DRAFT, False
     )
 
 
@@ -131,6 +131,25 @@ def test_a_product_of_fewer_rows_that_seemed_dearer_is_taken_as_noise():
     noisy = replace(calibration, matrix_seconds_per_weight=(4e-11, 9e-11, *calibration.matrix_seconds_per_weight[2:]))
     here, there = (calibrated_machine(c).pass_(SHAPE, 1, 4, 0) for c in (noisy, calibration))
     assert here == pytest.approx(there * 5.6e-11 / 4.4e-11, rel=0.01)  # no more than a product of 16 rows
+
+
+def test_a_plain_draft_of_one_layer_is_no_head():
+    """A head first reads all gamma + 1 tokens of the step before, a plain draft two: 8 rows cost more than 2."""
+    plain = replace(synthetic_calibration(), draft=replace(DRAFT, num_layers=1))
+    head = replace(plain, draft_is_head=True)
+    of_plain, of_head = (fit(each, synthetic_costs(), 4) for each in (plain, head))
+    of_head = replace(of_head, machine=of_plain.machine)
+    assert of_plain.propose(1, 7, 64) == of_plain.machine.propose(plain.draft, 1, 7, 64, 2)
+    assert of_head.propose(1, 7, 64) > of_plain.propose(1, 7, 64)
+    assert not calibrate(load_pair("toy"), rows=(1, 2)).draft_is_head
+
+
+def test_a_calibration_that_does_not_tell_heads_apart_is_refused(tmp_path):
+    write_calibration(tmp_path, synthetic_calibration())
+    path = tmp_path / "calibration.json"
+    path.write_text(path.read_text().replace("draft_is_head", "older"))
+    with pytest.raises(ValueError, match="delete it and run the study again"):
+        read_calibration(tmp_path)
 
 
 def test_a_fit_without_its_measurements_is_refused():

@@ -4,12 +4,13 @@ import pytest
 import yaml
 from synthetic_rows import study
 
-from specdec_lib.analysis.gpu_predictions import Range, break_even_prices, predict
+from specdec_lib.analysis.gpu_predictions import ENGINES, Range, break_even_prices, predict
 from specdec_lib.analysis.honesty import AIM, finding_honesty, honesty_table, predicted
 from specdec_lib.config import load_params
 from specdec_lib.hardware import catalog
 from specdec_lib.models.pair import PRESETS
 from specdec_lib.models.random_pair import PAIR_MODELS
+from specdec_lib.models.shape import known_shape
 
 H100 = load_params("h100")
 PRICE = catalog.price(H100.price)
@@ -25,6 +26,43 @@ def test_the_gpu_presets_are_predicted_with_a_band(gpu):
         assert (lines[f"{name}_low"] <= lines[name]).all()
         assert (lines[name] <= lines[f"{name}_high"]).all()
     assert (lines.loc[lines["method"] == "autoregressive", "speedup"] == 1).all()
+
+
+def one(lines, batch, prompt, gamma):
+    here = lines[(lines["batch_size"] == batch) & (lines["prompt_tokens"].fillna(0) == prompt)]
+    found = here[here["num_draft_tokens"].fillna(0) == gamma]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_the_library_is_predicted_as_it_is_and_a_captured_graph_only_by_name():
+    """At batch 1 the host cannot start the kernels of a step faster than one after another."""
+    ours, captured = predict(H100, PRICE), predict(H100, PRICE, start="graph")
+    assert set(ours["engine"]) == {"specdec_lib"}
+    assert set(captured["engine"]) == {"specdec_lib, if captured in graphs (not built)"}
+    layers = known_shape(PAIR_MODELS[H100.pair][0]).num_layers
+    eager = ENGINES["eager"]
+    starts_ms = layers * eager.kernels_per_layer * eager.seconds.value * 1e3
+    assert one(ours, 1, 0, 0)["tpot_ms"] >= starts_ms > one(captured, 1, 0, 0)["tpot_ms"]
+    assert one(ours, 1, 0, 4)["tpot_ms"] > one(captured, 1, 0, 4)["tpot_ms"]
+
+
+def test_predicted_throughput_counts_the_prefills_as_the_measured_one_does():
+    """A long prompt costs a token per output token more than decoding alone, and with a draft it costs two models."""
+    lines = predict(H100, PRICE)
+    prompt, length = max(H100.prompt_tokens), H100.max_new_tokens[0]
+    prefill = {}
+    for gamma in (0, 4):
+        line = one(lines, 32, prompt, gamma)
+        seconds = line["batch_size"] * length / line["tokens_per_second"]
+        prefill[gamma] = seconds - (length - 1) * line["tpot_ms"] / 1e3
+        assert line["usd_per_million_tokens"] == pytest.approx(
+            PRICE.usd_per_hour / 3600 / line["tokens_per_second"] * 1e6
+        )
+    assert prefill[4] > prefill[0] > 0
+    target = known_shape(PAIR_MODELS[H100.pair][0])
+    operations = 2 * target.layer_weights * 32 * prompt
+    assert prefill[0] > operations / (catalog.load_gpus()["h100-sxm"].bf16_tflops * 1e12)
 
 
 def test_every_preset_of_a_hub_pair_can_be_predicted():

@@ -10,6 +10,7 @@ LAYERS = [
     "config",
     "facts",
     "hardware",
+    "kernels",
     "models",
     "decoding",
     "measure",
@@ -34,6 +35,11 @@ def imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
         return [f"{node.module}.{alias.name}" for alias in node.names]
     return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def test_every_module_is_in_a_layer():
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts == {*LAYERS, *BESIDE}
 
 
 def test_no_module_imports_from_a_layer_above():

@@ -58,6 +58,16 @@ def test_ratios_are_paired_by_prompt_and_not_means_of_rates():
     assert np.allclose(metrics.speedups(rows)["speedup"], LINES["speedup"])
 
 
+def test_tpot_divides_to_the_speedup():
+    """With one repetition nothing is paired, and both are geometric means over the same prompt groups."""
+    rows = synthetic_rows(study(repetitions=1))
+    rows["tpot_ms"] *= 1.3 ** rows["prompt_group"]  # prompts that differ
+    lines = metrics.speedups(rows)
+    for _, setting in lines[lines["engine"] == metrics.OWN_ENGINE].groupby(metrics.SETTING, dropna=False):
+        baseline = one(setting, method="autoregressive")["tpot_ms"]
+        assert np.allclose(baseline / setting["tpot_ms"], setting["speedup"])
+
+
 def test_rates_are_pooled_from_counters():
     line = one(metrics.headline(LINES, PARAMS), method="draft", temperature=1.0)
     assert line.acceptance_rate == line.accepted_tokens / line.tested_tokens

@@ -11,10 +11,62 @@ from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers import NgramProposer
 from specdec_lib.measure import sweep
 from specdec_lib.measure.cells import Source, block, prompt_groups, settings
-from specdec_lib.measure.results import SCHEMA, read_results
+from specdec_lib.measure.results import read_results
 from specdec_lib.measure.timing import latency_columns
 
 SOURCE = Source("smoke", "this", "toy", "toy-target", "toy-draft", "0", "torch", "float32", 2, "mixed", "0")
+
+CONTRACT = [
+    "run_id",
+    "cell_id",
+    "benchmark_version",
+    "status",
+    "error",
+    "evidence",
+    "gpu",
+    "device_name",
+    "engine",
+    "pair",
+    "target_id",
+    "draft_id",
+    "method",
+    "verification",
+    "num_draft_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "dtype",
+    "compiled",
+    "batch_size",
+    "prompt_tokens",
+    "max_new_tokens",
+    "prompt_set",
+    "repetition",
+    "seed",
+    "new_tokens",
+    "steps",
+    "drafted_tokens",
+    "tested_tokens",
+    "accepted_tokens",
+    "accepted_by_position",
+    "acceptance_rate",
+    "draft_efficiency",
+    "mean_acceptance_length",
+    "ttft_ms",
+    "tpot_ms",
+    "itl_p50_ms",
+    "itl_p90_ms",
+    "itl_p99_ms",
+    "tokens_per_second",
+    "peak_memory_allocated_bytes",
+    "peak_memory_reserved_bytes",
+    "device_memory_used_bytes",
+    "process_peak_rss_bytes",
+    "gpu_utilization_percent",
+    "energy_joules_per_token",
+    "throttled",
+    "cost_usd_per_million_tokens",
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +110,8 @@ def test_the_cell_id_depends_on_everything_that_determines_the_cell(params):
 
 
 def test_the_table_has_the_columns_of_the_contract_and_every_row_is_measured(rows):
-    assert list(rows.columns) == SCHEMA.names
+    """Others may stand between those of the contract."""
+    assert [name for name in rows.columns if name in CONTRACT] == CONTRACT
     assert (rows["status"] == "ok").all()
     assert (rows["evidence"] == "measured").all()
     assert not rows.duplicated(["cell_id", "repetition"]).any()

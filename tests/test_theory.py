@@ -43,30 +43,12 @@ def test_expected_tokens_by_position_agrees_with_simulation():
     assert theory.expected_tokens_by_position(rates) == pytest.approx(1 + accepted.mean(), abs=0.02)
 
 
-def test_operations_factor_is_theorem_3_11():
-    printed = (1 - 0.8) * (5 * 0.05 + 5 + 1) / (1 - 0.8**6)
-    assert theory.operations_factor(0.8, 5, 0.05) == pytest.approx(printed)
-
-
-def test_speculation_pays_for_some_gamma_exactly_if_acceptance_exceeds_cost():
-    """Corollary 3.9."""
-    assert theory.best_num_draft_tokens(0.3, 0.31) == 0
-    assert theory.best_num_draft_tokens(0.3, 0.29) >= 1
-
-
-def test_better_drafts_want_longer_drafts():
-    best = [theory.best_num_draft_tokens(rate, 0.05) for rate in (0.5, 0.7, 0.9)]
-    assert best == sorted(best)
-    assert best[0] < best[-1]
-
-
 @pytest.mark.parametrize(
     "call",
     [
         lambda: theory.expected_tokens(1.1, 4),
         lambda: theory.expected_tokens(0.5, -1),
         lambda: theory.walltime_improvement(0.5, 4, -0.1),
-        lambda: theory.operations_factor(0.5, 4, -0.1),
     ],
 )
 def test_impossible_arguments_are_refused(call):

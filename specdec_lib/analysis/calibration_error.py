@@ -30,12 +30,13 @@ class FittedModel:
     machine: Machine
     target: ModelShape
     draft: ModelShape
+    draft_is_head: bool
     num_draft_tokens: int
     context: int
 
     def propose(self, batch: int, num_draft_tokens: int, context: float) -> float:
-        """Seconds of a proposal; a draft head first reads what the target verified, another draft two tokens."""
-        first = num_draft_tokens + 1 if self.draft.num_layers == 1 else 2
+        """Seconds of a proposal."""
+        first = _first(self.draft_is_head, num_draft_tokens)
         return self.machine.propose(self.draft, batch, num_draft_tokens, context, first)
 
     def in_sample(self, batch: int, context: float, num_tokens: int) -> bool:
@@ -51,7 +52,7 @@ def fit(calibration: Calibration, costs: pd.DataFrame, num_draft_tokens: int) ->
     """
     table = StepTable(costs)
     context = int(costs["context_tokens"].min())
-    first = num_draft_tokens + 1 if calibration.draft.num_layers == 1 else 2
+    first = _first(calibration.draft_is_head, num_draft_tokens)
     if np.isnan(table.ms("draft", 1, context, num_draft_tokens)):
         raise ValueError(f"no step cost at batch 1 with gamma {num_draft_tokens}: measure it, or fit another gamma")
     machine = fitted(
@@ -63,7 +64,8 @@ def fit(calibration: Calibration, costs: pd.DataFrame, num_draft_tokens: int) ->
         num_draft_tokens=num_draft_tokens,
         first=first,
     )
-    return FittedModel(machine, calibration.target, calibration.draft, num_draft_tokens, context)
+    shapes = (calibration.target, calibration.draft, calibration.draft_is_head)
+    return FittedModel(machine, *shapes, num_draft_tokens, context)
 
 
 def error_table(model: FittedModel, costs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -92,6 +94,11 @@ def finding_error(errors: pd.DataFrame) -> str:
     worst = outside.loc[outside["error"].abs().idxmax()]
     where = f"{worst['quantity']} at batch {worst['batch_size']}, {worst['num_tokens']} token(s)"
     return f"Within {AIM:.0%} out of sample - {'; '.join(parts)}. Furthest off: {where}, {worst['error']:+.0%}."
+
+
+def _first(draft_is_head: bool, num_draft_tokens: int) -> int:
+    """Tokens that a proposal first reads: a head all that the target verified, another draft two at most."""
+    return num_draft_tokens + 1 if draft_is_head else 2
 
 
 def _passes(model: FittedModel, costs: pd.DataFrame) -> Iterator[tuple[object, ...]]:

@@ -102,6 +102,12 @@ def absent_presets(runs: Iterable[Run], gpus: Sequence[str] = ()) -> list[StudyP
     return [params for params in known if params.device == "cuda" and params.pair in PAIR_MODELS]
 
 
+def headlines_if_captured(presets: Iterable[StudyParams]) -> pd.DataFrame:
+    """The predicted headlines if the library captured its passes in CUDA graphs, which it does not."""
+    tables = [_predicted_headline(params, predict(params, price(params.price), start="graph")) for params in presets]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIDE_BY_SIDE)
+
+
 def predicted_lines(presets: Iterable[StudyParams], batch_sizes: Sequence[int] = ()) -> pd.DataFrame:
     """Predictions for these studies, by default at their own batch sizes."""
     tables = [
@@ -122,13 +128,7 @@ def measured_lines(runs: Iterable[Run]) -> pd.DataFrame:
 def side_by_side(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.DataFrame:
     """The headline of every run, and the predicted one of every preset; the `evidence` of each line says which."""
     tables = [metrics.headline(_measured(run), run.params) for run in runs]
-    for params in presets:
-        lines = predicted_lines([params])
-        gamma = lines["num_draft_tokens"].isna() | (lines["num_draft_tokens"] == params.headline_num_draft_tokens)
-        first = (lines["batch_size"] == params.batch_sizes[0]) & (
-            lines["prompt_tokens"].fillna(0) == params.prompt_tokens[0]
-        )
-        tables.append(lines[gamma & first])
+    tables += [_predicted_headline(params, predicted_lines([params])) for params in presets]
     tables = [table.reindex(columns=SIDE_BY_SIDE).astype({"num_draft_tokens": "Float64"}) for table in tables]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIDE_BY_SIDE)
 
@@ -197,6 +197,13 @@ def price_ratios(cheaper: str, dearer: str) -> pd.DataFrame:
         if (a.gpu, b.gpu) == (cheaper, dearer) and (a.vendor, a.region) == (b.vendor, b.region)
     ]  # fmt: skip
     return pd.DataFrame(ratios).sort_values("ratio").reset_index(drop=True)
+
+
+def _predicted_headline(params: StudyParams, lines: pd.DataFrame) -> pd.DataFrame:
+    gamma = lines["num_draft_tokens"].isna() | (lines["num_draft_tokens"] == params.headline_num_draft_tokens)
+    batch = lines["batch_size"] == params.batch_sizes[0]
+    table = lines[gamma & batch & (lines["prompt_tokens"].fillna(0) == params.prompt_tokens[0])]
+    return table.assign(temperature=np.nan)  # an acceptance that is given has none
 
 
 def _current_price(params: StudyParams) -> str:

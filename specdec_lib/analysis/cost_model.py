@@ -54,6 +54,12 @@ class Machine:
         choices = num_draft_tokens * self._probabilities(shape, batch)
         return bare + choices + (num_draft_tokens + 1) * self.draft_pass_seconds
 
+    def prefill(self, shape: ModelShape, batch: int, tokens: int) -> float:
+        """Seconds to read prompts of `tokens` tokens, and the output layer for the last of each."""
+        layers, output = replace(shape, output_weights=0), replace(shape, layer_weights=0, expert_weights=0)
+        reading = self._bare(layers, batch, tokens, tokens / 2)
+        return reading + self.matrix_seconds(output, batch) + self.pass_seconds
+
     def sampling(self, shape: ModelShape, batch: int, tokens: int) -> float:
         """Seconds of a step outside target and draft, when the target's pass took `tokens` tokens a row."""
         host = self.choose_seconds if tokens == 1 else self.verify_seconds
@@ -81,6 +87,8 @@ class SpeculativeStep:
     propose: float
     baseline_sampling: float
     sampling: float
+    target_prefill: float = 0.0  # with the choice of the first token
+    draft_prefill: float = 0.0
 
     @property
     def baseline(self) -> float:
@@ -107,22 +115,30 @@ def speculative_step(
     context: float,
     first: int = 2,
     draft_machine: Machine | None = None,
+    prompt: int = 0,
 ) -> SpeculativeStep:
     """The predicted pieces of a step; without a draft, drafting is free, as n-gram lookup nearly is.
 
     Args:
         first: tokens that the draft's first pass reads.
         draft_machine: where the draft runs, if not where the target does.
+        prompt: tokens of each prompt; 0 leaves the prefills out.
     """
-    drafting = 0.0
+    drafting = draft_prefill = target_prefill = 0.0
+    beside = draft_machine or machine
     if draft is not None:
-        drafting = (draft_machine or machine).propose(draft, batch, num_draft_tokens, context, first)
+        drafting = beside.propose(draft, batch, num_draft_tokens, context, first)
+    if prompt:
+        target_prefill = machine.prefill(target, batch, prompt) + machine.sampling(target, batch, 1)
+        draft_prefill = 0.0 if draft is None else beside.prefill(draft, batch, prompt)
     return SpeculativeStep(
         baseline_pass=machine.pass_(target, batch, 1, context),
         verify_pass=machine.pass_(target, batch, num_draft_tokens + 1, context),
         propose=drafting,
         baseline_sampling=machine.sampling(target, batch, 1),
         sampling=machine.sampling(target, batch, num_draft_tokens + 1),
+        target_prefill=target_prefill,
+        draft_prefill=draft_prefill,
     )
 
 

@@ -2,7 +2,8 @@
 
 The data sheet gives bandwidth and dense operations; what share of them decoding reaches, and what starting a kernel
 costs, are assumptions with a range. The band is the least and the most that any corner of these ranges and of the
-acceptance gives: it is no confidence interval.
+acceptance gives: it is no confidence interval. On CUDA the library starts its kernels one by one from the host, and is
+predicted so; what capturing them in a graph would give is a prediction of its own, since that is not built.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
@@ -22,6 +23,7 @@ from specdec_lib.hardware.catalog import Gpu, Price, load_gpus
 from specdec_lib.models.random_pair import PAIR_MODELS
 from specdec_lib.models.shape import ModelShape, known_shape
 
+NATURAL_PROMPT = 64  # tokens that stand for prompts as they are
 ALL_REDUCE_SECONDS = 10e-6  # of a small tensor over NVLink; two in each layer of a model that is split
 
 
@@ -52,6 +54,7 @@ ENGINES = {
     "graph": Engine(10, Range(1.5e-6, 2.5e-6, 4e-6), overlapped=False),  # gaps between the kernels of a captured graph
     "eager": Engine(25, Range(6e-6, 10e-6, 16e-6), overlapped=True),  # the host starts one after another
 }
+OURS = {"eager": "specdec_lib", "graph": "specdec_lib, if captured in graphs (not built)"}
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,16 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str, num
     )
 
 
-def predict(params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE) -> pd.DataFrame:
+def predict(
+    params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE, start: Literal["eager", "graph"] = "eager"
+) -> pd.DataFrame:
     """One line per batch size, prompt length and gamma (and the baseline) of a GPU preset; every number predicted.
 
     Columns `*_low` and `*_high` are the band. The acceptance is given, not measured, and the output length the first.
+    As in measured lines, throughput, dollars and joules are of whole calls, the prefills of target and draft included.
+
+    Args:
+        start: how the library starts its kernels: "eager" is how it does.
 
     Raises:
         ValueError: the price is of no GPU, or the pair's geometry is unknown.
@@ -109,7 +118,7 @@ def predict(params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE) -
         raise ValueError(f"nothing is known of the size of pair {params.pair!r}: choose one of {known}")
     target, draft = (known_shape(name) for name in PAIR_MODELS[params.pair])
     points = itertools.product(params.batch_sizes, params.prompt_tokens, [0, *params.num_draft_tokens])
-    lines = [_line(params, price, gpus[price.gpu], target, draft, acceptance, *point) for point in points]
+    lines = [_line(params, price, gpus[price.gpu], target, draft, acceptance, start, *point) for point in points]
     return pd.DataFrame(lines)
 
 
@@ -120,48 +129,69 @@ def _line(
     target: ModelShape,
     draft: ModelShape,
     acceptance: Range,
+    start: str,
     batch: int,
     prompt: int,
     gamma: int,
 ) -> dict[str, object]:
-    context = (prompt or 64) + params.max_new_tokens[0] / 2
-    steps = _steps(gpu, params.dtype, target, draft, batch=batch, gamma=max(gamma, 1), context=context)
+    length, read = params.max_new_tokens[0], prompt or NATURAL_PROMPT
+    shapes = (gpu, params.dtype, target, draft)
+    steps = _steps(*shapes, batch=batch, gamma=max(gamma, 1), prompt=read, length=length, start=start)
     rates = acceptance if gamma else Range(0, 0, 0)
     memory = BYTES[params.dtype] * (_all_weights(target) + _all_weights(draft) * (gamma > 0))
-    memory += 2.0 * batch * (context + params.max_new_tokens[0] / 2) * target.key_values_per_token()
+    memory += 2.0 * batch * (read + length) * target.key_values_per_token()
     line: dict[str, object] = {
         "gpu": params.gpu, "product": price.gpu, "pair": params.pair, "dtype": params.dtype, "evidence": "predicted",
-        "engine": "specdec_lib", "method": "draft" if gamma else "autoregressive",
+        "engine": OURS[start], "method": "draft" if gamma else "autoregressive",
         "num_draft_tokens": gamma or None, "batch_size": batch, "prompt_tokens": prompt or None,
-        "max_new_tokens": params.max_new_tokens[0], "acceptance_rate": acceptance.value if gamma else None,
+        "max_new_tokens": length, "acceptance_rate": acceptance.value if gamma else None,
         "memory_bytes": memory, "fits": memory < gpu.memory_gb * 1e9,
     }  # fmt: skip
     tpot = _band(steps, rates, gamma, lambda step, tokens: (step.step / tokens if gamma else step.baseline) * 1e3)
     line |= _columns("tpot_ms", tpot)
     line |= _columns("speedup", _band(steps, rates, gamma, lambda step, tokens: step.speedup(tokens) if gamma else 1))
-    throughput = Range(*(batch * 1e3 / ms for ms in reversed(tpot)))
+    throughput = _band(steps, rates, gamma, lambda step, tokens: _throughput(step, batch, length, tokens * (gamma > 0)))
     line |= _columns("tokens_per_second", throughput)
     usd = [usd_per_million_tokens(rate, price.usd_per_hour) for rate in reversed(throughput)]
     line |= _columns("usd_per_million_tokens", Range(*usd))
-    joules = [gpu.tdp_watts * share * ms / 1e3 / batch for share, ms in zip(POWER_SHARE, tpot, strict=True)]
+    joules = [gpu.tdp_watts * share / rate for share, rate in zip(POWER_SHARE, reversed(throughput), strict=True)]
     return line | _columns("joules_per_token", Range(*joules))
 
 
 def _steps(
-    gpu: Gpu, dtype: str, target: ModelShape, draft: ModelShape, *, batch: int, gamma: int, context: float
+    gpu: Gpu,
+    dtype: str,
+    target: ModelShape,
+    draft: ModelShape,
+    *,
+    batch: int,
+    gamma: int,
+    prompt: int,
+    length: int,
+    start: str,
 ) -> list[SpeculativeStep]:
-    """The pieces of a step in every corner of the assumptions, the middle first; kernels start from a graph."""
+    """The pieces of a step halfway through the output, in every corner of the assumptions, the middle first."""
     return [
         speculative_step(
-            data_sheet_machine(gpu, corner, dtype=dtype, engine="graph"),
+            data_sheet_machine(gpu, corner, dtype=dtype, engine=start),
             target,
             draft,
             batch=batch,
             num_draft_tokens=gamma,
-            context=context,
+            context=prompt + length / 2,
+            prompt=prompt,
         )
-        for corner in corners("graph")
+        for corner in corners(start)
     ]
+
+
+def _throughput(step: SpeculativeStep, batch: int, length: int, tokens_per_pass: float) -> float:
+    """Tokens per second of a whole call, as `DecodeResult.tokens_per_second`; without speculation if 0 a pass."""
+    if tokens_per_pass:
+        seconds = step.target_prefill + step.draft_prefill + (length - 1) * step.step / tokens_per_pass
+    else:
+        seconds = step.target_prefill + (length - 1) * step.baseline
+    return batch * length / seconds
 
 
 def _band(
@@ -200,16 +230,17 @@ def _break_even(
 ) -> Iterator[dict[str, object]]:
     gpus = load_gpus()
     target, draft = (known_shape(name) for name in PAIR_MODELS[params.pair])
-    context = (params.prompt_tokens[0] or 64) + params.max_new_tokens[0] / 2
+    prompt, length = params.prompt_tokens[0] or NATURAL_PROMPT, params.max_new_tokens[0]
+    at = {"batch": batch, "prompt": prompt, "length": length}
 
     def rates(product: str, acceptance: float | None) -> list[float]:
         """Tokens per second in every corner, the middle first."""
         best: list[float] = []
         for gamma in params.num_draft_tokens:
-            steps = _steps(gpus[product], params.dtype, target, draft, batch=batch, gamma=gamma, context=context)
+            steps = _steps(gpus[product], params.dtype, target, draft, gamma=gamma, start="eager", **at)
             if acceptance is None:
-                return [1 / step.baseline for step in steps]
-            each = [expected_tokens(acceptance, gamma) / step.step for step in steps]
+                return [_throughput(step, batch, length, 0) for step in steps]
+            each = [_throughput(step, batch, length, expected_tokens(acceptance, gamma)) for step in steps]
             best = each if not best or each[0] > best[0] else best
         return best
 

@@ -1,7 +1,8 @@
 """From raw rows (one per decode call) to lines (one per setting): paired speedups, rates and latencies.
 
 Rates are pooled from counters, never averaged from rates. Latencies are medians over repetitions for each prompt group,
-then medians over groups. Undefined is NaN or NA.
+then medians over groups; TPOT is a geometric mean over groups instead, as the speedup is, so that the baseline's TPOT
+over a method's is its speedup, up to the pairing by repetition. Undefined is NaN or NA.
 """
 
 from __future__ import annotations
@@ -229,10 +230,14 @@ def _pooled(group: pd.DataFrame) -> dict[str, float]:
 
 
 def _timed(group: pd.DataFrame) -> dict[str, float]:
-    """Latencies and memory of a line; tokens per second is total tokens over total time, a harmonic mean."""
+    """Latencies and memory of a line; tokens per second is total tokens over total time, a harmonic mean.
+
+    `tpot_ms` is the geometric mean over prompt groups of each group's median over repetitions.
+    """
     per_prompt = group.groupby("prompt_group")[[*LATENCIES, "tokens_per_second"]].median().astype(float)
     throughput = 1 / (1 / per_prompt["tokens_per_second"]).mean()
     return {name: per_prompt[name].median() for name in LATENCIES} | {
+        "tpot_ms": float(np.exp(np.log(per_prompt["tpot_ms"]).mean())),
         "tokens_per_second": throughput,
         **{name: pd.to_numeric(group[name]).astype(float).mean() for name in POWER},
         **{name: pd.to_numeric(group[name]).max() for name in MEMORY},

@@ -1,7 +1,7 @@
 """What speculative decoding should gain: the formulas of Leviathan et al. 2022 (arXiv 2211.17192).
 
 `acceptance_rate` is alpha, `num_draft_tokens` is gamma. `cost_ratio` is c, the time of one draft pass over the time of
-one target pass; `operations_ratio` is c-hat, the same for arithmetic operations. All results are dimensionless.
+one target pass. All results are dimensionless.
 """
 
 from __future__ import annotations
@@ -46,23 +46,3 @@ def walltime_improvement(acceptance_rate: float, num_draft_tokens: int, cost_rat
     if cost_ratio < 0:
         raise ValueError(f"cost_ratio is {cost_ratio}: it is a ratio of two times, give 0 or more")
     return expected_tokens(acceptance_rate, num_draft_tokens) / (num_draft_tokens * cost_ratio + 1)
-
-
-def operations_factor(acceptance_rate: float, num_draft_tokens: int, operations_ratio: float) -> float:
-    """By how much the arithmetic operations per token grow (Theorem 3.11).
-
-    Raises:
-        ValueError: the operations ratio is negative, or `expected_tokens` refuses its arguments.
-    """
-    if operations_ratio < 0:
-        raise ValueError(f"operations_ratio is {operations_ratio}: it is a ratio of two counts, give 0 or more")
-    passes = num_draft_tokens * operations_ratio + num_draft_tokens + 1
-    return passes / expected_tokens(acceptance_rate, num_draft_tokens)
-
-
-def best_num_draft_tokens(acceptance_rate: float, cost_ratio: float, largest: int = 64) -> int:
-    """The gamma in 0..largest with the greatest `walltime_improvement`; 0 says that speculation does not pay.
-
-    By Corollary 3.9 some gamma pays exactly when the acceptance rate exceeds the cost ratio.
-    """
-    return max(range(largest + 1), key=lambda gamma: walltime_improvement(acceptance_rate, gamma, cost_ratio))

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.measure.environment import device_name, now
 from specdec_lib.models import fused
+from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import ModelShape
@@ -44,6 +45,7 @@ class Calibration:
     calls_per_pass: int  # operations that one pass of the target starts
     target: ModelShape
     draft: ModelShape
+    draft_is_head: bool  # on the target's hidden states: its first pass reads all that the target verified
 
 
 def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
@@ -68,6 +70,7 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
         calls_per_pass=calls_per_pass(target),
         target=ModelShape.of(target),
         draft=ModelShape.of(pair.draft),
+        draft_is_head=isinstance(pair.draft, DraftHead),
     )
 
 
@@ -81,12 +84,14 @@ def read_calibration(folder: Path) -> Calibration:
     """What `write_calibration` wrote.
 
     Raises:
-        ValueError: there is none yet.
+        ValueError: there is none yet, or one of an earlier version.
     """
     path = Path(folder) / FILE
     if not path.exists():
         raise ValueError(f"{path} is missing: run the study first, with make run GPU=<name>")
     facts = json.loads(path.read_text(encoding="utf-8"))
+    if "draft_is_head" not in facts:
+        raise ValueError(f"{path} does not say whether the draft is a head: delete it and run the study again")
     del facts["evidence"]
     lists = {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
     shapes = {name: ModelShape(**facts[name]) for name in ("target", "draft")}
