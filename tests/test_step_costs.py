@@ -66,3 +66,11 @@ def test_what_was_not_measured_is_undefined():
     assert pd.isna(table().ms("target", 2, 100, 1))
     assert pd.isna(table().ms("target", 1, 100, 16))
     assert pd.isna(table().ms("ngram", 1, 100, 1))
+
+
+def test_a_context_far_from_all_that_were_measured_is_undefined_and_a_near_one_has_the_nearest():
+    """Measured at 100 and 300 tokens."""
+    assert table().ms("target", 1, 450, 1) == table().ms("target", 1, 300, 1)
+    assert table().ms("target", 1, 50, 1) == table().ms("target", 1, 100, 1)
+    assert pd.isna(table().ms("target", 1, 451, 1))
+    assert pd.isna(table().ms("target", 1, 49, 1))

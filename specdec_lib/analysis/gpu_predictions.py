@@ -20,10 +20,10 @@ from specdec_lib.analysis.cost_model import BYTES, Machine, SpeculativeStep, spe
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Gpu, Price, load_gpus
+from specdec_lib.measure.machine import NATURAL_PROMPT
 from specdec_lib.models.random_pair import PAIR_MODELS
 from specdec_lib.models.shape import ModelShape, known_shape
 
-NATURAL_PROMPT = 64  # tokens that stand for prompts as they are
 ALL_REDUCE_SECONDS = 10e-6  # of a small tensor over NVLink; two in each layer of a model that is split
 
 

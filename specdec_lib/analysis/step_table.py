@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+NEAR = 0.5  # a context is served by the nearest measured one up to this share of it away
+
 
 class StepTable:
     """The table of `step_costs.json`.
@@ -20,12 +22,18 @@ class StepTable:
     def ms(self, model: str, batch: int, context: float, tokens: int, temperature: float | None = None) -> float:
         """Milliseconds, interpolated over the context and the token count; NaN where nothing near was measured.
 
+        Beyond the measured contexts the nearest one stands in, up to `NEAR` of it away; token counts must be between
+        measured ones.
+
         A temperature that was not measured is served by those that were.
         """
         here = self.costs[(self.costs["model"] == model) & (self.costs["batch_size"] == batch)]
         same = here[here["temperature"] == temperature]
         here = here if same.empty else same
         if here.empty or not here["num_tokens"].min() <= tokens <= here["num_tokens"].max():
+            return float("nan")
+        low, high = here["context_tokens"].min(), here["context_tokens"].max()
+        if not (1 - NEAR) * low <= context <= (1 + NEAR) * high:
             return float("nan")
         grid = here.pivot_table(index="num_tokens", columns="context_tokens", values="ms").sort_index()
         by_context = [np.interp(tokens, grid.index, grid[column].interpolate()) for column in grid]

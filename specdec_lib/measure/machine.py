@@ -13,7 +13,7 @@ from specdec_lib.config import StudyParams
 from specdec_lib.measure import calibration, step_costs
 from specdec_lib.models.pair import Pair
 
-NATURAL_CONTEXT = 64  # tokens that stand for prompts as they are
+NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
 MAX_TOKENS = 16
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
@@ -34,8 +34,11 @@ def measure_machine(params: StudyParams, pair: Pair, folder: Path) -> None:
 
 
 def _step_costs(params: StudyParams, pair: Pair) -> pd.DataFrame:
-    """All token counts and contexts at the headline's batch size; some at the others, as the design crosses them."""
-    contexts = sorted({tokens or NATURAL_CONTEXT for tokens in params.prompt_tokens})
+    """All token counts and contexts at the headline's batch size; some at the others, as the design crosses them.
+
+    Contexts are those halfway through the first output, where the sweep's steps are on average.
+    """
+    contexts = sorted({(tokens or NATURAL_PROMPT) + params.max_new_tokens[0] // 2 for tokens in params.prompt_tokens})
     room = pair.target.context_length - step_costs.STEPS - MAX_TOKENS - 2
     contexts = [tokens for tokens in contexts if tokens <= room]
     first, *others = params.batch_sizes

@@ -1,0 +1,42 @@
+"""The verification cost curve and the draft's cost of a machine whose every cost is known."""
+
+import pandas as pd
+import pytest
+
+from specdec_lib.analysis import verification_cost as cost
+
+
+def known_costs():
+    """A pass costs 10 ms and 1 ms for each further token and row; drafting a token costs 2 ms."""
+    rows = []
+    for batch, context in ((1, 100), (1, 300), (4, 100)):
+        for temperature in (0.0, 1.0):
+            rows += [("target", batch, context, m, temperature, 9.0 + batch * m) for m in (1, 5, 16)]
+            rows += [("draft", batch, context, m, temperature, 2.0 * m) for m in (4, 15)]
+    return pd.DataFrame(rows, columns=["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms"])
+
+
+def test_v_is_the_pass_over_m_tokens_over_one_and_c_a_drafted_token_over_the_same():
+    lines = cost.verification_costs(known_costs()).set_index(["batch_size", "context_tokens", "num_tokens"])
+    assert len(lines) == 9
+    assert lines.loc[(1, 100, 1), "verification_cost"] == 1
+    assert lines.loc[(1, 100, 16), "verification_cost"] == pytest.approx(25 / 10)
+    assert lines.loc[(4, 100, 16), "verification_cost"] == pytest.approx(73 / 13)
+    assert lines.loc[(1, 300, 5), "cost_ratio"] == pytest.approx(2 / 10)
+    assert pd.isna(lines.loc[(1, 100, 1), "cost_ratio"])  # no draft of one token was timed
+
+
+def test_the_figure_has_a_curve_for_each_batch_and_context_and_the_finding_the_numbers():
+    lines = cost.verification_costs(known_costs())
+    figure = cost.verification_figure(lines)
+    figure.canvas.draw()
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3]
+    assert "batch 4 behind 100 tokens, v(16) = 5.62, c = 0.15 to 0.15" in cost.finding_verification(lines)
+    assert cost.verification_table(lines)["v(m)"].iloc[-1] == "5.62"
+
+
+def test_nothing_measured_is_said_and_not_drawn():
+    lines = cost.verification_costs(known_costs().iloc[:0])
+    assert "not measured here" in cost.finding_verification(lines)
+    with pytest.raises(ValueError, match="were not measured"):
+        cost.verification_figure(lines)
