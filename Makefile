@@ -13,7 +13,7 @@ STAMP := $(ENV)/.specdec-pins
 SPECDEC := $(PYTHON) -m specdec_lib
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run certify test lint lab report compare gpu-check publish draft draft-export clean
+.PHONY: setup help run certify test lint lab report compare bench-peers gpu-check publish draft draft-export clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -41,6 +41,9 @@ report: $(STAMP) ## render the HTML report of GPU=<name> again from what is on d
 
 compare: $(STAMP) ## compare all finished runs side by side, with predictions for GPUs without one
 	@$(SPECDEC) compare
+
+bench-peers: $(STAMP) ## time other engines beside ours for GPU=<name>: same weights, prompts and counting
+	@$(SPECDEC) bench-peers --gpu $(GPU)
 
 gpu-check: $(STAMP) ## check this machine for GPU=<name> in a minute: device, exactness, a short sweep, telemetry
 	@$(SPECDEC) gpu-check --gpu $(GPU)

@@ -2,13 +2,14 @@
 
 from specdec_lib.config import SamplingConfig, StudyParams, load_params
 from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import HeadProposer, ModelProposer, NgramProposer
+from specdec_lib.decoding.proposers import CompositeProposer, HeadProposer, ModelProposer, NgramProposer
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.transcript import Recording
 from specdec_lib.models.pair import load_pair
 
 __all__ = [
+    "CompositeProposer",
     "DecodeResult",
     "HeadProposer",
     "ModelProposer",

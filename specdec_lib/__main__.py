@@ -68,6 +68,21 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--gpu", nargs="*", default=[], metavar="NAME", help="only these studies (default: all)")
     compare.add_argument("--outputs", type=Path, default=OUTPUTS, help="root of the output folders (default: outputs)")
     compare.set_defaults(command=_compare)
+    peers = commands.add_parser(
+        "bench-peers",
+        help="time other engines beside ours: same weights, prompts and counting",
+        description="Run our engine interleaved with transformers, and with the engines that make peers installed, and "
+        "write rows, ratios and a report to <outputs>/<NAME>.",
+        epilog="Example: python -m specdec_lib bench-peers --gpu cpu --prompts 6 --new-tokens 64",
+    )
+    _add_study(peers)
+    peers.add_argument("--prompts", type=_positive, metavar="N", help="first N of the prompt set (default: all)")
+    peers.add_argument("--new-tokens", type=_positive, metavar="N", default=128, help="for each prompt (default: 128)")
+    peers.add_argument("--repetitions", type=_positive, metavar="N", default=3, help="of everything (default: 3)")
+    peers.add_argument(
+        "--gammas", type=_positive, nargs="*", metavar="N", default=[], help="draft tokens (default: the headline's)"
+    )
+    peers.set_defaults(command=_bench_peers)
     check = commands.add_parser(
         "gpu-check",
         help="check a machine in about a minute: device, exactness, a short sweep",
@@ -118,6 +133,13 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 def _add_folder(parser: argparse.ArgumentParser, name: str, default: Path, help_text: str) -> None:
     parser.add_argument(name, type=Path, metavar="FOLDER", default=default, help=f"{help_text} (default: {default})")
+
+
+def _positive(text: str) -> int:
+    """A whole number above 0, else argparse's error."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -184,6 +206,27 @@ def _compare(options: argparse.Namespace) -> int:
     find_runs(options.outputs, options.gpu)  # refuses what must not be mixed, before anything is executed
     print(f"report: {make_comparison(options.outputs, options.gpu)}")
     return 0
+
+
+def _bench_peers(options: argparse.Namespace) -> int:
+    params = load_params(options.gpu)
+    check_study(params)
+    from specdec_lib.analysis.peers import peer_lines, write_peer_lines
+    from specdec_lib.measure.peers import run_peers
+    from specdec_lib.report import make_peers
+
+    folder = options.outputs / params.gpu
+    rows = run_peers(
+        params,
+        folder,
+        num_prompts=options.prompts,
+        new_tokens=options.new_tokens,
+        repetitions=options.repetitions,
+        gammas=options.gammas,
+    )
+    write_peer_lines(folder, peer_lines(rows, params.seed))
+    print(f"report: {make_peers(params, folder)}")
+    return 1 if (rows["status"] == "failed").any() else 0
 
 
 def _gpu_check(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-BENCHMARK_VERSION = 1  # raise it when rows measured before and after must not be compared
+BENCHMARK_VERSION = 2  # raise it when rows measured before and after must not be compared
 PARAMS_FOLDER = Path(__file__).resolve().parent.parent / "params"
 
 CUSTOM_PAIR = "custom"
@@ -98,6 +98,12 @@ class StudyParams(BaseModel):
                 f"weights is {self.weights}: give accepted_per_step, such as [2, 0, 4], with weights: random, "
                 "and null with weights: trained"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _toys_are_float32(self) -> StudyParams:
+        if self.pair == "toy" and self.dtype != "float32":
+            raise ValueError(f"dtype is {self.dtype}: the toy pair computes in float32")
         return self
 
     @model_validator(mode="after")

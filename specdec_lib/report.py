@@ -26,6 +26,8 @@ STUDY = {  # the notebooks of a run, in order, and what a link to each says
 }
 CORRECTNESS = "01_correctness"  # says nothing of random weights
 COMPARISON = "04_gpu_comparison"  # of several runs, so no part of one
+PEERS = "05_peers"  # of make bench-peers, which is a run of its own
+PEERS_TITLE = "Peers: what would other engines do with the same weights?"
 
 
 def make_reports(params: StudyParams, output_root: Path) -> Path:
@@ -107,14 +109,29 @@ def make_comparison(output_root: Path, gpus: Sequence[str] = ()) -> Path:
         RuntimeError: the notebook did not run to its end; with its error.
     """
     folder = (Path(output_root) / "compare").resolve()
+    return _make_page(folder, COMPARISON, {"outputs": str(Path(output_root).resolve()), "gpus": list(gpus)})
+
+
+def make_peers(params: StudyParams, folder: Path) -> Path:
+    """Execute and render the page about other engines from the rows in `folder`; returns the page.
+
+    Raises:
+        RuntimeError: the notebook did not run to its end; with its error.
+    """
+    page = _make_page(Path(folder).resolve(), PEERS, {"seed": params.seed})
+    write_index(params, folder)
+    return page
+
+
+def _make_page(folder: Path, name: str, values: dict[str, Any]) -> Path:
+    """Execute and render a notebook that is no part of a study, into `folder`; returns its page."""
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    _marker(folder, COMPARISON).unlink(missing_ok=True)
-    values = {"outputs": str(Path(output_root).resolve()), "gpus": list(gpus), "output_folder": str(folder)}
+    _marker(folder, name).unlink(missing_ok=True)
     with _kernel_of_this_interpreter():
-        error = _run_notebook(NOTEBOOKS / f"{COMPARISON}.ipynb", folder, values)
-    pages = render_reports(folder, [COMPARISON])
+        error = _run_notebook(NOTEBOOKS / f"{name}.ipynb", folder, values | {"output_folder": str(folder)})
+    pages = render_reports(folder, [name])
     if error:
-        raise RuntimeError(f"{COMPARISON} {error}")
+        raise RuntimeError(f"{name} {error}")
     return pages[0]
 
 
@@ -123,7 +140,8 @@ def write_index(params: StudyParams, folder: Path) -> Path:
 
     Works for an unfinished run too: what is missing is named.
     """
-    index = write_page(folder / "index.html", run_page(params, folder, STUDY))
+    titles = STUDY | ({PEERS: PEERS_TITLE} if _marker(folder, PEERS).exists() else {})
+    index = write_page(folder / "index.html", run_page(params, folder, titles))
     write_page(folder.parent / "index.html", overview_page(folder.parent))
     return index
 

@@ -8,7 +8,6 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
 from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.decoding.state import DecodeState
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import ToyModel, toy_draft, toy_model
 
@@ -100,7 +99,7 @@ def test_counters_of_a_draft_that_is_always_wrong():
     assert result.tokens[0].tolist() == [1, 2, 3, 4, 5]
     assert (result.steps, result.accepted, result.tested) == (4, 0, 3)  # the last step had no room to draft
     assert result.tested_by_position == [3, 0, 0]
-    assert result.drafted == 3 + 2 + 1
+    assert result.drafted == 4 * 3  # also where the output had no room left
     assert result.mean_acceptance_length == 1
 
 
@@ -201,9 +200,21 @@ def test_a_step_waits_for_the_device_only_at_its_stop_test(target, draft, method
     assert (launched_twice - launched) / (more_steps - steps) <= most  # the toys' own operators among them
 
 
-def test_the_stop_test_reads_the_device_once(target, draft, monkeypatch):
-    looks = []
-    look = DecodeState.look
-    monkeypatch.setattr(DecodeState, "look", lambda state: looks.append(0) or look(state))
-    result = speculate(target, ModelProposer(draft))
-    assert len(looks) == len(result.step_s) + 1  # the prefill's, and one a step
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("method", ["draft", "ngram"])
+def test_the_host_reads_a_tensor_once_a_step(target, draft, method, temperature, monkeypatch):
+    """On a CPU reading a tensor is no operator, so the readings themselves are counted."""
+    reads = []
+    for name in ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__"):
+        read = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda *args, _n=name, _r=read, **kw: reads.append(_n) or _r(*args, **kw)
+        )
+    counts = []
+    for new in (10, 20):
+        reads.clear()
+        proposer = ModelProposer(draft) if method == "draft" else NgramProposer()
+        result = speculate(target, proposer, gamma=4, new=new, sampling=SamplingConfig(temperature=temperature))
+        counts.append((len(reads), len(result.step_s)))
+    (few, steps), (many, more_steps) = counts
+    assert many - few == more_steps - steps  # what is read before and after the loop does not depend on its length

@@ -28,9 +28,11 @@ def test_the_certificate_holds_and_says_what_it_shows(certificate):
     assert record["passed"]
     assert record["sentence"] == found.sentence()
     assert found.sentence().startswith(
-        "toy (float32), draft model, at temperature 1, top-p 1, gamma 2, batch 4096: a total-"
+        "toy (float32), draft model, at temperature 1, top-p 1, gamma 2, batch 4096: a total-variation bias in the law "
+        "of pairs over the 4 most likely tokens and 16 groups of the others above 0."
     )
-    assert found.sentence().endswith("would have been detected with probability 0.999; none was.")
+    assert "would have been detected with probability 0.999; none was. Up to " in found.sentence()
+    assert found.sentence().endswith("% of the mass was seen only in sums.")
     assert {"enumeration", "tests", "mutants", "greedy", "divergences", "subjects", "environment"} < set(record)
 
 
@@ -39,7 +41,7 @@ def test_every_part_has_a_table_and_a_sentence(certificate):
     assert len(tables.law_table(found.tests)) == found.tests["sampler"].nunique() == 7
     assert len(tables.subject_table(found.subjects)) == 4
     assert set(tables.greedy_table(found.greedy)["equal rows"]) == {"4 of 4"}
-    assert tables.finding_sampled(found.tests).startswith("7 of 7 samplers follow")
+    assert tables.finding_sampled(found.tests).startswith("In 7 of 7 samplers none of 23 tests finds a bias")
     assert tables.finding_greedy(found.greedy, found.divergences).startswith("In float32 24 of 24 greedy outputs")
     assert "no bias was found" in tables.finding_subjects(found.subjects)
     assert "the sound sampler is not rejected" in tables.finding_verdict(found)

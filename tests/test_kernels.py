@@ -105,15 +105,38 @@ def test_greedy_speculation_equals_the_baseline_even_in_bfloat16(target, gamma, 
 
 
 @needs_kernels
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_the_number_of_threads_changes_nothing(target, threads):
+    tokens = torch.randint(96, (2, 20), generator=seeded())
+    before = torch.get_num_threads()
+    logits = []
+    for count in (before, threads):
+        torch.set_num_threads(count)
+        logits.append(target.logits(target.forward(tokens, target.new_cache(2, 20)).hidden))
+    torch.set_num_threads(before)
+    assert torch.equal(*logits)
+
+
+@needs_kernels
+def test_what_the_kernels_cannot_multiply_is_refused():
+    x = torch.ones(2, 48).bfloat16()
+    with pytest.raises(RuntimeError, match="a multiple of 32"):
+        fused.linear(x, torch.ones(8, 48).bfloat16())
+    with pytest.raises(RuntimeError, match="not empty"):
+        fused.linear(x[:0], torch.ones(8, 48).bfloat16())
+
+
+@needs_kernels
 def test_a_head_drafts_alike_with_and_without_kernels(target, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         HeadStudent(target.model, (0, 1), torch.arange(96)).draft.save(tmp_path)
     fast = DraftHead.load(tmp_path, target)
     slow = DraftHead.load(tmp_path, LanguageModel(target.model, "eager", compiled=False))
-    tokens, features = torch.arange(5, 11)[None], torch.randn(1, 6, 192, generator=seeded()).bfloat16()
+    features = torch.randn(2, 1, 192, generator=seeded()).bfloat16()
+    tokens = torch.arange(12).view(2, 6)[:, 3:4]  # one column of a wider table, as in a batch's prefill
     outputs = [
-        head.scores(head.forward(tokens, head.fuse(features), head.new_cache(1, 6))).float() for head in (fast, slow)
+        head.scores(head.forward(tokens, head.fuse(features), head.new_cache(2, 6))).float() for head in (fast, slow)
     ]
     assert (outputs[0] - outputs[1]).norm() < 0.02 * outputs[1].norm()
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.proposers import NgramProposer
+from specdec_lib.decoding.baseline import autoregressive_decode
+from specdec_lib.decoding.proposers import CompositeProposer, ModelProposer, NgramProposer
+from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.state import DecodeState
-from specdec_lib.models.toy import toy_model
+from specdec_lib.models.toy import toy_draft, toy_model
 
 
 def propose(texts: list[list[int]], gamma: int = 3) -> list[list[int]]:
@@ -47,3 +49,59 @@ def test_rows_are_searched_by_themselves():
 def test_sizes_out_of_order_are_refused():
     with pytest.raises(ValueError, match="shortest <= longest"):
         NgramProposer(longest=1, shortest=2)
+
+
+PROMPTS = [torch.tensor([1]), torch.tensor([5, 2, 5, 2, 5]), torch.tensor([7, 7, 1, 2, 4, 6, 7])]
+
+
+class Checked(ModelProposer):
+    """Compares the cache that drafting starts from with a fresh reading of the whole text."""
+
+    checked = 0
+
+    def _read_on(self, state):
+        hidden = super()._read_on(state)
+        for row in (~state.done).nonzero()[:, 0].tolist():
+            length = int(state.lengths[row])
+            fresh = self.draft.new_cache(1, 64)
+            self.draft.forward(state.tokens[row : row + 1, :length], fresh)
+            ours, theirs = self.cache.layers[0].keys[row, :, :length], fresh.layers[0].keys[0, :, :length]
+            assert torch.equal(ours, theirs)
+            self.checked += 1
+        return hidden
+
+
+@pytest.mark.parametrize("batch", [PROMPTS, PROMPTS[1:2]], ids=["ragged", "alone"])
+@pytest.mark.parametrize("gamma", [1, 3, 6])
+def test_a_draft_reads_what_lookup_copied_in_its_place(gamma, batch):
+    """The table repeats itself, so that lookup is often right; the draft is unrelated."""
+    target = toy_model(6, torch.Generator().manual_seed(1), sharpness=4.0)
+    draft = Checked(toy_draft(target, torch.Generator().manual_seed(2), noise=6.0))
+    prompts = [prompt % 6 for prompt in batch]
+    greedy, generator = SamplingConfig(temperature=0), torch.Generator().manual_seed(0)
+    expected = autoregressive_decode(target, prompts, max_new_tokens=30, sampling=greedy, generator=generator)
+    result = speculative_decode(
+        target,
+        CompositeProposer(draft),
+        prompts,
+        max_new_tokens=30,
+        num_draft_tokens=gamma,
+        sampling=greedy,
+        generator=generator,
+    )
+    assert [row.tolist() for row in result.tokens] == [row.tolist() for row in expected.tokens]
+    assert draft.checked >= 8
+    assert result.accepted > 10
+
+
+def test_a_composite_copies_where_it_can_and_drafts_elsewhere():
+    model = toy_model(12, torch.Generator().manual_seed(0))
+    prompts = [torch.tensor([1, 2, 3, 4, 9, 1, 2]), torch.tensor([5, 6])]
+    state = DecodeState(model, prompts, max_new_tokens=8, stop_token_ids=(), slack=4)
+    proposer, generator = CompositeProposer(ModelProposer(model)), torch.Generator().manual_seed(0)
+    proposer.start(state)
+    proposer.read_prompt(state, 0, 7, torch.empty(0))
+    tokens, probs = proposer.propose(state, 3, SamplingConfig(), generator)
+    assert tokens[0].tolist() == [3, 4, 9]
+    assert (probs[0].amax(dim=-1) == 1).all()
+    assert ((probs[1] > 0).sum(dim=-1) > 1).all()

@@ -62,3 +62,16 @@ def test_draws_follow_the_distribution():
 def test_values_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=r"give"):
         SamplingConfig(**bad)
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_top_p_takes_the_same_tokens_however_it_finds_them(top_p, monkeypatch):
+    """Among the likeliest tokens or by sorting all, ties included: a row does not depend on the rows beside it."""
+    logits = (torch.randn(6, 5000, generator=torch.Generator().manual_seed(0)) * 3).bfloat16()  # many equal ones
+    logits[0] = 0  # flat: no number of likeliest tokens will do
+    sampling = SamplingConfig(top_p=top_p)
+    alone = torch.cat([probabilities(row[None], sampling) for row in logits])
+    together = probabilities(logits, sampling)
+    monkeypatch.setattr("specdec_lib.decoding.sampling.NUCLEUS_CANDIDATES", 10**9)
+    assert torch.equal(alone, together)
+    assert torch.equal(probabilities(logits, sampling), together)

@@ -14,7 +14,7 @@ from specdec_lib.measure.cells import Source, block, prompt_groups, settings
 from specdec_lib.measure.results import read_results
 from specdec_lib.measure.timing import latency_columns
 
-SOURCE = Source("smoke", "this", "toy", "toy-target", "toy-draft", "0", "torch", "float32", "mixed", "0")
+SOURCE = Source("smoke", "this", "toy", "toy-target", "toy-draft", "0", "torch", "float32", 2, "mixed", "0")
 
 CONTRACT = [
     "run_id",

@@ -1,4 +1,4 @@
-"""The certificate: everything that is known about whether the output distribution is the target's, in one place.
+"""The certificate: what was tried to tell the output distribution from the target's, and what that could have shown.
 
 enumeration   the exact law of toys, by running the decoding code on every path      exactness_enumeration
 joint law     samples of toys and of the study's pair against the target's law       exactness_law
@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from specdec_lib.analysis.exactness_adversaries import enumeration_table
-from specdec_lib.analysis.exactness_law import FALSE_ALARM, POWER, decide, put_to_test
+from specdec_lib.analysis.exactness_law import FALSE_ALARM, GROUPS, POWER, decide, put_to_test
 from specdec_lib.analysis.exactness_levels import TOLERANCE, mutant_table
 from specdec_lib.analysis.exactness_mutants import SOUND
 from specdec_lib.analysis.exactness_numerics import greedy_agreement
@@ -35,8 +35,9 @@ from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
 from specdec_lib.models.runner import PREFILL_CHUNK
 
 FILE = "exactness.json"
+PROMPTS = ("Monday, Tuesday, Wednesday,", "yes, no, yes, no, yes,")  # few tokens may follow, and lookup finds drafts
 GAMMA = 2  # draft tokens per step in the sampling tests
-WIDTH = 4  # tokens that a law follows at each position; the others are one outcome
+WIDTH = 4  # tokens that a law follows at each position; the others are told apart by their group
 FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
 LONG_PROMPT = PREFILL_CHUNK + 88
 FEWER = 4  # the pair's settings but the first take that part of the samples, unless thorough
@@ -102,7 +103,10 @@ class Certificate:
         return lines
 
     def sentence(self) -> str:
-        """What was shown, in one sentence per pair: the least powerful position of each pair's first setting."""
+        """What was shown, in one sentence per pair: the least powerful position of each pair's first setting.
+
+        The bias is one of the law that was tested, not of whole texts: see `exactness_law`.
+        """
         parts = []
         for sampler in dict.fromkeys(self.tests.groupby("pair", sort=False)["sampler"].first()):
             lines = self.tests[self.tests["sampler"] == sampler]
@@ -111,8 +115,9 @@ class Certificate:
             parts.append(
                 f"{first['pair']}, {METHOD_NAMES[first['method']]}, at temperature {first['temperature']:g}, "
                 f"top-p {first['top_p']:g}, gamma {first['num_draft_tokens']}, batch {first['batch_size']}: a "
-                f"total-variation bias above {lines['detectable_bias'].max():.2g} would have been detected with "
-                f"probability {POWER:g}; {found}."
+                f"total-variation bias in the law of pairs over the {WIDTH} most likely tokens and {GROUPS} groups of "
+                f"the others above {lines['detectable_bias'].max():.2g} would have been detected with probability "
+                f"{POWER:g}; {found}. Up to {lines['pooled'].max():.0%} of the mass was seen only in sums."
             )
         return " ".join(reversed(parts))
 
@@ -175,7 +180,8 @@ def _joint_law_tests(
     """The gate: the toy pair with all filters and methods, then the study's pair.
 
     A law is only exact where a token's logits do not depend on what is computed beside it: in float32 as good as, and
-    through the kernels exactly, whatever they round to. So the kernels take the tests of the pair where they can.
+    through the kernels exactly, whatever they round to. So the kernels take the tests of the pair where they can, with
+    one in float32 beside them.
     """
     toy = load_pair(TOY, device=study.device)
     runs = [(toy, method, GAMMA, sampling, effort.toy) for method in ("draft", "ngram") for sampling in FILTERS]
@@ -258,11 +264,13 @@ def greedy_prompts(pair: Pair, study: StudyParams, long: bool) -> list[torch.Ten
 
 
 def short_prompts(pair: Pair, study: StudyParams) -> list[torch.Tensor]:
-    """Two short prompts of different lengths, so that a test spends its time on decoding: 1-D int64 tensors."""
+    """Two short prompts of different lengths, so that a test spends its time on decoding: 1-D int64 tensors.
+
+    A law that follows few tokens sees most behind a text that leaves little choice.
+    """
     if pair.tokenizer is None:
         return random_prompts(pair.target.vocab_size, 2, 0, torch.Generator().manual_seed(study.seed))
-    whole = encode_prompts(load_prompts(study.prompt_set)[:2], pair.tokenizer, 0)
-    return [ids[-length:] for ids, length in zip(whole, (5, 7), strict=True)]
+    return [torch.tensor(pair.tokenizer.encode(text, add_special_tokens=False)) for text in PROMPTS]
 
 
 def sampling_name(sampling: SamplingConfig) -> str:

@@ -230,7 +230,7 @@ def _in_bfloat16(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor
 
 def _uniforms(target_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # [B, gamma]
     shape = (len(target_probs), target_probs.shape[1] - 1)
-    return torch.rand(shape, generator=generator, dtype=target_probs.dtype, device=target_probs.device)
+    return torch.rand(shape, generator=generator, dtype=torch.float64, device=target_probs.device)  # as `verify` does
 
 
 def _number(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # [B, 1]

@@ -16,6 +16,8 @@ PER_ROW = 4
 def law_figure(cells: pd.DataFrame) -> Figure:
     """Standardised deviation of each pair's count from the target's law, a panel for each sampler.
 
+    A pair is of tokens, or of tokens and groups of tokens: see `exactness_law`.
+
     With a sound sampler (observed - expected) / sqrt(expected) is close to standard normal: the band holds 99.9 %.
 
     Args:

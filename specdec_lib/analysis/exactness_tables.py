@@ -46,7 +46,7 @@ def finding_enumeration(table: pd.DataFrame) -> str:
 
 
 def law_table(tests: pd.DataFrame) -> pd.DataFrame:
-    """One line per setting: the position with the smallest p-value, the least power."""
+    """One line per setting: over its positions the smallest p-value, the least power, the most mass seen in sums."""
     lines = tests.groupby("sampler", sort=False).agg(
         batch=("batch_size", "first"),
         positions=("position", "size"),
@@ -83,7 +83,7 @@ def _readable(lines: pd.DataFrame) -> pd.DataFrame:
     lines["bias"] = lines["bias"].map("{:.2g}".format)
     lines["rejected"] = lines["rejected"].map({True: "biased", False: "no bias found"})
     names = {
-        "pooled": "pooled mass",
+        "pooled": "seen only in sums",
         "p_value": "p-value, at most",
         "usual": "p-value, chi-square",
         "bias": "detectable bias",
@@ -97,9 +97,9 @@ def finding_sampled(tests: pd.DataFrame) -> str:
     samplers = tests["sampler"].nunique()
     biased = tests.loc[tests["rejected"], "sampler"].nunique()
     return (
-        f"{samplers - biased} of {samplers} samplers follow the target's joint law in all of {len(tests)} tests; "
-        f"a sound battery would fail with probability {FALSE_ALARM:g} at most, and the smallest bias that every test "
-        f"would have caught with probability {POWER:g} is {tests['detectable_bias'].max():.2g}."
+        f"In {samplers - biased} of {samplers} samplers none of {len(tests)} tests finds a bias; sound samplers would "
+        f"fail any with probability {FALSE_ALARM:g} at most. A bias in the law of the pairs that are told apart above "
+        f"{tests['detectable_bias'].max():.2g} would have been caught by every test with probability {POWER:g}."
     )
 
 

@@ -49,6 +49,7 @@ class ModelProposer:
     def __init__(self, draft: LanguageModel | DraftHead):
         assert isinstance(draft, LanguageModel)
         self.draft = draft
+        self.alone = True  # a composite says no: then accepted tokens may be none that this draft has read
 
     def start(self, state: DecodeState) -> None:
         check_context(self.draft, state.longest_prompt, state.max_new_tokens)
@@ -61,19 +62,29 @@ class ModelProposer:
     def propose(
         self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
     ) -> Proposal:
-        # The last two tokens are read again, whatever was accepted: after full acceptance the draft has seen neither,
-        # and reading a token twice changes nothing.
-        self.cache.set_lengths(state.lengths - 2, state.max_length - 2)
-        tokens = state.last_tokens(2)
-        drafted = []
-        for _ in range(num_draft_tokens):
-            hidden = self._forward(tokens)
-            self.cache.commit(tokens.shape[1], at_most=tokens.shape[1])
-            logits = _fit_vocabulary(self.draft.logits(hidden[:, -1]), state.vocab_size)
-            probs = probabilities(logits, sampling)
-            tokens = choose(probs, sampling, generator)[:, None]
-            drafted.append((tokens, probs))
+        hidden = self._read_on(state)  # [B, hidden_size]
+        drafted: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for position in range(num_draft_tokens):
+            if position > 0:
+                hidden = self._forward(drafted[-1][0])[:, 0]
+                self.cache.commit(1, at_most=1)
+            probs = probabilities(_fit_vocabulary(self.draft.logits(hidden), state.vocab_size), sampling)
+            drafted.append((choose(probs, sampling, generator)[:, None], probs))
         return _stack(drafted)
+
+    def _read_on(self, state: DecodeState) -> torch.Tensor:  # [B, hidden_size], behind each row's last token
+        """Read what the last step emitted, and perhaps some tokens again, which changes nothing.
+
+        Two tokens are enough whatever was accepted, since the draft read all of its own proposal but the last.
+        """
+        count = 2 if self.alone else state.slack + 1
+        start = (state.lengths - count).clamp(min=0)
+        self.cache.set_lengths(start, max(state.max_length - count, 0))
+        index = start[:, None] + torch.arange(count, device=start.device)
+        hidden = self._forward(state.tokens.gather(1, index))
+        self.cache.set_lengths(state.lengths, state.max_length)
+        last = (state.lengths - 1 - start)[:, None, None]
+        return hidden.gather(1, last.expand(-1, 1, hidden.shape[-1]))[:, 0]
 
     def _forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [B, m] to [B, m, hidden_size]
         # A target that pads its vocabulary further may emit an id that the draft has no row for: any other will do.
@@ -175,6 +186,8 @@ class CompositeProposer:
 
     def __init__(self, draft: Proposer, lookup: NgramProposer | None = None):
         self.draft, self.lookup = draft, lookup or NgramProposer(longest=5, shortest=2)
+        if isinstance(draft, ModelProposer):
+            draft.alone = False
 
     def start(self, state: DecodeState) -> None:
         self.draft.start(state)

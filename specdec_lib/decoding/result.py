@@ -24,7 +24,8 @@ class DecodeResult:
         step_s: seconds that each step took.
         step_tokens: tokens that each step emitted in each row, `[steps, B]`.
         steps: verification passes, counted once for every row that was still decoding. 0 for the baseline.
-        drafted, tested, accepted: draft tokens; a token is tested if all before it in its step were accepted.
+        drafted, tested, accepted: draft tokens; a token is tested if all before it in its step were accepted. What is
+            drafted behind the last token that a row may emit is paid for, and counts as drafted.
         tested_by_position, accepted_by_position: the same by position in the draft, gamma numbers each.
     """
 

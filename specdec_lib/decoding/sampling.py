@@ -31,21 +31,25 @@ def probabilities(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tenso
 def _nucleus(probs: torch.Tensor, top_p: float) -> torch.Tensor:
     """Keep the smallest set of most likely tokens whose probability reaches `top_p`; the most likely always stays."""
     ordered, order = _most_likely(probs, top_p)
-    before = ordered.cumsum(dim=-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p, 0)
-    ordered = ordered / ordered.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(probs).scatter_(-1, order, ordered)
+    cumulative = ordered.cumsum(dim=-1)
+    kept = cumulative - ordered < top_p
+    mass = (cumulative * kept).amax(dim=-1, keepdim=True)
+    return torch.zeros_like(probs).scatter_(-1, order, ordered * kept / mass)
 
 
 def _most_likely(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities in falling order with their tokens, as many as hold `top_p` of every row.
+    """Probabilities in falling order with their tokens, of equal ones the lowest token first; enough to hold `top_p`.
 
-    A CPU takes milliseconds to sort a whole vocabulary, and rarely needs to.
+    A CPU takes milliseconds to sort a whole vocabulary, and rarely needs to. Which way is taken changes no result, so
+    that a row does not depend on the rows beside it.
     """
     if probs.device.type == "cpu" and probs.shape[-1] > NUCLEUS_CANDIDATES:
-        ordered, order = probs.topk(NUCLEUS_CANDIDATES, dim=-1)
-        if (ordered.sum(dim=-1) > top_p).all():
-            return ordered, order
+        likeliest, tokens = probs.topk(NUCLEUS_CANDIDATES, dim=-1)
+        complete = likeliest * (likeliest > likeliest[..., -1:])  # of the last one's equals some may be missing
+        if (complete.sum(dim=-1) > top_p + 1e-4).all():
+            tokens = tokens.sort(dim=-1).values
+            ordered, order = probs.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
+            return ordered, tokens.gather(-1, order)
     return probs.sort(dim=-1, descending=True, stable=True)
 
 

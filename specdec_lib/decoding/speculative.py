@@ -69,6 +69,7 @@ def speculative_decode(
     while not finished:
         draft_tokens, draft_probs = proposer.propose(state, num_draft_tokens, sampling, generator)
         state.check(draft_probs)
+        proposed = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
         draft_probs = _leave_room(draft_probs, state.remaining)
 
         cache.set_lengths(state.lengths - 1, state.max_length - 1)  # what the last step wrote too much is rolled back
@@ -79,7 +80,7 @@ def speculative_decode(
 
         state.features = step.features
         state.emit(*_emission(draft_tokens, verdict))
-        counters.add(draft_tokens, draft_probs, verdict, state.num_emitted)
+        counters.add(draft_tokens, draft_probs, proposed, verdict, state.num_emitted)
         finished = state.look()
     result = decode_result(state)
     counters.write_into(result)
@@ -120,7 +121,8 @@ class _Counters:
     def add(
         self,
         draft_tokens: torch.Tensor,  # [B, gamma]
-        draft_probs: torch.Tensor,  # [B, gamma, V]
+        draft_probs: torch.Tensor,  # [B, gamma, V], zero where there was no room
+        proposed: torch.Tensor,  # [B, gamma], drafted, with or without room
         verdict: Verification,
         num_emitted: torch.Tensor,  # [B], 0 for a row that was done before
     ) -> None:
@@ -130,7 +132,7 @@ class _Counters:
         accepted = emitted & (self.position < verdict.num_accepted[:, None])
         tested = emitted & drafted & (self.position <= verdict.num_accepted[:, None])
         self.steps += active.sum()
-        self.drafted += (drafted & active).sum()
+        self.drafted += (proposed & active).sum()
         self.tested += tested.sum(dim=0)
         self.accepted += accepted.sum(dim=0)
 

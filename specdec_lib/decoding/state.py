@@ -36,7 +36,7 @@ class DecodeState:
         _check_prompts(target, prompts, max_new_tokens)
         device = target.device
         self.started = time.perf_counter()
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.slack = max_new_tokens, slack
         self.vocab_size = target.vocab_size
         prompt_lengths = [len(prompt) for prompt in prompts]
         self.batch_size = len(prompts)

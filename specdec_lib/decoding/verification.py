@@ -31,7 +31,7 @@ def verify(
     generator: torch.Generator,
 ) -> Verification:
     """Accept a prefix of the draft and draw the token after it, so that both follow the target's distribution."""
-    uniforms = torch.rand(draft_tokens.shape, generator=generator, device=target_probs.device, dtype=target_probs.dtype)
+    uniforms = torch.rand(draft_tokens.shape, generator=generator, device=target_probs.device, dtype=torch.float64)
     num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, uniforms)
     return Verification(num_accepted, draw(residual_probs(target_probs, draft_probs, num_accepted), generator))
 
@@ -40,13 +40,13 @@ def count_accepted(
     target_probs: torch.Tensor,  # [B, gamma+1, V]
     draft_probs: torch.Tensor,  # [B, gamma, V]
     draft_tokens: torch.Tensor,  # [B, gamma]
-    uniforms: torch.Tensor,  # [B, gamma], in [0, 1)
+    uniforms: torch.Tensor,  # [B, gamma], in [0, 1), float64: float32 has only 2**24 of them
 ) -> torch.Tensor:  # [B]
     """Length of the accepted prefix: token x stays if u < target(x) / draft(x), up to the first that does not."""
     token = draft_tokens[:, :, None]
     target = target_probs[:, :-1].gather(2, token)[:, :, 0]  # [B, gamma]
     draft = draft_probs.gather(2, token)[:, :, 0]  # [B, gamma]
-    accepted = (uniforms < target / draft) & (draft > 0)  # Algorithm 1: r_i > p_i(x) / q_i(x) rejects
+    accepted = (uniforms < target.double() / draft) & (draft > 0)  # Algorithm 1: r_i > p_i(x) / q_i(x) rejects
     return accepted.long().cumprod(dim=1).sum(dim=1)
 
 

@@ -22,6 +22,7 @@ namespace {
 
 using at::BFloat16;
 using at::Tensor;
+constexpr int kFewRows = 32;  // so many are normalised by every thread for itself
 constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate
 
 inline __m512bh load(const BFloat16* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
@@ -167,13 +168,27 @@ void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, fl
   const BFloat16* w = weight.const_data_ptr<BFloat16>();
   const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
   for (int64_t four = mine.begin; four < mine.end; four += 4) {
-    const int64_t i = std::min(four, n - 4);  // the last four overlap those before where n is no multiple of four
-    multiply(from, rows, w + i * k, k, [&](int r, __m128 y) { _mm_storeu_ps(to + r * n + i, y); });
+    const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
+    const __mmask8 own = static_cast<__mmask8>(0xF << (four - i) & 0xF);
+    multiply(from, rows, w + i * k, k, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
   }
+}
+
+void check(const Tensor& t, at::ScalarType dtype, const char* name) {
+  TORCH_CHECK(t.is_contiguous() && t.is_cpu() && t.scalar_type() == dtype && t.numel() > 0, name, " is ", t.scalar_type(),
+              " ", t.sizes(), ": it must be a contiguous, not empty CPU tensor of ", dtype);
+}
+
+void check_weight(const Tensor& weight, int64_t k) {
+  check(weight, at::kBFloat16, "a weight");
+  TORCH_CHECK(weight.size(-1) == k && k % 32 == 0 && weight.size(0) >= 4, "a weight is ", weight.sizes(), ": its rows must ",
+              "be at least 4, of ", k, " numbers, a multiple of 32");
 }
 
 // x `[R, K]` bfloat16 times weight `[N, K]` bfloat16 to `[R, N]` float32.
 Tensor linear(const Tensor& x, const Tensor& weight) {
+  check(x, at::kBFloat16, "x");
+  check_weight(weight, x.size(1));
   Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
   float* to = out.mutable_data_ptr<float>();
 #pragma omp parallel num_threads(at::get_num_threads())
@@ -184,6 +199,9 @@ Tensor linear(const Tensor& x, const Tensor& weight) {
 // The same of x `[R, K]` float32 after RMSNorm with weights `norm_weight` `[K]`.
 Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight) {
   const int64_t rows = x.size(0), k = x.size(1);
+  check(x, at::kFloat, "x");
+  check(norm_weight, at::kBFloat16, "norm_weight");
+  check_weight(weight, k);
   Tensor out = at::empty({rows, weight.size(0)}, x.options());
   float* to = out.mutable_data_ptr<float>();
 #pragma omp parallel num_threads(at::get_num_threads())
@@ -200,6 +218,10 @@ Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const
 // weights, times weight `[H, 2 H]` to `[R, H]` float32.
 Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states, double eps, const Tensor& weight) {
   const int64_t rows = tokens.size(0), width = states.size(1);
+  check(tokens, at::kLong, "tokens");
+  check(embeddings, at::kBFloat16, "embeddings");
+  check(states, at::kFloat, "states");
+  check_weight(weight, 2 * width);
   Tensor out = at::empty({rows, weight.size(0)}, states.options());
   const BFloat16* table = embeddings.const_data_ptr<BFloat16>();
   const int64_t* token = tokens.const_data_ptr<int64_t>();
@@ -229,17 +251,18 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
                     const Tensor& positions, const Tensor& frequencies, double rotary_scaling, int64_t heads, double eps,
                     double scaling, at::IntArrayRef taps, Tensor& features) {
   const int64_t tokens = slots.size(1), rows = x.size(0);
+  check(x, at::kFloat, "x");
+  check(slots, at::kLong, "slots");
+  check(positions, at::kLong, "positions");
+  check(frequencies, at::kFloat, "frequencies");
+  for (const Tensor& weight : weights) check(weight, at::kBFloat16, "a weight");
   const int64_t layers = keys.size(), kv_heads = keys[0].size(1), capacity = keys[0].size(2), dim = keys[0].size(3);
   const int64_t width = x.size(1), inner = weights[kGate].size(0);
   const int64_t q_size = heads * dim, kv_size = kv_heads * dim, projected = q_size + 2 * kv_size;
   const int64_t* place = slots.const_data_ptr<int64_t>();
   std::vector<float> cosine(rows * dim / 2), sine(rows * dim / 2);
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < dim / 2; ++i) {
-      const float angle = positions.const_data_ptr<int64_t>()[r] * frequencies.const_data_ptr<float>()[i];
-      cosine[r * dim / 2 + i] = std::cos(angle) * rotary_scaling;
-      sine[r * dim / 2 + i] = std::sin(angle) * rotary_scaling;
-    }
+  const bool few = rows <= kFewRows;
+  std::vector<BFloat16> normed_by_all(few ? 0 : rows * width);
   float* state = x.mutable_data_ptr<float>();
   BFloat16* feature = features.mutable_data_ptr<BFloat16>();
   const int64_t feature_size = features.size(1);
@@ -252,12 +275,22 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
 #pragma omp parallel num_threads(at::get_num_threads())
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    std::vector<BFloat16> normed(rows * width), query(dim);
+    std::vector<BFloat16> normed_by_one(few ? rows * width : 0), query(dim);
     std::vector<float> scores;
-    const auto normalise = [&](const Tensor& weight) {  // every thread for itself: cheaper than a barrier
-      for (int64_t r = 0; r < rows; ++r)
-        norm(state + r * width, weight.const_data_ptr<BFloat16>(), eps, width, &normed[r * width]);
+    BFloat16* normed = few ? normed_by_one.data() : normed_by_all.data();
+    const auto normalise = [&](const Tensor& weight) {  // of few rows every thread all: cheaper than a barrier
+      for (int64_t r = few ? 0 : thread; r < rows; r += few ? 1 : threads)
+        norm(state + r * width, weight.const_data_ptr<BFloat16>(), eps, width, normed + r * width);
+      if (!few) {
+#pragma omp barrier
+      }
     };
+    for (int64_t r = thread; r < rows; r += threads)
+      for (int64_t i = 0; i < dim / 2; ++i) {
+        const float angle = positions.const_data_ptr<int64_t>()[r] * frequencies.const_data_ptr<float>()[i];
+        cosine[r * dim / 2 + i] = std::cos(angle) * rotary_scaling;
+        sine[r * dim / 2 + i] = std::sin(angle) * rotary_scaling;
+      }
     const auto add_product = [&](const BFloat16* from, const Tensor& weight) {  // state += from @ weight.T
       const int64_t k = weight.size(1);
       const BFloat16* w = weight.const_data_ptr<BFloat16>();
@@ -278,7 +311,7 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
         const bool is_query = i < q_size, is_key = i < q_size + kv_size;
         const int64_t within = is_query ? i : is_key ? i - q_size : i - q_size - kv_size;
         const BFloat16* w = weight[is_query ? kQuery : is_key ? kKey : kValue].const_data_ptr<BFloat16>();
-        multiply(normed.data(), rows, w + within * width, width,
+        multiply(normed, rows, w + within * width, width,
                  [&](int r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
       }
 #pragma omp barrier
@@ -307,9 +340,9 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
       for (int64_t i = inside.begin; i < inside.end; i += 16) {
         const int64_t columns = std::min<int64_t>(16, inside.end - i);
         for (int64_t j = 0; j < columns; j += 4) {
-          multiply(normed.data(), rows, gate + (i + j) * width, width,
+          multiply(normed, rows, gate + (i + j) * width, width,
                    [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * 16 + j], y); });
-          multiply(normed.data(), rows, up + (i + j) * width, width,
+          multiply(normed, rows, up + (i + j) * width, width,
                    [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * 16 + j], y); });
         }
         const __mmask16 mask = static_cast<__mmask16>((1 << columns) - 1);

@@ -39,6 +39,7 @@ class Source:
     weights: str  # hash of the weight files' hashes
     software: str  # versions of what computes
     dtype: str
+    threads: int  # of the CPU
     prompt_set: str
     prompt_set_hash: str
 

@@ -83,6 +83,7 @@ class _Sweep:
             software=f"torch {torch.__version__}, transformers {transformers.__version__}, "
             f"kernels {'none' if pair.target.fused is None else kernel_facts()['kernels']}",
             dtype=params.dtype,
+            threads=torch.get_num_threads(),
             prompt_set=params.prompt_set,
             prompt_set_hash=prompt_set_hash(params.prompt_set),
         )
@@ -162,6 +163,8 @@ class _Sweep:
         """Once for each shape of work, a few tokens outside the measurement."""
         kind = (cell.engine, cell.method, cell.num_draft_tokens, cell.batch_size, cell.prompt_tokens, cell.temperature)
         if kind not in self.warm:
+            if self.pair.target.device.type == "cuda":
+                torch.cuda.empty_cache()  # the reserve of other shapes is not this one's
             self._decode(cell, prompts, min(WARM_UP_TOKENS, cell.max_new_tokens), seed=0)
             self.warm.add(kind)
 

@@ -160,7 +160,6 @@ _DRIVER_COLUMNS = (
 def reset_peaks(device: torch.device) -> None:
     """Forget earlier peaks, so that the next reading belongs to what runs from here on."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # else the reserve of an earlier, larger cell would count as this one's
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         (_PROC / "clear_refs").write_text("5")  # Linux: reset the peak resident set size

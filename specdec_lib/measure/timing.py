@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 
 from specdec_lib.decoding.result import DecodeResult
+
+Arrival = tuple[float, int]  # seconds since the call, and how many tokens of every row arrived then
+
+
+def result_of_arrivals(tokens: list[torch.Tensor], arrivals: Sequence[Arrival]) -> DecodeResult:
+    """What another engine emitted, as if we had: its tokens, and when they arrived.
+
+    An engine whose first step emits several tokens gives all of them the time of the first.
+    """
+    (first_s, first_count), *others = arrivals
+    steps = [(first_s, first_count - 1)] * (first_count > 1) + others
+    starts = [first_s, *(seconds for seconds, _ in steps)]
+    return DecodeResult(
+        tokens=tokens,
+        ttft_s=first_s,
+        step_s=[end - start for start, (end, _) in zip(starts[:-1], steps, strict=True)],
+        step_tokens=[[count] * len(tokens) for _, count in steps],
+    )
 
 
 def latency_columns(result: DecodeResult) -> dict[str, float | list[float] | None]:

@@ -11,19 +11,23 @@ from transformers import GenerationConfig, StoppingCriteria
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.measure.timing import Arrival, result_of_arrivals
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 
 
 class _Clock(StoppingCriteria):
-    """Called once for each token; notes the time and stops nothing."""
+    """Called once for each step; notes the time and how many tokens there are, and stops nothing."""
 
-    def __init__(self) -> None:
-        self.times = [time.perf_counter()]
+    def __init__(self, prompt_tokens: int) -> None:
+        self.started = time.perf_counter()
+        self.known = prompt_tokens
+        self.arrivals: list[Arrival] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if input_ids.device.type == "cuda":
             torch.cuda.synchronize()  # generate itself waits for the device right after this call
-        self.times.append(time.perf_counter())
+        self.arrivals.append((time.perf_counter() - self.started, input_ids.shape[1] - self.known))
+        self.known = input_ids.shape[1]
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -35,11 +39,15 @@ def transformers_decode(
     max_new_tokens: int,
     sampling: SamplingConfig,
     seed: int,
+    **assistance: Any,
 ) -> DecodeResult:
     """Decode with `generate`, its own cache and its default attention; `max_new_tokens` for every row, no stop tokens.
 
     Prompts are padded on the left, as generate wants it. Its only source of randomness is PyTorch's global generator,
     which is seeded in a fork and put back.
+
+    Args:
+        assistance: `assistant_model=` or `prompt_lookup_num_tokens=` for assisted generation, of a single prompt.
     """
     longest = max(map(len, prompts))
     ids = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
@@ -54,24 +62,20 @@ def transformers_decode(
     try:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            clock = _Clock()
+            clock = _Clock(longest)
             output = model.generate(
                 ids.to(target.device),
                 attention_mask=mask.to(target.device),
                 generation_config=settings,
                 stopping_criteria=[clock],
+                **assistance,
             )
     finally:
         model.set_attn_implementation(ATTENTION)
         model.generation_config = own_defaults
-    steps = [after - before for before, after in zip(clock.times[:-1], clock.times[1:], strict=True)]
-    assert len(steps) == max_new_tokens, f"generate made {len(steps)} of {max_new_tokens} tokens"
-    return DecodeResult(
-        tokens=list(output[:, longest:].cpu()),
-        ttft_s=steps[0],
-        step_s=steps[1:],
-        step_tokens=[[1] * len(prompts)] * (max_new_tokens - 1),
-    )
+    made = output.shape[1] - longest
+    assert made == max_new_tokens, f"generate made {made} of {max_new_tokens} tokens"
+    return result_of_arrivals(list(output[:, longest:].cpu()), clock.arrivals)
 
 
 def _sampled(sampling: SamplingConfig) -> dict[str, object]:

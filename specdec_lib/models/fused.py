@@ -15,6 +15,7 @@ from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.models.cache import RaggedStaticCache
 
 MAX_HEAD_DIM = 256
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not change with the length of the text
 LAYER_WEIGHTS = (
     "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
@@ -39,7 +40,7 @@ def join(
     Returns `[B, m, H]` float32.
     """
     rows = _rows(states).float()
-    return torch.ops.specdec_lib.join(tokens.flatten(), embeddings, rows, eps, weight).view(states.shape)
+    return torch.ops.specdec_lib.join(tokens.flatten().contiguous(), embeddings, rows, eps, weight).view(states.shape)
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -121,6 +122,8 @@ def fused_layers(body: Any) -> FusedLayers | None:
 def _is_plain_llama(body: Any) -> bool:
     config: Any = getattr(body, "config", None)
     if getattr(config, "model_type", None) != "llama" or config.hidden_act != "silu":
+        return False
+    if body.rotary_emb.rope_type not in STATIC_ROPE:
         return False
     weights = list(body.layers.parameters())
     head_dim = body.layers[0].self_attn.head_dim

@@ -125,8 +125,9 @@ def load_pair(
         ValueError: an unknown name, a missing device, weights that are missing or truncated, vocabularies that differ,
             or an architecture that the ragged cache cannot serve; one line that names the remedy.
     """
-    if (name is None) == (target is None or draft is None):
-        raise ValueError("give load_pair either the name of a preset, or both target= and draft=")
+    others = (target, draft, target_revision, draft_revision)
+    if (name is None and (target is None or draft is None)) or (name is not None and any(others)):
+        raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda but PyTorch sees no CUDA device: use device='cpu' or install a CUDA build")
     if name == TOY:

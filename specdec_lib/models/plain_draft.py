@@ -73,7 +73,8 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
     draft, embeddings = _join(folder, target)
     model = _causal_model(draft, embeddings, tied=False)
     model.lm_head = ScoredRows(embeddings, draft.scored_ids.to(target.device))
-    return LanguageModel(model.to(device=target.device, dtype=target.dtype), name=Path(folder).name)
+    model.to(device=target.device, dtype=target.dtype)
+    return LanguageModel(model, name=Path(folder).name, compiled=target.fused is not None)
 
 
 def export_plain_draft(folder: Path, out: Path, target: LanguageModel) -> None:
@@ -108,7 +109,8 @@ def _causal_model(draft: PlainDraft, embeddings: torch.Tensor, tied: bool) -> Ll
     for layer in draft.body.layers:
         layer.self_attn.config = config
     model.model = draft.body
-    model.model.embed_tokens = nn.Embedding.from_pretrained(embeddings.clone())
+    shared = embeddings.clone() if embeddings.is_inference() else embeddings  # the target's own, unless projected
+    model.model.embed_tokens = nn.Embedding.from_pretrained(shared)
     model.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=embeddings.device)
     model.lm_head.weight = model.model.embed_tokens.weight
     return model
