@@ -17,7 +17,8 @@ def verification_costs(costs: pd.DataFrame) -> pd.DataFrame:
     """One line for each batch size, context and number of tokens m that a pass of the target was timed with.
 
     `verification_cost` is v(m), the pass over m tokens of each row over the pass over one; `cost_ratio` is c, the
-    time of drafting m tokens divided by m over the same; NaN where no draft of m tokens was timed. Medians over temperatures.
+    time of drafting m tokens divided by m over the same; NaN where no draft of m tokens was timed. Medians over
+    temperatures.
 
     Args:
         costs: the step costs of a run.
