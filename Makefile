@@ -13,7 +13,7 @@ STAMP := $(ENV)/.specdec-pins
 SPECDEC := $(PYTHON) -m specdec_lib
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run certify test lint lab report compare bench-peers gpu-check publish draft draft-export clean
+.PHONY: setup help run certify test lint lab report compare bench-peers peers gpu-check publish draft draft-export clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -44,6 +44,9 @@ compare: $(STAMP) ## compare all finished runs side by side, with predictions fo
 
 bench-peers: $(STAMP) ## time other engines beside ours for GPU=<name>: same weights, prompts and counting
 	@$(SPECDEC) bench-peers --gpu $(GPU)
+
+peers: $(STAMP) ## install the other engines that bench-peers knows, each into an environment of its own
+	@$(SPECDEC) peers
 
 gpu-check: $(STAMP) ## check this machine for GPU=<name> in a minute: device, exactness, a short sweep, telemetry
 	@$(SPECDEC) gpu-check --gpu $(GPU)

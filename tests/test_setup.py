@@ -17,7 +17,7 @@ from specdec_lib.config import StudyParams, available_params, load_params
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TARGETS = {"help", "run", "test", "lint", "lab", "report", "bench-peers", "draft", "draft-export", "clean"}
+TARGETS = {"help", "run", "test", "lint", "lab", "report", "bench-peers", "peers", "draft", "draft-export", "clean"}
 
 
 def pins() -> dict[str, str]:

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from specdec_lib.analysis.step_table import StepTable
-from specdec_lib.measure import step_costs
+from specdec_lib.config import load_params
+from specdec_lib.measure import machine, step_costs
+from specdec_lib.measure.calibration import calibrate
 from specdec_lib.measure.step_costs import COLUMNS, measure_step_costs, read_step_costs, write_step_costs
 from specdec_lib.models.pair import load_pair
 
@@ -74,3 +76,13 @@ def test_a_context_far_from_all_that_were_measured_is_undefined_and_a_near_one_h
     assert table().ms("target", 1, 50, 1) == table().ms("target", 1, 100, 1)
     assert pd.isna(table().ms("target", 1, 451, 1))
     assert pd.isna(table().ms("target", 1, 49, 1))
+
+
+def test_the_machine_is_measured_again_only_when_something_else_computes(tmp_path, monkeypatch):
+    params, pair, calls = load_params("smoke"), load_pair("toy"), []
+    small = lambda pair: calls.append(pair) or calibrate(pair, rows=(1, 2))  # noqa: E731
+    monkeypatch.setattr(machine.calibration, "calibrate", small)
+    monkeypatch.setattr(machine, "_step_costs", lambda params, pair: pd.DataFrame(columns=COLUMNS))
+    for source in ("kernels a", "kernels a", "kernels b"):
+        machine.measure_machine(params, pair, tmp_path, source)
+    assert len(calls) == 2

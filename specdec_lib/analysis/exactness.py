@@ -41,6 +41,7 @@ WIDTH = 4  # tokens that a law follows at each position; the others are told apa
 FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
 LONG_PROMPT = PREFILL_CHUNK + 88
 FEWER = 4  # the pair's settings but the first take that part of the samples, unless thorough
+OTHERS = 12  # other people's samplers, one continuation at a time, take that part
 logger = logging.getLogger(__name__)
 
 
@@ -237,7 +238,7 @@ def _subjects(study: StudyParams, pair: Pair, effort: Effort) -> pd.DataFrame:
     tiny = load_pair(TOY)
     runs = [(tiny, effort.tiny)]
     if pair.name != TOY:
-        runs.append((pair, -(-study.correctness_samples * effort.pair // 6)))
+        runs.append((pair, -(-study.correctness_samples * effort.pair // OTHERS)))
     for seed, (of, samples) in enumerate(runs, start=study.seed):
         prompts = short_prompts(of, study)[:1] if of is pair else [torch.tensor([1]), torch.tensor([5, 2])]
         for name, (target, sampling, sample) in transformers_subjects(of, GAMMA, length, WIDTH).items():

@@ -50,8 +50,8 @@ TARGETS = (  # the table of the issue "Speed: close to the limit on the device a
     Target("our best speculation / our baseline", BEST, BASELINE, 0.0, 0.65, 0.45),
     Target("our best speculation / our baseline", BEST, BASELINE, 1.0, 0.75, 0.55),
     Target(
-        "our speculation / transformers assisted, same draft",
-        Side(OURS, ("draft", "composite"), same_draft=True),
+        "our drafting / transformers assisted, same draft",
+        Side(OURS, ("draft",), same_draft=True),
         Side(TRANSFORMERS, ("draft",)),
         None,
         0.25,

@@ -32,7 +32,6 @@ def peers_figure(lines: pd.DataFrame) -> Figure:
         names = [way_name(n.engine, n.method, n.draft_id, n.num_draft_tokens) for n in here.itertuples()]
         panel.set_yticks(range(len(here)), names, fontsize=8)
         panel.set_title(temperature_name(temperature))
-        panel.set_xlim(left=0)
-        panel.margins(x=0.12)
+    axes[-1, 0].set_xlim(0, 1.12 * lines["tpot_ms"].max())  # the panels share it
     axes[-1, 0].set_xlabel("time per output token (ms)")
     return figure

@@ -16,8 +16,9 @@ from specdec_lib.analysis.style import in_house_style, new_figure
 def verification_costs(costs: pd.DataFrame) -> pd.DataFrame:
     """One line for each batch size, context and number of tokens m that a pass of the target was timed with.
 
-    `verification_cost` is v(m), the pass over m tokens a row over one of one token; `cost_ratio` is c, drafting one
-    of m tokens over the same; NaN where no draft of m tokens was timed. Medians over temperatures.
+    `verification_cost` is v(m), the pass over m tokens of each row over the pass over one; `cost_ratio` is c, the
+    time of drafting m tokens divided by m over the same; NaN where no draft of m tokens was timed. Medians over
+    temperatures.
 
     Args:
         costs: the step costs of a run.
@@ -53,8 +54,11 @@ def verification_figure(lines: pd.DataFrame) -> Figure:
         raise ValueError("the costs of a step were not measured: look at what the sweep printed")
     figure, (verifying, drafting) = new_figure("Cost of verification and of drafting (measured)", 2, sharey=False)
     for index, ((batch, context), curve) in enumerate(lines.groupby(["batch_size", "context_tokens"])):
-        look: dict[str, Any] = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-        look["markersize"] = 4
+        look: dict[str, Any] = {
+            "color": PALETTE[index % len(PALETTE)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "markersize": 4,
+        }
         label = f"batch {batch}, {context} tokens of context"
         verifying.plot(curve["num_tokens"], curve["verification_cost"], label=label, **look)
         drafting.plot(curve["num_tokens"], curve["cost_ratio"], **look)

@@ -1,10 +1,11 @@
 """What a run keeps about its machine beside the rows of the sweep: the cost of each piece of a step, and a calibration.
 
-Both are measured once for each folder, after the sweep, by the process that ran it.
+Both are measured after the sweep by the process that ran it, and again only if what determines them has changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -15,19 +16,23 @@ from specdec_lib.models.pair import Pair
 
 NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
 MAX_TOKENS = 16
+KEY_FILE = "machine.key"  # a hash of what determined the two files
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
 
-def measure_machine(params: StudyParams, pair: Pair, folder: Path) -> None:
-    """Write `calibration.json` and `step_costs.json` into `folder`, unless they are there.
+def measure_machine(params: StudyParams, pair: Pair, folder: Path, source: object) -> None:
+    """Write `calibration.json` and `step_costs.json` into `folder`, unless those of this `source` and params are there.
 
     What cannot be measured is printed and left empty: the rows of the sweep stand without it.
     """
+    key = hashlib.sha256(f"{source} {params.model_dump_json()}".encode()).hexdigest()
+    known = folder / KEY_FILE
+    if known.exists() and known.read_text(encoding="utf-8") == key:
+        return
     try:
-        if not (folder / calibration.FILE).exists():
-            calibration.write_calibration(folder, calibration.calibrate(pair))
-        if not step_costs.measured(folder):
-            step_costs.write_step_costs(folder, _step_costs(params, pair))
+        calibration.write_calibration(folder, calibration.calibrate(pair))
+        step_costs.write_step_costs(folder, _step_costs(params, pair))
+        known.write_text(key, encoding="utf-8")
     except Exception as error:  # noqa: BLE001 - out of memory or anything else
         print(f"the costs of a step were not measured: {type(error).__name__}: {error}", flush=True)
         step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))

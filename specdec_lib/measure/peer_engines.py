@@ -128,13 +128,19 @@ def _transformers(pair: Pair, assistance: dict[str, Any]) -> Decode:
     return decode
 
 
-def draft_for_others(plain: Pair, folder: Path) -> PreTrainedModel:
-    """The draft of `plain` as others load it; an embedded one by way of the checkpoint written to `folder`."""
-    assert not isinstance(plain.draft, DraftHead)
-    where: str | Path = plain.draft_id
-    if plain.name in EMBEDDED_DRAFTS:
+def draft_checkpoint(plain: Pair, folder: Path) -> str:
+    """Where others find the draft of `plain`: an embedded one is written to `folder` as an ordinary checkpoint."""
+    if plain.name not in EMBEDDED_DRAFTS:
+        return plain.draft_id
+    with _quiet_transformers():
         export_plain_draft(DRAFTS_FOLDER / EMBEDDED_DRAFTS[plain.name], folder, plain.target)
-        where = folder
+        assert plain.tokenizer
+        plain.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def load_draft(plain: Pair, where: str) -> PreTrainedModel:
+    """The checkpoint as transformers loads it, like the target of `plain` on its device."""
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(where, dtype=plain.target.dtype, use_safetensors=True)
     return model.to(plain.target.device).eval()

@@ -6,6 +6,7 @@ import gc
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,14 +21,24 @@ from tqdm import tqdm
 from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
 from specdec_lib.decoding.state import check_context
 from specdec_lib.measure.environment import check_device, device_name
-from specdec_lib.measure.peer_engines import Way, draft_for_others, our_ways, same_draft_pair, transformers_ways
+from specdec_lib.measure.peer_engines import (
+    Way,
+    draft_checkpoint,
+    load_draft,
+    our_ways,
+    same_draft_pair,
+    transformers_ways,
+)
+from specdec_lib.measure.peer_processes import installed_ways
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, random_prompts
 from specdec_lib.measure.results import Row
 from specdec_lib.measure.timing import latency_columns
-from specdec_lib.models.pair import Pair, load_study_pair
+from specdec_lib.models.embedded import embedded_target
+from specdec_lib.models.pair import EMBEDDED_DRAFTS, Pair, load_study_pair
 
 FILE = "peer_rows.parquet"
 WARM_UP_TOKENS = 8
+SETTLE_S = 0.05  # before each call, so that another engine's threads have gone to sleep
 SCHEMA = pa.schema(
     [("run_id", pa.string()), ("benchmark_version", pa.int64())]
     + [(name, pa.string()) for name in ("status", "error", "evidence", "gpu", "device_name", "engine")]
@@ -73,7 +84,12 @@ def run_peers(
     with ExitStack() as stack:
         exported = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ways = our_ways(pair, plain, chosen)
-        ways += transformers_ways(plain, draft_for_others(plain, exported), chosen)
+        draft = draft_checkpoint(plain, exported)
+        ways += transformers_ways(plain, load_draft(plain, draft), chosen)
+        if params.device == "cpu":
+            target = str(embedded_target()) if plain.name in EMBEDDED_DRAFTS else plain.target_id
+            context = max(len(ids) for _, ids in prompts) + new_tokens + max(chosen) + 1
+            ways += installed_ways(plain, target, draft, chosen, context, stack)
         rows = _Run(params, pair, ways, prompts, new_tokens).rows(repetitions)
     return _write(rows, folder)
 
@@ -146,6 +162,7 @@ class _Run:
             "seed": seed,
         }
         try:
+            time.sleep(SETTLE_S)
             result = way.decode(ids, new_tokens, sampling, seed)
             if result.new_tokens != new_tokens:
                 raise RuntimeError(f"emitted {result.new_tokens} of {new_tokens} tokens")

@@ -90,11 +90,6 @@ def write_step_costs(folder: Path, costs: pd.DataFrame) -> None:
     temporary.replace(path)
 
 
-def measured(folder: Path) -> bool:
-    """Whether a folder holds step costs."""
-    return (Path(folder) / FILE).exists() and not read_step_costs(folder).empty
-
-
 def read_step_costs(folder: Path) -> pd.DataFrame:
     """The table that `write_step_costs` wrote; empty if the costs could not be measured.
 

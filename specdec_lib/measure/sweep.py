@@ -63,7 +63,7 @@ def run_sweep(params: StudyParams, folder: Path) -> pd.DataFrame:
     finally:
         write_environment(folder, facts, sweep.run_id)
     table = write_results(folder, [cell.id for cells in sweep.blocks for cell in cells], usd_per_hour)
-    measure_machine(params, pair, folder)
+    measure_machine(params, pair, folder, sweep.source)
     return table
 
 

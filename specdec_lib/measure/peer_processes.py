@@ -1,0 +1,71 @@
+"""Engines that live in environments of their own as ways to decode, beside ours and transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.measure.peer_engines import AUTOREGRESSIVE, NGRAM, Decode, Way
+from specdec_lib.measure.peer_install import MODULES, PeerWorker, environment, installed
+from specdec_lib.measure.timing import result_of_arrivals
+from specdec_lib.models.pair import Pair
+
+
+def installed_ways(
+    plain: Pair, target: str, draft: str, gammas: Sequence[int], context: int, stack: ExitStack
+) -> list[Way]:
+    """Every engine that `make peers` installed: its baseline, its n-gram lookup, and the same draft, with every gamma.
+
+    Each way is a process of its own, loaded here and ended by `stack`. One that cannot load is a way that fails.
+
+    Args:
+        target, draft: folders of the checkpoints, or hub ids.
+        context: the most tokens of prompt and output together.
+    """
+    settings: list[tuple[str, str | None, int | None]] = [(AUTOREGRESSIVE, None, None)]
+    settings += [(method, name, g) for g in gammas for method, name in (("ngram", NGRAM), ("draft", plain.draft_id))]
+    ways = []
+    for engine in filter(installed, MODULES):
+        for method, draft_id, gamma in settings:
+            load = {
+                "target": target,
+                "draft": draft,
+                "method": method,
+                "num_draft_tokens": gamma,
+                "dtype": str(plain.target.dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+                "context": context,
+            }
+            home = environment(engine)
+            log = home.parent / f"{engine}-{method}.log"
+            print(f"loading {engine} {method}", flush=True)
+            try:
+                worker = stack.enter_context(PeerWorker(home / "bin" / "python", MODULES[engine], load, log))
+            except RuntimeError as error:
+                ways.append(Way(engine, "unknown", method, plain.name, draft_id, gamma, _failing(str(error))))
+            else:
+                ways.append(Way(engine, worker.version, method, plain.name, draft_id, gamma, asking(worker)))
+    return ways
+
+
+def asking(worker: PeerWorker) -> Decode:
+    """Decoding by a process."""
+
+    def decode(prompt: torch.Tensor, new_tokens: int, sampling: SamplingConfig, seed: int) -> DecodeResult:
+        chosen = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        answer = worker.ask({"prompt": prompt.tolist(), "new_tokens": new_tokens, "seed": seed} | chosen)
+        arrivals = [(float(seconds), int(count)) for seconds, count in answer["arrivals"]]
+        return result_of_arrivals([torch.tensor(answer["tokens"])], arrivals)
+
+    return decode
+
+
+def _failing(reason: str) -> Decode:
+    def decode(prompt: torch.Tensor, new_tokens: int, sampling: SamplingConfig, seed: int) -> DecodeResult:
+        raise RuntimeError(reason)
+
+    return decode
