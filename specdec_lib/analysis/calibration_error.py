@@ -1,7 +1,7 @@
 """How wrong the cost model is on the machine that it was calibrated on, point by point.
 
-It is fitted to batch 1, one context and decoding with one gamma; every other point is out of sample of the fit. The form
-of the model is not: `cost_model.ROW_EXPONENT` was chosen while looking at the embedded pair on a CPU.
+It is fitted to batch 1, one context and decoding with one gamma; every other point is out of sample of the fit.
+The form of the model is not: `cost_model.ROW_EXPONENT` was chosen while looking at the embedded pair on a CPU.
 """
 
 from __future__ import annotations
