@@ -7,10 +7,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from specdec_lib.config import StudyParams, available_params, load_params
 
 OUTPUTS = Path("outputs")
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="command")
+    _add_study_commands(commands)
+    _add_comparisons(commands)
+    _add_draft_commands(commands)
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="as before the command")
+    return parser
+
+
+def _add_study_commands(commands: Commands) -> None:
     run = commands.add_parser(
         "run",
         help="run the whole study and write its HTML report",
@@ -60,6 +71,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_study(report)
     report.set_defaults(command=_report)
+    check = commands.add_parser(
+        "gpu-check",
+        help="check a machine in about a minute: device, exactness, a short sweep",
+        description="A verdict for every item that a study on a CUDA machine depends on, in about a minute.",
+    )
+    check.add_argument("--gpu", required=True, metavar="NAME", help=f"params file: {', '.join(available_params())}")
+    check.set_defaults(command=_gpu_check)
+    publish = commands.add_parser(
+        "publish",
+        help="keep a run under outputs/published and in the README's headline",
+        description="Copy table, reports and index of <outputs>/<NAME> to <outputs>/published/<NAME>, draw the "
+        "headline figure and write the headline numbers into README.md. Refuses a run with failed cells.",
+    )
+    _add_study(publish)
+    publish.set_defaults(command=_publish)
+    certify = commands.add_parser(
+        "certify",
+        help="write the certificate of exactness; fails if anything is not exact",
+        description="Put a study's samplers to the exactness tests alone and write <outputs>/<NAME>/exactness.json.",
+    )
+    _add_study(certify)
+    certify.add_argument("--thorough", action="store_true", help="ten times the samples and more, for hours")
+    certify.set_defaults(command=_certify)
+
+
+def _add_comparisons(commands: Commands) -> None:
     compare = commands.add_parser(
         "compare",
         help="compare all finished runs, and predictions for GPUs without one",
@@ -90,29 +127,9 @@ def _parser() -> argparse.ArgumentParser:
         "installed there is part of every later bench-peers on a CPU.",
     )
     install.set_defaults(command=_peers)
-    check = commands.add_parser(
-        "gpu-check",
-        help="check a machine in about a minute: device, exactness, a short sweep",
-        description="A verdict for every item that a study on a CUDA machine depends on, in about a minute.",
-    )
-    check.add_argument("--gpu", required=True, metavar="NAME", help=f"params file: {', '.join(available_params())}")
-    check.set_defaults(command=_gpu_check)
-    publish = commands.add_parser(
-        "publish",
-        help="keep a run under outputs/published and in the README's headline",
-        description="Copy table, reports and index of <outputs>/<NAME> to <outputs>/published/<NAME>, draw the "
-        "headline figure and write the headline numbers into README.md. Refuses a run with failed cells.",
-    )
-    _add_study(publish)
-    publish.set_defaults(command=_publish)
-    certify = commands.add_parser(
-        "certify",
-        help="write the certificate of exactness; fails if anything is not exact",
-        description="Put a study's samplers to the exactness tests alone and write <outputs>/<NAME>/exactness.json.",
-    )
-    _add_study(certify)
-    certify.add_argument("--thorough", action="store_true", help="ten times the samples and more, for hours")
-    certify.set_defaults(command=_certify)
+
+
+def _add_draft_commands(commands: Commands) -> None:
     draft = commands.add_parser(
         "draft",
         help="distil the shipped draft from nothing (a few hours on 2 cores)",
@@ -127,9 +144,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_folder(export, "--folder", OUTPUTS / "draft-export", "where to write it")
     export.set_defaults(command=_draft_export)
-    for command in commands.choices.values():
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="as before the command")
-    return parser
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from specdec_lib.analysis.gpu_predictions import ENGINES, Range, break_even_pric
 from specdec_lib.analysis.honesty import AIM, finding_honesty, honesty_table, predicted
 from specdec_lib.config import load_params
 from specdec_lib.hardware import catalog
-from specdec_lib.models.pair import PRESETS
+from specdec_lib.models.presets import PRESETS
 from specdec_lib.models.random_pair import PAIR_MODELS
 from specdec_lib.models.shape import known_shape
 
