@@ -95,7 +95,8 @@ class HeadProposer(ModelProposer):
     """Drafts with a one-layer head that reads the target's hidden states (EAGLE, arXiv 2401.15077).
 
     The head's input at position t is the token t+1 together with the target's features of token t; while drafting
-    on, its own output stands in for the features that the target has not computed yet.
+    on, its own output stands in for the features that the target has not computed yet. The CPU kernels draft all
+    tokens in one call.
     """
 
     def __init__(self, draft: LanguageModel | DraftHead):
@@ -117,8 +118,16 @@ class HeadProposer(ModelProposer):
         width = state.features.shape[1]
         known = state.lengths - 1 - state.num_emitted  # pairs read before the last step
         index = known[:, None] + 1 + torch.arange(width, device=known.device)
+        tokens = state.tokens.gather(1, index)
+        if self.head.fused is not None and (sampling.top_k, sampling.top_p) == (0, 1):
+            shape = num_draft_tokens, state.batch_size
+            uniforms = torch.zeros(shape, dtype=torch.float64)
+            if sampling.temperature > 0:
+                uniforms.uniform_(generator=generator)
+            news = state.num_emitted
+            return self.head.draft(tokens, state.features, known, news, self.cache, sampling.temperature, uniforms)
         self.cache.set_lengths(known, state.max_length - 1)
-        hidden = self.head.forward(state.tokens.gather(1, index), self.head.fuse(state.features), self.cache)
+        hidden = self.head.forward(tokens, self.head.fuse(state.features), self.cache)
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
         newest = (state.num_emitted - 1).clamp(min=0)[:, None, None]
         hidden = hidden.gather(1, newest.expand(-1, 1, hidden.shape[-1]))  # [B, 1, hidden_size]
