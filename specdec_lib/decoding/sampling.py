@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.streams import uniforms
 
 NUCLEUS_CANDIDATES = 1024  # the most likely tokens, among which top-p usually ends
 
@@ -66,6 +67,6 @@ def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """
     cumulative = probs.double().cumsum(dim=-1)
     total = cumulative[..., -1:]
-    uniform = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=probs.device)
+    uniform = uniforms(total, total[0].numel(), generator).reshape(total.shape)
     point = (uniform * total).minimum(total.nextafter(torch.zeros_like(total)))  # below the total even if rounded up
     return torch.searchsorted(cumulative, point, right=True).clamp(max=probs.shape[-1] - 1)[..., 0]

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from specdec_lib.decoding.sampling import draw
+from specdec_lib.decoding.streams import uniforms
 
 
 class Verification(NamedTuple):
@@ -31,8 +32,8 @@ def verify(
     generator: torch.Generator,
 ) -> Verification:
     """Accept a prefix of the draft and draw the token after it, so that both follow the target's distribution."""
-    uniforms = torch.rand(draft_tokens.shape, generator=generator, device=target_probs.device, dtype=torch.float64)
-    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, uniforms)
+    numbers = uniforms(draft_tokens, draft_tokens.shape[1], generator)
+    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, numbers)
     return Verification(num_accepted, draw(residual_probs(target_probs, draft_probs, num_accepted), generator))
 
 
