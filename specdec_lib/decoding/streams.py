@@ -29,7 +29,7 @@ class RowStreams(torch.Generator):
     """
 
     def __new__(cls, seed: int | torch.Tensor, rows: Sequence[int], device: torch.device | str = "cpu") -> Self:  # noqa: ARG004
-        return super().__new__(cls, device)
+        return super().__new__(cls, device)  # type: ignore[call-arg]
 
     def __init__(self, seed: int | torch.Tensor, rows: Sequence[int], device: torch.device | str = "cpu"):
         words = seed if isinstance(seed, torch.Tensor) else torch.tensor([seed], device=device)

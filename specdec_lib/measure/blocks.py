@@ -22,21 +22,18 @@ import transformers
 from tqdm import tqdm
 
 from specdec_lib.config import StudyParams
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import make_proposer
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.state import check_context
 from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
+from specdec_lib.measure.decode_cell import decode_cell, fingerprint
 from specdec_lib.measure.environment import device_name
-from specdec_lib.measure.given_acceptance import GivenAcceptance, given_columns
+from specdec_lib.measure.given_acceptance import given_columns
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
 from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, whole_runs, write_cell
 from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
-from specdec_lib.measure.transformers_generate import transformers_decode
 from specdec_lib.models.pair import Pair
 
 WARM_UP_TOKENS = 4
@@ -180,24 +177,8 @@ class BlockRunner:
             self.warm.add(kind)
 
     def _decode(self, cell: Cell, prompts: list[torch.Tensor], max_new_tokens: int, seed: int) -> DecodeResult:
-        target, sampling = self.pair.target, cell.sampling
-        if cell.engine == "transformers":
-            return transformers_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        generator = torch.Generator(target.device).manual_seed(seed)
-        if cell.num_draft_tokens is None:
-            return autoregressive_decode(
-                target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, generator=generator
-            )
-        return speculative_decode(
-            target,
-            make_proposer(cell.method, self.pair),
-            prompts,
-            max_new_tokens=max_new_tokens,
-            num_draft_tokens=cell.num_draft_tokens,
-            sampling=sampling,
-            generator=generator,
-            verification=GivenAcceptance(given) if (given := self.params.accepted_per_step) else "token",
-        )
+        given = self.params.accepted_per_step
+        return decode_cell(self.pair, cell, prompts, max_new_tokens=max_new_tokens, seed=seed, accepted_per_step=given)
 
     def _encode(self, setting: Setting, indices: list[int]) -> dict[int, tuple[Prompt, torch.Tensor]]:
         """The prompts with these numbers, as token ids of the length that the setting asks for; checked to fit."""
@@ -246,6 +227,7 @@ def _counters(result: DecodeResult) -> Row:
     """The columns that say what was decoded; null where there was nothing to count."""
     speculative = result.steps > 0
     return {
+        "tokens_sha256": fingerprint(result.tokens),
         "new_tokens": result.new_tokens,
         "steps": result.steps if speculative else None,
         "drafted_tokens": result.drafted if speculative else None,
