@@ -53,11 +53,14 @@ class Block:
 
         Ratios are taken within one run, so that a cell whose baseline died with its process has nothing to stand on.
         """
-        runs = {row["run_id"] for row in whole_runs(read_cell(folder, self.cells[0].id))}
+        baseline = whole_runs(read_cell(folder, self.cells[0].id))
+        runs = {row["run_id"] for row in baseline}
         return [
             cell
             for cell in self.cells
-            if not finished(folder, cell.id) or not {row["run_id"] for row in read_cell(folder, cell.id)} & runs
+            if not finished(folder, cell.id)
+            or not {row["run_id"] for row in read_cell(folder, cell.id)} & runs
+            or not cell.repetitions.settled(baseline, read_cell(folder, cell.id))
         ]
 
 
@@ -125,6 +128,8 @@ class BlockRunner:
     def _run_block(self, this: Block, cells: list[Cell], skip: Collection[str]) -> None:
         """All repetitions of the missing `cells`, interleaved in a new order each time; each is written when it ends.
 
+        Those that may be repeated further are written after every further repetition too.
+
         If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
         are taken within one run.
         """
@@ -134,16 +139,20 @@ class BlockRunner:
         if baseline.id not in skip:
             rows[baseline] = whole_runs(read_cell(self.folder, baseline.id))
         failed: set[Cell] = set()
-        for repetition in range(self.params.repetitions):
-            order = list(rows)
+        going, repetition = list(rows), 0
+        while going:
+            order = list(going)
             random.Random(f"{baseline.id} {repetition}").shuffle(order)
-            for cell in [cell for cell in order if cell not in failed]:
+            for cell in order:
                 rows[cell].append(self._row(cell, repetition, prompts))
                 if rows[cell][-1]["status"] == "failed":
                     failed.add(cell)
-                if cell in failed or repetition == self.params.repetitions - 1:
+                if cell in failed or repetition + 1 >= cell.repetitions.least:
                     write_cell(self.folder, cell.id, rows[cell])
-                    self.progress.update(cell in cells)
+            repetition += 1
+            still = _unsettled([cell for cell in going if cell not in failed], rows, baseline, repetition)
+            self.progress.update(len(({*going} - {*still}) & {*cells}))
+            going = still
 
     def _row(self, cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
         """Run one repetition of a cell; a failure is a row too."""
@@ -195,6 +204,15 @@ class BlockRunner:
         for model in (self.pair.target, self.pair.draft):
             check_context(model, max(map(len, ids)), setting.max_new_tokens)
         return dict(enumerate(zip(prompts, ids, strict=True)))
+
+
+def _unsettled(going: list[Cell], rows: dict[Cell, list[Row]], baseline: Cell, repetitions: int) -> list[Cell]:
+    """The cells to repeat after so many `repetitions`: all, then those not settled and the baseline."""
+    early = [cell for cell in going if repetitions < cell.repetitions.least]
+    if early or baseline not in going:
+        return early
+    late = [cell for cell in going if not cell.repetitions.settled(rows[baseline], rows[cell])]
+    return [baseline, *late] if late else []
 
 
 def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
