@@ -157,7 +157,7 @@ def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_p
     caches = [head.new_cache(3, 16) for _ in range(2)]
     for cache in caches:
         head.forward(torch.full((3, 5), 7), torch.ones(3, 5, 64), cache)
-    uniforms = torch.rand(4, 3, generator=seeded(2), dtype=torch.float64)
+    uniforms = torch.rand(3, 4, generator=seeded(2), dtype=torch.float64)
     drafted, probs = head.draft(tokens, features, known, num_new, caches[0], temperature, uniforms)
 
     caches[1].set_lengths(known, 5)
@@ -168,7 +168,7 @@ def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_p
         expected = torch.zeros(3, 96)
         expected[:, head.scored_ids] = probabilities(head.scores(hidden[:, 0]), sampling)
         assert torch.allclose(probs[:, position], expected, atol=0.02)
-        drawn = expected.argmax(-1) if temperature == 0 else invert(probs[:, position], uniforms[position])
+        drawn = expected.argmax(-1) if temperature == 0 else invert(probs[:, position], uniforms[:, position])
         assert torch.equal(drafted[:, position], drawn)
         hidden = head.forward(drafted[:, position : position + 1], hidden, caches[1])
         caches[1].commit(1, at_most=1)
@@ -182,7 +182,7 @@ def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperat
         HeadStudent(target.model, (0, 1), torch.arange(96)).draft.save(tmp_path)
     head = DraftHead.load(tmp_path, target)
     features = torch.full((1, 1, 192), float("nan")).bfloat16()
-    start, uniforms = torch.zeros(1, dtype=torch.int64), torch.full((2, 1), 0.5, dtype=torch.float64)
+    start, uniforms = torch.zeros(1, dtype=torch.int64), torch.full((1, 2), 0.5, dtype=torch.float64)
     _, probs = head.draft(
         torch.ones(1, 1).long(), features, start, start + 1, head.new_cache(1, 8), temperature, uniforms
     )

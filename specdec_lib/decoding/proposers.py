@@ -9,6 +9,7 @@ import torch
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.sampling import choose, probabilities
 from specdec_lib.decoding.state import DecodeState, check_context
+from specdec_lib.decoding.streams import uniforms
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
@@ -120,12 +121,9 @@ class HeadProposer(ModelProposer):
         index = known[:, None] + 1 + torch.arange(width, device=known.device)
         tokens = state.tokens.gather(1, index)
         if self.head.fused is not None and (sampling.top_k, sampling.top_p) == (0, 1):
-            shape = num_draft_tokens, state.batch_size
-            uniforms = torch.zeros(shape, dtype=torch.float64)
-            if sampling.temperature > 0:
-                uniforms.uniform_(generator=generator)
+            numbers = uniforms(tokens, num_draft_tokens, generator)  # [B, gamma]; greedy drafting looks at none
             news = state.num_emitted
-            return self.head.draft(tokens, state.features, known, news, self.cache, sampling.temperature, uniforms)
+            return self.head.draft(tokens, state.features, known, news, self.cache, sampling.temperature, numbers)
         self.cache.set_lengths(known, state.max_length - 1)
         hidden = self.head.forward(tokens, self.head.fuse(state.features), self.cache)
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)

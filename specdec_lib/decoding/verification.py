@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from specdec_lib.decoding.sampling import invert
+from specdec_lib.decoding.streams import uniforms
 from specdec_lib.kernels import vocabulary
 
 
@@ -32,8 +33,8 @@ def verify(
     generator: torch.Generator,
 ) -> Verification:
     """Accept a prefix of the draft and draw the token after it, so that both follow the target's distribution."""
-    uniforms = torch.rand(draft_tokens.shape, generator=generator, device=target_probs.device, dtype=torch.float64)
-    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, uniforms)
+    numbers = uniforms(draft_tokens, draft_tokens.shape[1], generator)
+    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, numbers)
     return Verification(num_accepted, draw_residual(target_probs, draft_probs, num_accepted, generator))
 
 
@@ -78,7 +79,7 @@ def draw_residual(
     generator: torch.Generator,
 ) -> torch.Tensor:  # [B]
     """One token of each row of `residual_probs`; the CPU kernels do not write those down first."""
-    uniforms = torch.rand(num_accepted.shape, generator=generator, dtype=torch.float64, device=target_probs.device)
+    numbers = uniforms(target_probs, 1, generator)[:, 0]
     if vocabulary.serves(target_probs, draft_probs):
-        return vocabulary.draw_residual(target_probs, draft_probs, num_accepted, uniforms)
-    return invert(residual_probs(target_probs, draft_probs, num_accepted), uniforms)
+        return vocabulary.draw_residual(target_probs, draft_probs, num_accepted, numbers)
+    return invert(residual_probs(target_probs, draft_probs, num_accepted), numbers)

@@ -50,7 +50,7 @@ int64_t greatest(const float* scores, int64_t n, float& value) {
 
 // Draft gamma tokens for B rows. `tokens` `[B, m]` and `features` `[B, m, F]` are the pairs that the head has not read
 // yet, from slot `known` `[B]` on; the first `num_new` `[B]` of them count, and drafting begins behind those (behind the
-// first pair where none does). Temperature 0 takes the most likely token, any other inverts with `uniforms` `[gamma, B]`.
+// first pair where none does). Temperature 0 takes the most likely token, any other inverts with `uniforms` `[B, gamma]`.
 // Returns the tokens `[B, gamma]` and the distributions that they come from, `[B, gamma, V]` float32, zero outside
 // `scored_ids` `[S]`.
 std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, const Tensor& feature_scale,
@@ -66,9 +66,9 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
   check(num_new, at::kLong, "num_new");
   check(scored_ids, at::kLong, "scored_ids");
   check(uniforms, at::kDouble, "uniforms");
-  const int64_t batch = tokens.size(0), pairs = tokens.size(1), width = embeddings.size(1), gamma = uniforms.size(0);
+  const int64_t batch = tokens.size(0), pairs = tokens.size(1), width = embeddings.size(1), gamma = uniforms.size(1);
   const int64_t num_scored = scored_ids.numel(), vocabulary = embeddings.size(0);
-  TORCH_CHECK(features.size(1) == pairs && features.size(2) == feature_scale.numel() && uniforms.size(1) == batch,
+  TORCH_CHECK(features.size(1) == pairs && features.size(2) == feature_scale.numel() && uniforms.size(0) == batch,
               "tokens ", tokens.sizes(), ", features ", features.sizes(), " and uniforms ", uniforms.sizes(),
               " do not belong together");
   const int64_t *first = known.const_data_ptr<int64_t>(), *added = num_new.const_data_ptr<int64_t>();
@@ -106,7 +106,7 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
         to[ids[chosen]] = value;
       } else {
         softmax(of_row, num_scored, temperature, scored.data());
-        chosen = invert(scored.data(), num_scored, uniform[position * batch + b]);
+        chosen = invert(scored.data(), num_scored, uniform[b * gamma + position]);
         for (int64_t i = 0; i < num_scored; ++i) to[ids[i]] = scored[i];
       }
       drafted.mutable_data_ptr<int64_t>()[b * gamma + position] = last.mutable_data_ptr<int64_t>()[b] = ids[chosen];

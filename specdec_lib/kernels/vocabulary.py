@@ -19,7 +19,7 @@ def serves(*weights: torch.Tensor) -> bool:
 def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One token from each of `weights` `[..., V]` float32 by inversion of `uniforms` `[...]` float64, int64 `[...]`."""
     rows = weights.reshape(-1, weights.shape[-1]).contiguous()
-    return torch.ops.specdec_lib.draw(rows, uniforms.reshape(-1)).view(uniforms.shape)
+    return torch.ops.specdec_lib.draw(rows, uniforms.reshape(-1).contiguous()).view(uniforms.shape)
 
 
 def draw_residual(
@@ -30,5 +30,5 @@ def draw_residual(
 ) -> torch.Tensor:  # [B]
     """The same from max(target - draft, 0) at position `num_accepted`, or the target's row behind the draft."""
     return torch.ops.specdec_lib.draw_residual(
-        target_probs.contiguous(), draft_probs.contiguous(), num_accepted.contiguous(), uniforms
+        target_probs.contiguous(), draft_probs.contiguous(), num_accepted.contiguous(), uniforms.contiguous()
     )

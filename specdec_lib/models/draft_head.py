@@ -210,7 +210,7 @@ class DraftHead(nn.Module):
         num_new: torch.Tensor,  # [B], how many of the m count
         cache: RaggedStaticCache,
         temperature: float,
-        uniforms: torch.Tensor,  # [gamma, B] float64
+        uniforms: torch.Tensor,  # [B, gamma] float64
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
         """All gamma draft tokens and their distributions in one call of the kernels."""
         assert self.fused is not None
@@ -234,7 +234,7 @@ class DraftHead(nn.Module):
             self._shared["output"],
             self.scored_ids,
             temperature,
-            uniforms,
+            uniforms.contiguous(),
         )
 
     def join(self, tokens: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
