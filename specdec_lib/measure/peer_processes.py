@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.measure.peer_engines import AUTOREGRESSIVE, NGRAM, Decode, Way
-from specdec_lib.measure.peer_install import MODULES, PeerWorker, environment, installed
+from specdec_lib.measure.peer_install import PEERS, PeerWorker, environment, installed
+from specdec_lib.measure.peer_openvino import ENGINE as OPENVINO
+from specdec_lib.measure.peer_openvino import openvino_model
 from specdec_lib.measure.timing import result_of_arrivals
 from specdec_lib.models.pair import Pair
 
@@ -29,27 +32,32 @@ def installed_ways(
     settings: list[tuple[str, str | None, int | None]] = [(AUTOREGRESSIVE, None, None)]
     settings += [(method, name, g) for g in gammas for method, name in (("ngram", NGRAM), ("draft", plain.draft_id))]
     ways = []
-    for engine in filter(installed, MODULES):
+    for engine in filter(installed, PEERS):
         for method, draft_id, gamma in settings:
-            load = {
-                "target": target,
-                "draft": draft,
-                "method": method,
-                "num_draft_tokens": gamma,
-                "dtype": str(plain.target.dtype).removeprefix("torch."),
-                "threads": torch.get_num_threads(),
-                "context": context,
-            }
             home = environment(engine)
             log = home.parent / f"{engine}-{method}.log"
             print(f"loading {engine} {method}", flush=True)
             try:
-                worker = stack.enter_context(PeerWorker(home / "bin" / "python", MODULES[engine], load, log))
-            except RuntimeError as error:
+                load = {
+                    "target": _readable(engine, target),
+                    "draft": _readable(engine, draft),
+                    "method": method,
+                    "num_draft_tokens": gamma,
+                    "dtype": str(plain.target.dtype).removeprefix("torch."),
+                    "threads": torch.get_num_threads(),
+                    "context": context,
+                }
+                worker = stack.enter_context(PeerWorker(home / "bin" / "python", PEERS[engine].module, load, log))
+            except (RuntimeError, ValueError) as error:
                 ways.append(Way(engine, "unknown", method, plain.name, draft_id, gamma, _failing(str(error))))
             else:
                 ways.append(Way(engine, worker.version, method, plain.name, draft_id, gamma, asking(worker)))
     return ways
+
+
+def _readable(engine: str, checkpoint: str) -> str:
+    """The checkpoint in the format of the engine: the same weights, converted where it reads no other."""
+    return str(openvino_model(Path(checkpoint))) if engine == OPENVINO else checkpoint
 
 
 def asking(worker: PeerWorker) -> Decode:

@@ -1,0 +1,90 @@
+"""OpenVINO GenAI on the CPU: its own scheduler, kernels and sampler, with a callback for every token it emits."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Decode = Callable[..., tuple[list[int], list[tuple[float, int]]]]
+PRECISIONS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+NGRAM_TOKENS = 3  # the longest text that prompt lookup compares
+
+
+def load(
+    target: str, draft: str | None, method: str, num_draft_tokens: int | None, dtype: str, threads: int, context: int
+) -> tuple[Decode, str]:
+    """A decoding function and the version of OpenVINO GenAI.
+
+    Computes, and keeps keys and values, in `dtype`: OpenVINO's own choice would be eight bits for the latter.
+
+    Args:
+        target, draft: folders of models in OpenVINO's format.
+        method: autoregressive, ngram, or draft.
+        context: the most tokens of prompt and output together; a prompt is computed in one pass.
+    """
+    import openvino_genai as genai
+
+    precision = PRECISIONS[dtype]
+    device: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
+    device |= {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
+    scheduler = genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = False  # a prompt that comes again is computed again
+    scheduler.max_num_seqs, scheduler.max_num_batched_tokens = 1, context
+    speculation: dict[str, Any] = {}
+    if method == "ngram":
+        speculation = {"prompt_lookup": True}
+    elif method == "draft":
+        speculation = {"draft_model": genai.draft_model(draft, "CPU", **device)}
+    pipeline = genai.LLMPipeline(target, "CPU", scheduler_config=scheduler, **device, **speculation)
+    return _decoder(genai, pipeline, method, num_draft_tokens), genai.__version__
+
+
+def _decoder(genai: Any, pipeline: Any, method: str, num_draft_tokens: int | None) -> Decode:
+    import numpy as np
+    from openvino import Tensor
+
+    def decode(
+        prompt: list[int], new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+    ) -> tuple[list[int], list[tuple[float, int]]]:
+        chosen = genai.GenerationConfig(max_new_tokens=new_tokens, ignore_eos=True, do_sample=temperature > 0)
+        if temperature:
+            chosen.temperature, chosen.top_p, chosen.rng_seed = temperature, top_p, seed
+            if top_k:
+                chosen.top_k = top_k
+        if method != "autoregressive":
+            chosen.num_assistant_tokens = num_draft_tokens
+        if method == "ngram":
+            chosen.max_ngram_size = NGRAM_TOKENS
+        arrivals: list[tuple[float, int]] = []
+        emitted: list[int] = []
+
+        class Clock(genai.StreamerBase):  # type: ignore[misc]
+            def write(self, tokens: int | list[int]) -> Any:
+                new = tokens if isinstance(tokens, list) else [tokens]
+                arrivals.append((time.perf_counter() - started, len(new)))
+                emitted.extend(new)
+                return genai.StreamingStatus.RUNNING
+
+            def end(self) -> None:
+                pass
+
+        started = time.perf_counter()
+        result = pipeline.generate(Tensor(np.array([prompt], dtype=np.int64)), chosen, Clock())
+        tokens = [int(token) for token in result.tokens[0]]
+        if emitted != tokens:
+            raise RuntimeError(f"announced {len(emitted)} tokens and returned {len(tokens)}, or others")
+        return tokens, arrivals
+
+    return decode
+
+
+def convert(gguf: Path) -> None:
+    """Write a GGUF file in OpenVINO's format into its folder."""
+    import openvino_genai as genai
+
+    genai.LLMPipeline(str(gguf), "CPU", enable_save_ov_model=True)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]))
