@@ -123,6 +123,7 @@ def _row(params, rng, *, method, gamma, temperature, batch, prompt, length, grou
         "process_peak_rss_bytes": int((1.1 + 0.02 * batch + 0.05 * (method == "draft")) * 2**30),
         "gpu_utilization_percent": None, "energy_joules_per_token": None, "throttled": None,
         "throttle_reasons": None, "sm_clock_mhz": None, "foreign_processes": None, "telemetry_note": None,
+        "drifted": None,
         "cost_usd_per_million_tokens": None,
     }  # fmt: skip
 

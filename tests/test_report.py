@@ -123,7 +123,7 @@ def test_index_shows_headline_environment_and_escapes(finished_run):
     assert "Over transformers.generate" in index
     assert "&lt;script&gt;alert(1)" in index
     assert "<script" not in index
-    assert "No cell failed, was skipped or ran throttled" in index
+    assert "No cell failed, was skipped, ran throttled or drifted" in index
 
 
 def test_cards_answer_and_link_to_the_report_that_exists(finished_run):
@@ -177,5 +177,5 @@ def test_index_lists_failed_cells_with_their_reason(finished_run):
     rows.loc[:2, ["status", "error"]] = ["failed", "OutOfMemoryError: <20 GiB>"]
     rows.to_parquet(finished_run / "results.parquet")
     index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
-    assert "3 rows failed, skipped or throttled" in index
+    assert "3 rows failed, skipped, throttled or drifted" in index
     assert "OutOfMemoryError: &lt;20 GiB&gt;" in index

@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from specdec_lib.measure.drift import mark_drift
+
 INTEGERS = pa.list_(pa.int64())
 NUMBERS = pa.list_(pa.float64())
 SCHEMA = pa.schema(
@@ -35,7 +37,7 @@ SCHEMA = pa.schema(
     + [(f"{name}_bytes", pa.int64()) for name in ("device_memory_used", "process_peak_rss")]
     + [(name, pa.float64()) for name in ("gpu_utilization_percent", "energy_joules_per_token")]
     + [("throttled", pa.bool_()), ("throttle_reasons", pa.string()), ("sm_clock_mhz", pa.float64())]
-    + [("foreign_processes", pa.int64()), ("telemetry_note", pa.string())]
+    + [("foreign_processes", pa.int64()), ("telemetry_note", pa.string()), ("drifted", pa.bool_())]
     + [("cost_usd_per_million_tokens", pa.float64())]
 )
 
@@ -100,8 +102,9 @@ def finished(folder: Path, cell_id: str) -> bool:
 
 
 def write_results(folder: Path, cell_ids: list[str], usd_per_hour: float) -> pd.DataFrame:
-    """Gather the rows of these cells into `results.parquet`, priced, and return the table."""
+    """Gather the rows of these cells into `results.parquet`, priced, with `drifted` marked; returns the table."""
     rows = [row for cell_id in cell_ids for row in read_cell(folder, cell_id)]
+    mark_drift(rows)
     for row in rows:
         if row["status"] == "ok":
             row["cost_usd_per_million_tokens"] = usd_per_hour / 3600 / float(str(row["tokens_per_second"])) * 1e6
