@@ -1,5 +1,6 @@
 # Two commands do it all: `make run GPU=cpu`, then `make test`. The work itself is `python -m specdec_lib <command>`.
 GPU ?= cpu
+MINUTES ?= 60
 
 # An active conda environment made from environment.yml is used as it is; otherwise a .venv beside this file.
 ifeq ($(CONDA_DEFAULT_ENV),specdec)
@@ -13,7 +14,7 @@ STAMP := $(ENV)/.specdec-pins
 SPECDEC := $(PYTHON) -m specdec_lib
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run certify test lint lab report compare bench-peers peers gpu-check publish draft draft-export clean
+.PHONY: setup help run certify test soak lint lab report compare bench-peers peers gpu-check publish draft draft-export clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -29,6 +30,9 @@ certify: $(STAMP) ## write the certificate of exactness of GPU=<name> alone; THO
 
 test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
 	@$(PYTHON) -m pytest
+
+soak: $(STAMP) ## sweep toys for MINUTES=60 under real faults: nothing may be lost or doubled, and no process may grow
+	@$(PYTHON) tests/soak.py --minutes $(MINUTES)
 
 lint: $(STAMP) ## check style and formatting with ruff, types with mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

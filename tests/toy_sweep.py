@@ -14,7 +14,7 @@ DETERMINED = [  # the columns that the same study has the same, run where and wh
     *("dtype", "compiled", "batch_size", "prompt_tokens", "max_new_tokens", "mean_prompt_tokens", "prompt_set"),
     *("prompt_group", "prompt_ids", "category", "seed", "new_tokens", "steps", "drafted_tokens", "tested_tokens"),
     *("accepted_tokens", "accepted_by_position", "tested_by_position", "acceptance_rate", "draft_efficiency"),
-    "mean_acceptance_length",
+    *("mean_acceptance_length", "tokens_sha256"),
 ]
 
 
