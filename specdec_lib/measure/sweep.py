@@ -62,9 +62,7 @@ def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
     facts = read_environment(folder)
     ids = [cell.id for block in plan(params, Source(**facts["source"])) for cell in block.cells]
     if others := len(cells_on_disk(folder) - set(ids)):
-        print(
-            f"{others} cells of other params, weights, versions or devices are kept, out of the table", flush=True
-        )
+        print(f"{others} cells of other params, weights, versions or devices are kept, out of the table", flush=True)
     add_facts(folder, facts["run_id"], cells_of_other_studies=others)
     return write_results(folder, ids, price(params.price).usd_per_hour)
 
