@@ -26,7 +26,7 @@ def toy_params():
 
 def determined(rows):
     """The determined columns, each cell and repetition once: a baseline runs again beside a cell that does."""
-    lists = {name: rows[name].map(str) for name in ("accepted_by_position", "tested_by_position")}
+    lists = {name: rows[name].map(str) for name in ("accepted_by_position", "tested_by_position", "tokens_sha256")}
     return rows[DETERMINED].assign(**lists).drop_duplicates().reset_index(drop=True)
 
 
@@ -37,7 +37,7 @@ def cell(method, temperature, group):
 
 
 def faulty(faults):
-    """What starts a worker to which these faults happen: by the name of a cell, a function of `faulty_worker`."""
+    """What starts a worker to which these faults happen: by where, a function of `faulty_worker`."""
     return (sys.executable, FAULTY_WORKER, json.dumps(faults))
 
 

@@ -91,7 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--leash", action="store_true", help="end at once when standard input ends, as it does with who"
     )
     options = parser.parse_args(arguments)
-    faulthandler.enable()  # a crash in native code says where
     if options.leash:
         _leash()
     try:
@@ -124,4 +123,5 @@ def _end_with_stdin() -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash in native code says where
     sys.exit(main())
