@@ -64,12 +64,12 @@ class Run:
     def __init__(self, params: StudyParams, folder: Path, limit_s: float, memory: Memory):
         self.params, self.folder, self.limit_s, self.memory = params, folder, limit_s, memory
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.log = (folder.parent / f"{folder.name}.log").open("ab")
         self.start()
 
     def start(self) -> None:
         arguments = ["--run", str(self.folder), self.params.model_dump_json(), str(self.limit_s)]
-        self.process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=self.log, stderr=self.log)
+        with self.folder.with_suffix(".log").open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=log, stderr=log)
 
     def look(self) -> heartbeat.Heartbeat | None:
         """What the worker does, while it decodes; memory is noted."""
@@ -86,7 +86,7 @@ class Run:
             if time.monotonic() > until:
                 return False
             self.look()
-            time.sleep(LOOK_S)
+            time.sleep(max(0.0, min(LOOK_S, until - time.monotonic())))
         return True
 
     def strike(self, fault: str, pid: int) -> None:
