@@ -6,7 +6,8 @@ import pytest
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.prediction import crossings, on_front, predicted_speedups
+from specdec_lib.analysis.crossover import crossing
+from specdec_lib.analysis.prediction import on_front, predicted_speedups
 from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
 
 
@@ -38,11 +39,12 @@ def test_every_measured_curve_has_a_prediction_and_the_baseline_has_none():
     assert predicted_speedups(lines[lines["method"] == metrics.BASELINE]).empty
 
 
-def test_a_crossing_lies_between_the_points_around_it():
-    values = np.array([1.0, 4.0, 16.0])
-    assert crossings(values, np.array([1.5, 1.25, 0.75])) == [pytest.approx(8)]
-    assert crossings(values, np.array([1.5, 1.2, 1.1])) == []
-    assert crossings(values, np.array([0.9, 0.8, 0.7])) == []
+@pytest.mark.parametrize(
+    ("speedups", "batch"), [([1.5, 1.25, 0.8], 8), ([1.5, 1.2, 1.1], np.inf), ([0.9, 0.8, 0.7], 0)]
+)
+def test_a_crossing_lies_between_the_points_around_it(speedups, batch):
+    """On logarithms of both: 1.25 and 1 / 1.25 lie as far from 1 as 4 and 16 from 8."""
+    assert crossing(np.array([1.0, 4.0, 16.0]), np.log(speedups)) == pytest.approx(batch)
 
 
 def test_the_front_holds_what_nothing_beats():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
+from specdec_lib.analysis.crossover import crossing
 from specdec_lib.analysis.metrics import BASELINE
 from specdec_lib.analysis.plots import GIB, memory_column
-from specdec_lib.analysis.prediction import crossings, on_front, predicted_speedups
+from specdec_lib.analysis.prediction import on_front, predicted_speedups
 from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.decoding.result import DecodeResult
 
@@ -62,14 +64,16 @@ def finding_crossover(lines: pd.DataFrame) -> str:
     for (temperature, method), curve in methods.groupby(["temperature", "method"]):
         curve = curve.sort_values("batch_size")
         values, speedup = curve["batch_size"].to_numpy(float), curve["speedup"].to_numpy(float)
-        where = crossings(values, speedup)
-        if where:
-            text = f"stops paying near batch size {where[0]:.2g}"
-        elif (speedup >= 1).all():
+        where = crossing(values, np.log(speedup))
+        if 0 < where < np.inf:
+            text = f"stops paying near batch size {where:.2g}"
+        elif where == np.inf:
             text = f"pays up to batch size {values[-1]:.0f}, where it is {with_interval(curve.iloc[-1])}"
         else:
             text = (
-                f"is slower from batch size {values[0]:.0f} on" if (speedup < 1).all() else "crosses 1 more than once"
+                f"is slower from batch size {values[0]:.0f} on"
+                if (speedup < 1).all()
+                else "pays at some larger batch only"
             )
         parts.append(f"{METHOD_NAMES[method]} at T = {temperature:g} {text}")
     return f"Crossover: {'; '.join(parts)}." if parts else NOTHING

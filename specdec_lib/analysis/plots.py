@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from specdec_lib.analysis.crossover import crossing
 from specdec_lib.analysis.metrics import BASELINE
-from specdec_lib.analysis.prediction import crossings, predicted_speedups
+from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.style import (
     AXIS_NAMES,
     METHOD_COLORS,
@@ -59,7 +60,7 @@ def speedup_figure(lines: pd.DataFrame, axis: str) -> Figure:
                 text = f"{METHOD_NAMES[method]}, predicted"
                 labels.append(EndLabel(here["speedup"].iloc[-1], text, METHOD_COLORS[method]))
             if axis == "batch_size":
-                _mark_crossings(axes, curve, x, 7 if index == 0 else -13)
+                _mark_crossing(axes, curve, x, 7 if index == 0 else -13)
         if by_gamma and panel["speedup"].notna().any():
             _mark_best(axes, panel)
         return labels
@@ -171,10 +172,11 @@ def _mark_best(axes: Axes, panel: pd.DataFrame) -> None:
     axes.annotate(f"best γ = {best['num_draft_tokens']}", (place, best["speedup"]), color=color, **above)
 
 
-def _mark_crossings(axes: Axes, curve: pd.DataFrame, x: np.ndarray, offset: float) -> None:
+def _mark_crossing(axes: Axes, curve: pd.DataFrame, x: np.ndarray, offset: float) -> None:
     """A cross and the batch size where a curve falls through 1."""
     values = curve["batch_size"].to_numpy(float)
-    for value in crossings(values, curve["speedup"].to_numpy(float)):
+    value = crossing(values, np.log(curve["speedup"].to_numpy(float)))
+    if 0 < value < np.inf:
         place = float(np.interp(np.log(value), np.log(values), x))
         color = METHOD_COLORS[curve["method"].iloc[0]]
         axes.plot(place, 1, "x", color=color, markersize=9, markeredgewidth=2, zorder=5)

@@ -1,8 +1,7 @@
-"""What the formula of Leviathan et al. 2022 says the speedup should be, and where it crosses 1."""
+"""What the formula of Leviathan et al. 2022 says the speedup should be."""
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.metrics import BASELINE
@@ -32,17 +31,6 @@ def predicted_speedups(lines: pd.DataFrame) -> pd.DataFrame:
     columns = ["method", "temperature", "num_draft_tokens", "acceptance_rate", "cost_ratio", "speedup"]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     return table.assign(evidence="predicted")
-
-
-def crossings(values: np.ndarray, speedups: np.ndarray) -> list[float]:
-    """Where a curve falls through 1, by straight lines between its points over the logarithm of `values`."""
-    places = []
-    for left in range(len(values) - 1):
-        above, below = speedups[left], speedups[left + 1]
-        if above >= 1 > below:
-            share = (above - 1) / (above - below)
-            places.append(float(np.exp(np.log(values[left]) * (1 - share) + np.log(values[left + 1]) * share)))
-    return places
 
 
 def on_front(latency: pd.Series, dollars: pd.Series) -> pd.Series:
