@@ -1,6 +1,7 @@
 """Dollars per token and the price ratio at which speculation breaks even."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_rows import study, synthetic_rows
 
@@ -34,3 +35,10 @@ def test_break_even_does_not_depend_on_the_price():
     cheap, dear = cost.cost_table(LINES, 0.1), cost.cost_table(LINES, 10)
     assert np.allclose(cheap["break_even_price_ratio"], dear["break_even_price_ratio"])
     assert np.allclose(100 * cheap["usd_per_million_tokens"], dear["usd_per_million_tokens"])
+
+
+def test_the_front_holds_what_nothing_beats():
+    lines = pd.DataFrame(
+        {"tpot_ms": [10.0, 20.0, 20.0, 30.0, 5.0, 5.0], "usd_per_million_tokens": [3.0, 2.0, 2.5, 2.0, 9.0, 9.0]}
+    )
+    assert cost.on_front(lines).tolist() == [True, True, False, False, True, True]

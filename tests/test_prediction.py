@@ -1,4 +1,4 @@
-"""What the formula predicts from one gamma, where curves cross 1, and which settings nothing beats."""
+"""What the formula predicts from one gamma, and where curves cross 1."""
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.crossover import crossing
-from specdec_lib.analysis.prediction import on_front, predicted_speedups
+from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
 
 
@@ -45,9 +45,3 @@ def test_every_measured_curve_has_a_prediction_and_the_baseline_has_none():
 def test_a_crossing_lies_between_the_points_around_it(speedups, batch):
     """On logarithms of both: 1.25 and 1 / 1.25 lie as far from 1 as 4 and 16 from 8."""
     assert crossing(np.array([1.0, 4.0, 16.0]), np.log(speedups)) == pytest.approx(batch)
-
-
-def test_the_front_holds_what_nothing_beats():
-    latency = pd.Series([10.0, 20.0, 20.0, 30.0, 5.0])
-    dollars = pd.Series([3.0, 2.0, 2.5, 2.0, 9.0])
-    assert on_front(latency, dollars).tolist() == [True, True, False, False, True]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis import metrics
+from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.gpu_predictions import predict
 from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
 from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price
@@ -156,9 +157,8 @@ def pareto(lines: pd.DataFrame) -> pd.DataFrame:
     if "fits" in lines:
         lines = lines[lines["fits"].ne(False)]  # null where it was measured: what ran did fit
     lines = lines.sort_values(["tpot_ms", "usd_per_million_tokens"]).reset_index(drop=True)
-    cheaper = lines.groupby(["pair", "dtype", "evidence"])["usd_per_million_tokens"].cummin()
-    before = cheaper.groupby([lines["pair"], lines["dtype"], lines["evidence"]]).shift(fill_value=np.inf)
-    return lines.assign(on_front=lines["usd_per_million_tokens"] < before)
+    fronts = [on_front(group) for _, group in lines.groupby(["pair", "dtype", "evidence"])]
+    return lines.assign(on_front=pd.concat(fronts) if fronts else False)
 
 
 def price_break_even(lines: pd.DataFrame) -> pd.DataFrame:

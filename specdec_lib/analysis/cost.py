@@ -49,3 +49,15 @@ def cost_table(lines: pd.DataFrame, usd_per_hour: float) -> pd.DataFrame:
         )
         .reset_index(drop=True)
     )
+
+
+def on_front(lines: pd.DataFrame) -> pd.Series:
+    """Which lines no other beats in time per token and dollars at once (ties stay): the latency-cost Pareto front.
+
+    Args:
+        lines: columns `tpot_ms` and `usd_per_million_tokens`, both defined.
+    """
+    time, dollars = lines["tpot_ms"].to_numpy(float), lines["usd_per_million_tokens"].to_numpy(float)
+    no_worse = (time[:, None] <= time) & (dollars[:, None] <= dollars)  # [other, line]
+    better = (time[:, None] < time) | (dollars[:, None] < dollars)
+    return pd.Series(~(no_worse & better).any(axis=0), index=lines.index)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.crossover import crossing
 from specdec_lib.analysis.metrics import BASELINE
 from specdec_lib.analysis.plots import GIB, memory_column
-from specdec_lib.analysis.prediction import on_front, predicted_speedups
+from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.decoding.result import DecodeResult
 
@@ -83,7 +84,7 @@ def finding_pareto(costs: pd.DataFrame) -> str:
     """Which settings no other beats in latency and cost at once, and how many of them speculate."""
     parts = []
     for temperature, group in costs.groupby("temperature"):
-        front = group[on_front(group["tpot_ms"], group["usd_per_million_tokens"])].sort_values("tpot_ms")
+        front = group[on_front(group)].sort_values("tpot_ms")
         fastest, cheapest = front.iloc[0], front.iloc[-1]
         speculative = int((front["method"] != BASELINE).sum())
         ends = [

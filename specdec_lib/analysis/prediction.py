@@ -31,12 +31,3 @@ def predicted_speedups(lines: pd.DataFrame) -> pd.DataFrame:
     columns = ["method", "temperature", "num_draft_tokens", "acceptance_rate", "cost_ratio", "speedup"]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
     return table.assign(evidence="predicted")
-
-
-def on_front(latency: pd.Series, dollars: pd.Series) -> pd.Series:
-    """Which settings no other beats in latency and cost at once (ties stay)."""
-    beaten = [
-        bool(((latency <= x) & (dollars <= y) & ((latency < x) | (dollars < y))).any())
-        for x, y in zip(latency, dollars, strict=True)
-    ]
-    return ~pd.Series(beaten, index=latency.index, dtype=bool)
