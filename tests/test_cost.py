@@ -6,18 +6,19 @@ import pytest
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import cost, metrics
+from specdec_lib.hardware.catalog import usd_per_million_tokens
 
 LINES = metrics.speedups(synthetic_rows())
 
 
 def test_a_thousand_tokens_per_second_at_3_dollars_60_an_hour():
-    assert cost.usd_per_million_tokens(1000, 3.6) == pytest.approx(1.0)
+    assert usd_per_million_tokens(1000, 3.6) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("rate, price", [(0, 1), (float("nan"), 1), (10, -1)])
 def test_impossible_rates_and_prices_are_refused(rate, price):
     with pytest.raises(ValueError, match="give"):
-        cost.usd_per_million_tokens(rate, price)
+        usd_per_million_tokens(rate, price)
 
 
 def test_at_the_break_even_ratio_both_cost_the_same():

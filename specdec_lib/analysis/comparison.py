@@ -15,7 +15,7 @@ from specdec_lib.analysis import metrics
 from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.gpu_predictions import predict
 from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
-from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price
+from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price, usd_per_million_tokens
 from specdec_lib.measure.results import read_results
 from specdec_lib.models.random_pair import PAIR_MODELS
 
@@ -241,7 +241,9 @@ def _measured(run: Run) -> pd.DataFrame:
         product=run.product,
         memory_bytes=pd.to_numeric(lines[memory]).astype(float),
         joules_per_token=lines["energy_joules_per_token"],
-        usd_per_million_tokens=run.price.usd_per_hour / 3600 / lines["tokens_per_second"] * 1e6,
+        usd_per_million_tokens=[
+            usd_per_million_tokens(rate, run.price.usd_per_hour) for rate in lines["tokens_per_second"]
+        ],
     ).reset_index(drop=True)
 
 

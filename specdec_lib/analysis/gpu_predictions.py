@@ -15,11 +15,10 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from specdec_lib.analysis.cost import usd_per_million_tokens
 from specdec_lib.analysis.cost_model import BYTES, Machine, SpeculativeStep, speculative_step
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
-from specdec_lib.hardware.catalog import Gpu, Price, load_gpus
+from specdec_lib.hardware.catalog import Gpu, Price, load_gpus, usd_per_million_tokens
 from specdec_lib.measure.machine import NATURAL_PROMPT
 from specdec_lib.models.random_pair import PAIR_MODELS
 from specdec_lib.models.shape import ModelShape, known_shape
