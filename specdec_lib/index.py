@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from specdec_lib.analysis import cost, findings, metrics, tables
-from specdec_lib.analysis.plots import GIB, memory_column
+from specdec_lib.analysis.plots import GIB
 from specdec_lib.analysis.show import table_html
 from specdec_lib.analysis.style import METHOD_NAMES, temperature_name
 from specdec_lib.config import StudyParams, params_of_run
@@ -128,7 +128,7 @@ def _cards(line: Any, baseline: Any, here: pd.DataFrame, params: StudyParams) ->
             f"{latency}#which-drafted-tokens-survive",
         ),
     ]
-    column = memory_column(here)
+    column = metrics.memory_column(here)
     if pd.notna(memory := getattr(line, column)):
         without = f", {getattr(baseline, column) / GIB:.2f} GiB without" if baseline else ""
         place = "on the device" if column == "peak_memory_allocated_bytes" else "of the process"

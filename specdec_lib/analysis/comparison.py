@@ -234,12 +234,10 @@ def _product(environment: dict[str, object], device: str) -> str:
 def _measured(run: Run) -> pd.DataFrame:
     lines = run.lines
     lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["tokens_per_second"].notna()]
-    on_device = lines["peak_memory_allocated_bytes"].notna().any()
-    memory = "peak_memory_allocated_bytes" if on_device else "process_peak_rss_bytes"
     return lines.assign(
         gpu=run.params.gpu,
         product=run.product,
-        memory_bytes=pd.to_numeric(lines[memory]).astype(float),
+        memory_bytes=pd.to_numeric(lines[metrics.memory_column(lines)]).astype(float),
         joules_per_token=lines["energy_joules_per_token"],
         usd_per_million_tokens=[
             usd_per_million_tokens(rate, run.price.usd_per_hour) for rate in lines["tokens_per_second"]

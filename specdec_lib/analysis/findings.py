@@ -7,8 +7,8 @@ import pandas as pd
 
 from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.crossover import crossing
-from specdec_lib.analysis.metrics import BASELINE
-from specdec_lib.analysis.plots import GIB, memory_column
+from specdec_lib.analysis.metrics import BASELINE, memory_column
+from specdec_lib.analysis.plots import GIB
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.decoding.result import DecodeResult

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from specdec_lib.analysis.crossover import crossing
-from specdec_lib.analysis.metrics import BASELINE
+from specdec_lib.analysis.metrics import BASELINE, memory_column
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.style import (
     AXIS_NAMES,
@@ -85,12 +85,6 @@ def memory_figure(lines: pd.DataFrame, axis: str = "batch_size") -> Figure:
     place = "device memory" if column == "peak_memory_allocated_bytes" else "memory of the process"
     gibibytes = pd.to_numeric(lines[column]) / GIB
     return _quantity_figure(lines, axis, gibibytes, f"Peak memory by {AXIS_NAMES[axis]}", f"peak {place} (GiB)")
-
-
-def memory_column(lines: pd.DataFrame) -> str:
-    """The column that holds the memory of this device: a CPU run has no device memory."""
-    on_device = lines["peak_memory_allocated_bytes"].notna().any()
-    return "peak_memory_allocated_bytes" if on_device else "process_peak_rss_bytes"
 
 
 @in_house_style
