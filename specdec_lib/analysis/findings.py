@@ -9,7 +9,6 @@ from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.crossover import crossing
 from specdec_lib.analysis.metrics import BASELINE, memory_column
 from specdec_lib.analysis.plots import GIB
-from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.decoding.result import DecodeResult
 
@@ -34,13 +33,18 @@ def finding_speedup(lines: pd.DataFrame, axis: str) -> str:
     return f"Fastest of the points shown: {'; '.join(parts)}. {count}"
 
 
-def finding_gamma(lines: pd.DataFrame) -> str:
-    """The best gamma measured at each temperature, the one the formula would choose, and how far off it is at most."""
-    predicted = predicted_speedups(lines)
-    if predicted.empty:
-        return NOTHING
+def finding_gamma(lines: pd.DataFrame, predicted: pd.DataFrame) -> str:
+    """The best gamma measured at each temperature, the one the formula would choose, and how far off it is at most.
+
+    Args:
+        lines: from `metrics.along(lines, params, "num_draft_tokens")`.
+        predicted: from `prediction.predicted_speedups`.
+    """
+    known = predicted[predicted["speedup"].notna()]
+    if known.empty:
+        return finding_speedup(lines, "num_draft_tokens")
     keys = ["method", "temperature", "num_draft_tokens"]
-    both = lines.merge(predicted[[*keys, "speedup"]], on=keys, suffixes=("", "_predicted"))
+    both = lines.merge(known[[*keys, "speedup"]], on=keys, suffixes=("", "_predicted"))
     parts = []
     for temperature, group in both.groupby("temperature"):
         best = group.loc[group["speedup"].idxmax()]

@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 
 from specdec_lib.analysis.crossover import crossing
 from specdec_lib.analysis.metrics import BASELINE, memory_column
-from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.style import (
     AXIS_NAMES,
     METHOD_COLORS,
@@ -32,18 +31,18 @@ DrawPanel = Callable[[Axes, pd.DataFrame], list[EndLabel]]
 
 
 @in_house_style
-def speedup_figure(lines: pd.DataFrame, axis: str) -> Figure:
+def speedup_figure(lines: pd.DataFrame, axis: str, predicted: pd.DataFrame | None = None) -> Figure:
     """Speedup with its 95 % interval along one axis, a panel for each temperature, a curve for each method.
 
-    Along gamma a dashed curve shows what `prediction.predicted_speedups` says, a ring the best measured point. Along
-    the batch size a cross marks where a curve falls through 1.
+    Along gamma a ring marks the best measured point. Along the batch size a cross marks where a curve falls through 1.
 
     Args:
         lines: from `metrics.along(lines, params, axis)`.
+        predicted: from `prediction.predicted_speedups`, drawn dashed.
     """
     methods = lines[lines["method"] != BASELINE]
     by_gamma = axis == "num_draft_tokens"
-    predicted = predicted_speedups(methods) if by_gamma else methods.iloc[:0]
+    known = methods.iloc[:0] if predicted is None else predicted[predicted["speedup"].notna()]
 
     def draw(axes: Axes, panel: pd.DataFrame) -> list[EndLabel]:
         axes.axhline(1, color=METHOD_COLORS[BASELINE], linewidth=1.2)
@@ -53,10 +52,11 @@ def speedup_figure(lines: pd.DataFrame, axis: str) -> Figure:
             beside = x + 0.05 * (2 * index - 1)
             interval: dict[str, Any] = {"color": METHOD_COLORS[method], "alpha": 0.4, "linewidth": 1.6}
             axes.vlines(beside, curve["speedup_low"], curve["speedup_high"], **interval)
-            here = predicted[predicted["method"] == method]
-            here = here[here["temperature"] == panel["temperature"].iloc[0]].sort_values("num_draft_tokens")
+            here = known[known["method"] == method]
+            here = here[here["temperature"] == panel["temperature"].iloc[0]].sort_values(axis)
             if len(here) > 1:
-                axes.plot(x, here["speedup"], "--", color=METHOD_COLORS[method], linewidth=1.3)
+                known_x = x[curve[axis].isin(here[axis]).to_numpy(bool)]
+                axes.plot(known_x, here["speedup"], "--", color=METHOD_COLORS[method], linewidth=1.3)
                 text = f"{METHOD_NAMES[method]}, predicted"
                 labels.append(EndLabel(here["speedup"].iloc[-1], text, METHOD_COLORS[method]))
             if axis == "batch_size":
@@ -65,8 +65,7 @@ def speedup_figure(lines: pd.DataFrame, axis: str) -> Figure:
             _mark_best(axes, panel)
         return labels
 
-    evidence = pd.concat([methods, predicted])
-    title = titled(evidence, f"Speedup by {AXIS_NAMES[axis]}")
+    title = titled(pd.concat([methods, known]), f"Speedup by {AXIS_NAMES[axis]}")
     return by_temperature(methods, title, "speedup over autoregressive (×)", draw)
 
 
