@@ -54,6 +54,7 @@ _BANDS = {
     "speedup": "95 % interval or band",
     "crossover_batch": "95 % interval or band",
     "predicted": "band",
+    "measured_ms": "95 % interval",
 }
 _BAND_COLUMNS = {"crossover_batch": "crossover"}
 
