@@ -12,10 +12,11 @@ from specdec_lib.decoding.proposers import HeadProposer, NgramProposer
 from specdec_lib.decoding.sampling import invert, probabilities
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.verification import residual_probs
-from specdec_lib.distill.students import HeadStudent
+from specdec_lib.distill.students import HeadStudent, layers_of_target
 from specdec_lib.kernels import build, vocabulary
 from specdec_lib.models import fused
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 
 REASON = build.why_no_kernels()
@@ -187,6 +188,21 @@ def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperat
         torch.ones(1, 1).long(), features, start, start + 1, head.new_cache(1, 8), temperature, uniforms
     )
     assert probs.sum(dim=-1).isnan().all()
+
+
+@needs_kernels
+def test_a_plain_draft_scores_alike_with_and_without_kernels(target, tmp_path):
+    layers_of_target(target.model, (0, -1), torch.arange(0, 96, 2)).draft.save(tmp_path)
+    eager = LanguageModel(target.model, "eager", compiled=False)
+    tokens = torch.randint(96, (2, 6), generator=seeded())
+    logits = []
+    for model in (target, eager):
+        draft = load_plain_draft(tmp_path, model)
+        assert (draft.fused is None) == (model.fused is None)
+        logits.append(draft.logits(draft.forward(tokens, draft.new_cache(2, 6)).hidden).float())
+    assert (logits[0][..., 1::2] == float("-inf")).all()
+    fast, slow = (scores[..., ::2] for scores in logits)
+    assert (fast - slow).norm() < 0.02 * slow.norm()
 
 
 def distributions(*shape: int) -> torch.Tensor:
