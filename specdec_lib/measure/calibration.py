@@ -39,7 +39,7 @@ Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [R, K], [N, K
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a machine was measured to do, in seconds and bytes; medians of interleaved repetitions."""
+    """What a machine was measured to do, in seconds and bytes; lower quartiles of interleaved repetitions."""
 
     device_name: str
     dtype: str
@@ -196,7 +196,7 @@ def _pass_seconds(target: LanguageModel) -> dict[tuple[int, int], float]:
             cache.set_lengths(torch.full_like(cache.lengths, context), context)
             seconds = _seconds(target.device, partial(_pass, target, ids, cache))
             seen[tokens, context] += [seconds] * (repeat > 0)  # the first warms up
-    return {point: statistics.median(seconds) for point, seconds in seen.items()}
+    return {point: _undisturbed(seconds) for point, seconds in seen.items()}
 
 
 def _pass(target: LanguageModel, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
@@ -216,13 +216,13 @@ def _matrix_seconds(weights: list[torch.Tensor], multiply: Multiply, rows: Seque
     for repeat in range(REPEATS):
         for count in random.Random(repeat).sample(list(rows), len(rows)):
             seen[count].append(pass_over(count))
-    return [statistics.median(seconds) for seconds in seen.values()]
+    return [_undisturbed(seconds) for seconds in seen.values()]
 
 
 def _read_rate(device: torch.device) -> float:
     buffer = torch.ones(READ_BYTES // 4, device=device)
     seconds = [_seconds(device, buffer.sum) for _ in range(REPEATS + 1)]
-    return READ_BYTES / statistics.median(seconds[1:])
+    return READ_BYTES / _undisturbed(seconds[1:])
 
 
 @torch.inference_mode()
@@ -234,7 +234,12 @@ def _call_seconds(target: LanguageModel) -> float:
         for _ in range(CALLS):
             torch.add(x, x)
 
-    return statistics.median([_seconds(target.device, many) for _ in range(REPEATS + 1)][1:]) / CALLS
+    return _undisturbed([_seconds(target.device, many) for _ in range(REPEATS + 1)][1:]) / CALLS
+
+
+def _undisturbed(seconds: list[float]) -> float:
+    """The lower quartile: others on the machine only ever add time, for seconds on end, and a median has that in it."""
+    return statistics.quantiles(seconds, n=4)[0]
 
 
 def _seconds(device: torch.device, call: Callable[[], object]) -> float:
