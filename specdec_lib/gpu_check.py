@@ -149,7 +149,7 @@ def _greedy(params: StudyParams) -> str:
 
 
 def _sampled(params: StudyParams) -> str:
-    """Sampled output of a toy follows its exact law, and a sampler that is wrong on purpose does not."""
+    """No test tells the sampled output of a toy from its exact law, and one does tell a sampler that is wrong."""
     pair, sampling = load_pair(TOY, device=params.device), SamplingConfig()
     tests = []
     rules: list[tuple[str, str | Verifier]] = [

@@ -9,6 +9,7 @@ PACKAGE = Path(specdec_lib.__file__).parent
 LAYERS = [
     "config",
     "facts",
+    "transcript_html",
     "hardware",
     "kernels",
     "models",

@@ -130,6 +130,12 @@ def token_gaps(rows: pd.DataFrame) -> pd.DataFrame:
     return _numbered(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame(columns=[*LINE, "gap_ms"])
 
 
+def memory_column(lines: pd.DataFrame) -> str:
+    """The column that holds the memory of this device: a CPU run has no device memory."""
+    on_device = lines["peak_memory_allocated_bytes"].notna().any()
+    return "peak_memory_allocated_bytes" if on_device else "process_peak_rss_bytes"
+
+
 def failures(rows: pd.DataFrame) -> pd.DataFrame:
     """The failed rows: what was tried and why it failed."""
     failed = rows[rows["status"] == "failed"]

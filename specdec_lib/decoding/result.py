@@ -9,9 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec_lib.facts import facts_table
+from specdec_lib.transcript_html import Transcript
 
 if TYPE_CHECKING:
-    from specdec_lib.decoding.transcript import Recording, Transcript
+    from specdec_lib.decoding.transcript import Recording
 
 
 @dataclass

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from specdec_lib.hardware.catalog import usd_per_million_tokens
 from specdec_lib.measure.drift import mark_drift
 
 INTEGERS = pa.list_(pa.int64())
@@ -121,7 +122,8 @@ def write_results(folder: Path, cell_ids: list[str], usd_per_hour: float) -> pd.
     mark_drift(rows)
     for row in rows:
         if row["status"] == "ok":
-            row["cost_usd_per_million_tokens"] = usd_per_hour / 3600 / float(str(row["tokens_per_second"])) * 1e6
+            rate = float(str(row["tokens_per_second"]))
+            row["cost_usd_per_million_tokens"] = usd_per_million_tokens(rate, usd_per_hour)
     columns = {field.name: [row.get(field.name) for row in rows] for field in SCHEMA}
     table = pa.table(columns, schema=SCHEMA)
     temporary = folder / "results.parquet.tmp"

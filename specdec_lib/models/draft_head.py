@@ -103,6 +103,11 @@ class DraftHead(nn.Module):
         return self.output_norm.dtype
 
     @property
+    def output_rows(self) -> torch.Tensor:
+        """The target's output rows of the tokens that are scored, `[scored, H]`."""
+        return self._shared["output"]
+
+    @property
     def num_parameters(self) -> int:
         """Weights of its own; what is shared with the target does not count."""
         return sum(p.numel() for p in self.parameters())
@@ -196,10 +201,9 @@ class DraftHead(nn.Module):
     @torch.inference_mode()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states `[..., H]` to the logits of the tokens `scored_ids`, `[..., scored]`; all others have -inf."""
-        rows = self._shared["output"]
         if self.fused is not None:
-            return fused.norm_linear(hidden, self.output_norm, self.config.norm_eps, rows)
-        return linear(self.normed(hidden), rows)
+            return fused.norm_linear(hidden, self.output_norm, self.config.norm_eps, self.output_rows)
+        return linear(self.normed(hidden), self.output_rows)
 
     @torch.inference_mode()
     def draft(
