@@ -73,7 +73,9 @@ class LanguageModel:
         self.device: torch.device = self.head.weight.device
         self.dtype: torch.dtype = self.head.weight.dtype
         self.feature_layers = feature_layers
+        self.compiled = compiled
         self.fused = fused.fused_layers(self.body) if compiled else None
+        self.kept: object = None  # what decoding keeps for this model between calls
         self._tapped: list[torch.Tensor] = []
         for layer in feature_layers:
             self.body.layers[layer].register_forward_hook(lambda _, __, output: self._tapped.append(output))
