@@ -6,9 +6,9 @@ the first step of a kind is run and then captured, and later ones are replays of
 
 Replaying needs fixed shapes, also of the context that attention reads. Reading all that the cache can hold would cost
 bandwidth: at batch 32 and 2,048 positions half as much as the weights of an 8B model. A graph for each power of two
-would waste up to half of it, and one for each length would be captured all the time. So there is a graph for each multiple
-of `BUCKET` positions, captured when the first row gets there: hardly more than `BUCKET` positions are read in vain, and
-128 new tokens need two graphs.
+would waste up to half of it, and one for each length would be captured all the time. So there is a graph for each
+multiple of `BUCKET` positions, captured when the first row gets there: hardly more than `BUCKET` positions are read in
+vain, and 128 new tokens need two graphs.
 
 The host learns how a step went from a small report that is copied behind it. It starts the next step before it reads
 the report of this one, so that the device never waits for the host; whether a row has ended is thus known one step
