@@ -12,6 +12,7 @@ from specdec_lib.decoding.baseline import BaselineStep, autoregressive_decode
 from specdec_lib.decoding.proposers import CompositeProposer, HeadProposer, ModelProposer, NgramProposer
 from specdec_lib.decoding.speculative import SpeculativeStep, speculative_decode
 from specdec_lib.decoding.state import DecodeState
+from specdec_lib.decoding.streams import CountedStreams, RowStreams
 from specdec_lib.decoding.verification import verify
 from specdec_lib.distill.students import HeadStudent
 from specdec_lib.measure.given_acceptance import GivenAcceptance
@@ -51,13 +52,12 @@ class Recorder(TorchDispatchMode):
     def forget(self):
         pass
 
-    def capture(self, step, generator):
-        self.calls, self.before, numbers = [], {}, generator.get_state()
+    def capture(self, step):
+        self.calls, self.before = [], {}
         try:
             with self:
                 step()
         finally:  # a capture runs nothing: put everything back
-            generator.set_state(numbers)
             for tensor, contents in self.before.values():
                 tensor.untyped_storage().copy_(contents)
         self.captures += 1
@@ -114,14 +114,19 @@ def models(method, folder):
 
 
 def decode(target, proposer, sampling, prompts=PROMPTS, new=20, **more):
-    generator = torch.Generator().manual_seed(3)
-    options = {"max_new_tokens": new, "sampling": sampling, "generator": generator} | more
+    options = {"max_new_tokens": new, "sampling": sampling, "generator": torch.Generator().manual_seed(3)} | more
     if proposer is None:
         result = autoregressive_decode(target, prompts, **options)
     else:
         result = speculative_decode(target, proposer, prompts, num_draft_tokens=3, **options)
     counted = (result.steps, result.drafted, result.tested_by_position, result.accepted_by_position)
-    return [row.tolist() for row in result.tokens], result.step_tokens, counted, generator.get_state().tolist(), result
+    return (
+        [row.tolist() for row in result.tokens],
+        result.step_tokens,
+        counted,
+        options["generator"].get_state().tolist(),
+        result,
+    )
 
 
 METHODS = ["autoregressive", "draft", "head", "ngram", "composite"]
@@ -150,6 +155,19 @@ def test_a_given_acceptance_is_replayed_too(folder, request):
     recorder = request.getfixturevalue("recorder")
     replayed = [decode(target, make(), SAMPLINGS[0], verification=GivenAcceptance([2, 0, 3]))[:4] for _ in range(2)]
     assert replayed == expected
+    assert recorder.replays > 0
+
+
+@pytest.mark.parametrize("method", ["autoregressive", "draft"])
+def test_streams_that_are_given_go_on_after_a_replay_as_after_the_steps_themselves(method, folder, request):
+    def two_calls():
+        target, make = models(method, folder)
+        streams = RowStreams(7, [4, 2, 0])
+        return [decode(target, make(), SAMPLINGS[1], generator=streams)[0] for _ in range(2)], streams.passage
+
+    expected = two_calls()
+    recorder = request.getfixturevalue("recorder")
+    assert two_calls() == expected
     assert recorder.replays > 0
 
 
@@ -214,11 +232,12 @@ class OnlyOperators(TorchDispatchMode):
 def launches(proposer, sampling, target):
     """The operators of a step after the first, on tensors of a device of which no value can be read."""
     state = DecodeState(target, [torch.arange(5), torch.arange(3)], max_new_tokens=9, stop_token_ids=(4,), slack=4)
-    generator = torch.Generator()
+    streams = CountedStreams(2, 18, 4, torch.device("cpu"))  # no generator can be on "meta", but its numbers can
+    streams.made, streams.place = streams.made.to("meta"), streams.place.to("meta")
     if proposer is None:
-        step = BaselineStep(target, state, sampling, generator)
+        step = BaselineStep(target, state, sampling, streams)
     else:
-        step = SpeculativeStep(target, proposer, verify, state, 3, sampling, generator)
+        step = SpeculativeStep(target, proposer, verify, state, 3, sampling, streams)
     with torch.inference_mode():
         step.start()
         step()

@@ -11,6 +11,7 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.sampling import choose, probabilities
 from specdec_lib.decoding.state import DecodeState, check_generator, check_prompts
 from specdec_lib.decoding.step_loop import run_steps
+from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel
 
@@ -30,7 +31,8 @@ def autoregressive_decode(
     Args:
         prompts: B one-dimensional int64 tensors of token ids.
         max_new_tokens: tokens per row; fewer only where a stop token ends the row.
-        generator: on the target's device; the only source of randomness.
+        generator: on the target's device; the only source of randomness. Each row has a stream of its own: by default
+            numbered by its place in the batch; `RowStreams` name them, so that a row is decoded again in other company.
         stop_token_ids: a row ends with the first of these; the stop token itself is returned.
 
     Raises:
@@ -39,7 +41,7 @@ def autoregressive_decode(
     check_generator(generator, target)
     check_prompts(target, prompts, max_new_tokens)
     step = run_steps(
-        lambda state, generator: BaselineStep(target, state, sampling, generator),
+        lambda state, streams: BaselineStep(target, state, sampling, streams),
         target,
         prompts,
         max_new_tokens=max_new_tokens,
@@ -54,11 +56,11 @@ def autoregressive_decode(
 class BaselineStep:
     """One target pass, and one token for every row."""
 
-    def __init__(self, target: LanguageModel, state: DecodeState, sampling: SamplingConfig, generator: torch.Generator):
-        self.target, self.state, self.sampling, self.generator = target, state, sampling, generator
+    def __init__(self, target: LanguageModel, state: DecodeState, sampling: SamplingConfig, streams: RowStreams):
+        self.target, self.state, self.sampling, self.streams = target, state, sampling, streams
 
     def start(self) -> None:
-        self.cache = prefill(self.target, self.state, self.sampling, self.generator)
+        self.cache = prefill(self.target, self.state, self.sampling, self.streams)
 
     def __call__(self) -> None:
         state = self.state
@@ -66,7 +68,8 @@ class BaselineStep:
         step = self.target.forward(state.last_tokens(1), self.cache)
         probs = probabilities(self.target.logits(step.hidden[:, -1]), self.sampling)
         state.check(probs)
-        state.emit(choose(probs, self.sampling, self.generator)[:, None], torch.ones_like(state.lengths))
+        self.streams.next_passage()
+        state.emit(choose(probs, self.sampling, self.streams)[:, None], torch.ones_like(state.lengths))
 
 
 def prefill(
@@ -106,4 +109,5 @@ def decode_result(state: DecodeState) -> DecodeResult:
         step_s=step_s,
         step_tokens=state.emitted[1:],
         capture_s=state.capture_s,
+        replayed=state.replayed,
     )

@@ -31,14 +31,13 @@ class CudaGraphs:
             step()
         current.wait_stream(self.stream)
 
-    def capture(self, step: Callable[[], None], generator: torch.Generator) -> Replay:
-        """Record what `step` starts, without running it; random numbers go on from `generator` at each replay.
+    def capture(self, step: Callable[[], None]) -> Replay:
+        """Record what `step` starts, without running it. Random numbers it must find in memory: none are made inside.
 
         Raises:
             RuntimeError: `step` does what a graph cannot hold, such as to wait for the device.
         """
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(generator)
         # Only calls of this thread count: the one that reads the device's counters goes on.
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             step()

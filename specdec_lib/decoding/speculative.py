@@ -17,6 +17,7 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.sampling import probabilities
 from specdec_lib.decoding.state import DecodeState, check_generator, check_prompts
 from specdec_lib.decoding.step_loop import capture_key, run_steps
+from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.decoding.verification import Verification, verify
 from specdec_lib.models.runner import LanguageModel
 
@@ -45,7 +46,8 @@ def speculative_decode(
         prompts: B one-dimensional int64 tensors of token ids.
         max_new_tokens: tokens per row; fewer only where a stop token ends the row.
         num_draft_tokens: gamma, tokens proposed in each step.
-        generator: on the target's device; the only source of randomness.
+        generator: on the target's device; the only source of randomness, with a stream for each row, as in
+            `autoregressive_decode`.
         stop_token_ids: a row ends with the first of these; tokens accepted behind it are dropped and not counted.
         verification: "token", the rule of Leviathan et al. 2022, or a function with the signature of `verify`.
 
@@ -60,9 +62,7 @@ def speculative_decode(
     check_prompts(target, prompts, max_new_tokens)
     keys = capture_key(proposer), capture_key(verifier)
     step = run_steps(
-        lambda state, generator: SpeculativeStep(
-            target, proposer, verifier, state, num_draft_tokens, sampling, generator
-        ),
+        lambda state, streams: SpeculativeStep(target, proposer, verifier, state, num_draft_tokens, sampling, streams),
         target,
         prompts,
         max_new_tokens=max_new_tokens,
@@ -87,10 +87,10 @@ class SpeculativeStep:
         state: DecodeState,
         num_draft_tokens: int,
         sampling: SamplingConfig,
-        generator: torch.Generator,
+        streams: RowStreams,
     ):
         self.target, self.proposer, self.verifier, self.state = target, proposer, verifier, state
-        self.num_draft_tokens, self.sampling, self.generator = num_draft_tokens, sampling, generator
+        self.num_draft_tokens, self.sampling, self.streams = num_draft_tokens, sampling, streams
         self.counters = _Counters(num_draft_tokens, target.device)
 
     def start(self) -> None:
@@ -102,13 +102,14 @@ class SpeculativeStep:
             self.target,
             self.state,
             self.sampling,
-            self.generator,
+            self.streams,
             also=lambda *chunk: self.proposer.read_prompt(self.state, *chunk),
         )
 
     def __call__(self) -> None:
         state = self.state
-        draft_tokens, draft_probs = self.proposer.propose(state, self.num_draft_tokens, self.sampling, self.generator)
+        self.streams.next_passage()
+        draft_tokens, draft_probs = self.proposer.propose(state, self.num_draft_tokens, self.sampling, self.streams)
         state.check(draft_probs)
         proposed = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
         draft_probs = _leave_room(draft_probs, state.remaining)
@@ -118,7 +119,8 @@ class SpeculativeStep:
         step = self.target.forward(torch.cat([state.last_tokens(1), draft_tokens], dim=1), self.cache)
         target_probs = probabilities(self.target.logits(step.hidden), self.sampling)  # [B, gamma+1, V]
         state.check(target_probs)
-        verdict = self.verifier(target_probs, draft_probs, draft_tokens, self.generator)
+        self.streams.next_passage()
+        verdict = self.verifier(target_probs, draft_probs, draft_tokens, self.streams)
 
         state.features.copy_(step.features)
         state.emit(*_emission(draft_tokens, verdict))

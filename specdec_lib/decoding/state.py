@@ -77,6 +77,7 @@ class DecodeState:
         self.emitted: list[list[int]] = []  # B numbers for prefill and each step
         self.times: list[float] = []  # seconds since the start, for prefill and each step
         self.capture_s = 0.0  # seconds spent on capturing steps, which `times` leave out
+        self.replayed = False  # whether steps were replayed
 
     def new_cache(self, model: LanguageModel | DraftHead, role: str) -> RaggedStaticCache:
         """An empty cache of `model` for these rows; with `caches`, the same one whenever it plays this `role`."""

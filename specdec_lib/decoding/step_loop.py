@@ -27,11 +27,13 @@ import torch
 
 from specdec_lib.decoding.cuda_graphs import CudaGraphs, Replay
 from specdec_lib.decoding.state import DecodeState, positions_needed
+from specdec_lib.decoding.streams import CountedStreams, RowStreams
 from specdec_lib.decoding.verification import verify
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel
 
 BUCKET = 128  # positions
+PASSAGES = 2  # of the streams of random numbers, that a step enters at most: proposing and verifying
 IN_FLIGHT = 2  # steps that the device has been given and the host has not seen the end of
 
 
@@ -39,7 +41,7 @@ class Step(Protocol):
     """One step of decoding, over the tensors of its state and caches, which it changes in place."""
 
     state: DecodeState
-    generator: torch.Generator
+    streams: RowStreams
 
     def start(self) -> None:
         """Read the prompts and emit the first token of every row."""
@@ -49,7 +51,7 @@ class Step(Protocol):
 
 
 S = TypeVar("S", bound=Step)
-MakeStep = Callable[[DecodeState, torch.Generator], S]
+MakeStep = Callable[[DecodeState, RowStreams], S]
 
 
 def run_steps(
@@ -66,13 +68,15 @@ def run_steps(
     """Decode until every row is done, and return the step with its final state.
 
     Args:
-        make: makes the step that runs on a state, with a generator.
-        slack: the most tokens that a step emits in a row.
+        make: makes the step that runs on a state, with streams of random numbers.
+        slack: the most tokens that a step emits in a row, and the most numbers that a passage of a stream takes.
         capture_key: calls with equal keys make interchangeable steps; None if a step cannot be captured.
     """
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_token_ids": stop_token_ids}
-    if capture_key is None or (kept := _kept(target)) is None:
-        step = make(DecodeState(target, prompts, slack=slack, **options), generator)
+    kept = _kept(target)
+    if kept is None or capture_key is None or type(generator) not in (torch.Generator, RowStreams):
+        state = DecodeState(target, prompts, slack=slack, **options)
+        step = make(state, RowStreams.of(generator, state.batch_size, slack))
         step.start()
         while not step.state.look():
             step()
@@ -81,7 +85,8 @@ def run_steps(
     key = (capture_key, slack, len(stop_token_ids))
     if key not in kept.steps:
         state = DecodeState(target, prompts, slack=slack, capacity=kept.capacity, caches=kept.caches, **options)
-        kept.steps[key] = CapturedStep(make(state, torch.Generator(target.device)), kept)
+        streams = CountedStreams(len(prompts), PASSAGES * state.capacity, slack, target.device)
+        kept.steps[key] = CapturedStep(make(state, streams), streams, kept)
     try:
         return kept.steps[key].run(prompts, generator, **options)
     except BaseException:
@@ -138,21 +143,23 @@ class KeptSteps:
 class CapturedStep(Generic[S]):
     """A step with the graphs of it that have been captured, one for each bound of the rows' lengths."""
 
-    def __init__(self, step: S, kept: KeptSteps):
-        self.step, self.kept = step, kept
+    def __init__(self, step: S, streams: CountedStreams, kept: KeptSteps):
+        self.step, self.streams, self.kept = step, streams, kept
         self.replays: dict[int, Replay] = {}
+        self.passages = 0
 
     def run(self, prompts: Sequence[torch.Tensor], generator: torch.Generator, **options: Any) -> S:
-        """Decode `prompts` until every row is done; takes its random numbers where `generator` stands."""
+        """Decode `prompts` until every row is done; the random numbers are those that `generator` would give."""
         state = self.step.state
         state.restart(prompts, **options)
-        self.step.generator.set_state(generator.get_state())
+        source = RowStreams.of(generator, state.batch_size, state.slack)
+        self.streams.restart(source, PASSAGES * state.max_new_tokens)
         self.step.start()
         finished = state.look()
         while not finished:
             bound = self._bound()
             finished = self._replay(bound) if bound in self.replays else self._first(bound)
-        generator.set_state(self.step.generator.get_state())
+        source.passage += self.passages * (len(state.times) - 1)
         return self.step
 
     def _bound(self) -> int:
@@ -162,41 +169,36 @@ class CapturedStep(Generic[S]):
 
     def _first(self, bound: int) -> bool:
         """Run a step under this bound one operator at a time, then capture it for those to come."""
-        step, kept = self.step, self.kept
-        step.state.max_length = bound
-        kept.graphs.warm_up(step)
-        finished = step.state.look()
+        state, kept, entered = self.step.state, self.kept, self.streams.passage
+        state.max_length = bound
+        kept.graphs.warm_up(self.step)
+        self.passages = self.streams.passage - entered  # that every step enters
+        finished = state.look()
         if not finished and kept.failure is None:
             started = time.perf_counter()
-            step.state.max_length = bound
-            numbers = step.generator.get_state()
+            state.max_length = bound
             try:
-                self.replays[bound] = kept.graphs.capture(step, step.generator)
+                self.replays[bound] = kept.graphs.capture(self.step)
                 kept.captured += 1
             except RuntimeError as error:
                 kept.failure = str(error).strip().splitlines()[0]
-                step.generator = torch.Generator(step.generator.device)  # the other one may be half captured
-                step.generator.set_state(numbers)
             seconds = time.perf_counter() - started
-            step.state.capture_s += seconds
-            step.state.started += seconds
+            state.capture_s += seconds
+            state.started += seconds
         return finished
 
     def _replay(self, bound: int) -> bool:
         """Replay until every row is done, or until one may have outgrown the bound."""
-        state, generator = self.step.state, self.step.generator
-        started: deque[tuple[torch.Tensor, Callable[[], list[int]]]] = deque()
+        state = self.step.state
+        reports: deque[Callable[[], list[int]]] = deque()  # of the steps in flight
         while True:
-            while len(started) < IN_FLIGHT and state.left > len(started) and self._longest_after(len(started)) <= bound:
-                numbers = generator.get_state()
+            while len(reports) < IN_FLIGHT and state.left > len(reports) and self._longest_after(len(reports)) <= bound:
                 self.replays[bound]()
-                started.append((numbers, self.kept.graphs.ask(state.report)))
-            if not started:
+                state.replayed = True
+                reports.append(self.kept.graphs.ask(state.report))
+            if not reports:
                 return False
-            _, report = started.popleft()
-            if state.note(report()):
-                if started:
-                    generator.set_state(started[0][0])  # the step too many drew numbers that are yet to be drawn
+            if state.note(reports.popleft()()):
                 return True
 
     def _longest_after(self, steps: int) -> int:
@@ -217,7 +219,7 @@ def _kept(target: LanguageModel) -> KeptSteps | None:
 
 def _why_not(target: LanguageModel) -> str | None:
     if target.device.type != "cuda":
-        return f"no CUDA device, steps run on {target.device.type}"
+        return f"no CUDA device, steps run on a {target.device.type}"
     if not target.compiled:
         return "not asked for"
     return target.kept.failure if isinstance(target.kept, KeptSteps) else None

@@ -1,9 +1,9 @@
 """The layers of a Hugging Face model through `torch.compile`, for models and devices without kernels of their own.
 
-A layer is compiled, not the model: all layers share one compiled function, which takes seconds where a model of 36 layers
-takes minutes. Its shapes are dynamic - batch, tokens and context - since a study has hundreds of combinations of them;
-only sizes of one make a variant. It is Inductor's default mode: graphs are captured around the whole step, not in here.
-What is compiled is kept in the cache folder for later runs.
+A layer is compiled, not the model: all layers share one compiled function, which takes seconds where a model of 36
+layers takes minutes. Its shapes are dynamic - batch, tokens and context - since a study has hundreds of combinations of
+them; only sizes of one make a variant. It is Inductor's default mode: graphs are captured around the whole step, not in
+here. What is compiled is kept in the cache folder for later runs.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class CompiledLayers:
             try:
                 outputs.append(run_layer(layer, outputs[-1], *arguments))
             except TorchDynamoException as error:
-                raise NotCompiledError(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+                said = " ".join(str(error).strip().splitlines()[:2])
+                raise NotCompiledError(f"{type(error).__name__}: {said}") from error
         return [*outputs[1:-1], self.body.norm(outputs[-1])]
 
 

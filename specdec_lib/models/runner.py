@@ -99,7 +99,7 @@ class LanguageModel:
     @torch.inference_mode()
     def compile(self) -> None:
         """Compute the layers with `torch.compile` from now on, if it can and computes the same; some ten seconds."""
-        tokens = self._some_tokens()
+        tokens = self._some_tokens().view(2, -1)
         expected = self.forward(tokens, self.new_cache(*tokens.shape)).features
         try:
             self.inductor = CompiledLayers(self.body)
