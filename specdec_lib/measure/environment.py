@@ -83,7 +83,7 @@ def stamp_end(folder: Path, run_id: str) -> None:
 
 
 def add_facts(folder: Path, run_id: str, **facts: object) -> None:
-    """Add to what `environment.json` says of a run."""
+    """Add to, or replace, what `environment.json` says of a run."""
     known = read_environment(folder)
     known["runs"][run_id] |= facts
     _write(folder, known | (facts if known["run_id"] == run_id else {}))

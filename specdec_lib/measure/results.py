@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
     + [(name, pa.string()) for name in ("engine", "pair")]
     + [(name, pa.string()) for name in ("target_id", "draft_id", "method", "verification")]
     + [("num_draft_tokens", pa.int64()), ("temperature", pa.float64()), ("top_k", pa.int64()), ("top_p", pa.float64())]
-    + [("dtype", pa.string()), ("compiled", pa.bool_())]
+    + [("dtype", pa.string()), ("compiled", pa.bool_()), ("replayed", pa.bool_())]
     + [(name, pa.int64()) for name in ("batch_size", "prompt_tokens", "max_new_tokens")]
     + [("mean_prompt_tokens", pa.float64()), ("prompt_set", pa.string()), ("prompt_group", pa.int64())]
     + [("prompt_ids", pa.string()), ("category", pa.string()), ("repetition", pa.int64()), ("seed", pa.int64())]

@@ -106,6 +106,8 @@ def read_step_costs(folder: Path) -> pd.DataFrame:
 class _TimedTarget:
     """The target, with the seconds of each of its passes."""
 
+    compiled = False  # of a captured step the pieces could not be timed
+
     def __init__(self, target: LanguageModel):
         self.target = target
         self.seconds: list[float] = []

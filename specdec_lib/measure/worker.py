@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from specdec_lib.config import StudyParams, validate_params
-from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.blocks import BlockRunner
-from specdec_lib.measure.environment import check_device, describe_environment, write_environment
+from specdec_lib.measure.engine_facts import engine_facts
+from specdec_lib.measure.environment import add_facts, check_device, describe_environment, write_environment
 from specdec_lib.measure.machine import measure_machine
 from specdec_lib.measure.results import writing
 from specdec_lib.models.pair import load_study_pair
@@ -70,12 +70,13 @@ def work(order: Order) -> None:
     facts = describe_environment(params)
     started = time.monotonic()
     pair = load_study_pair(params)
-    facts |= {"load_s": round(time.monotonic() - started, 2)} | (kernel_facts() if params.device == "cpu" else {})
+    facts |= {"load_s": round(time.monotonic() - started, 2)} | engine_facts(pair)
     facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
     runner = BlockRunner(params, folder, pair)
     with writing(folder):
         write_environment(folder, facts | {"source": asdict(runner.source)}, runner.run_id)
         runner.run(order.blocks, order.skip)
+        add_facts(folder, runner.run_id, **engine_facts(pair))  # what was compiled and captured on the way
         if order.machine:
             heartbeat.beat(folder, heartbeat.MACHINE, runner.run_id)
             measure_machine(params, pair, folder, runner.source)

@@ -76,7 +76,7 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
     model = _causal_model(draft, embeddings, tied=False)
     model.lm_head = rows = ScoredRows(embeddings, draft.scored_ids.to(target.device))
     model.to(device=target.device, dtype=target.dtype)
-    joined = LanguageModel(model, name=Path(folder).name, compiled=target.fused is not None)
+    joined = LanguageModel(model, name=Path(folder).name, compiled=target.compiled)
     rows.kernels = joined.fused is not None
     return joined
 
