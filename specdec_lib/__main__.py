@@ -144,6 +144,14 @@ def _add_draft_commands(commands: Commands) -> None:
     )
     _add_folder(export, "--folder", OUTPUTS / "draft-export", "where to write it")
     export.set_defaults(command=_draft_export)
+    audit = commands.add_parser(
+        "audit",
+        help="look up the pinned dependencies in the database of known vulnerabilities",
+        description="Print each known vulnerability of a pinned dependency. Exit code 2 says that nothing could be "
+        "looked up, for want of the network.",
+    )
+    audit.add_argument("--pip-audit", type=Path, required=True, metavar="PROGRAM", help="what make audit installs")
+    audit.set_defaults(command=_audit)
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
@@ -320,6 +328,14 @@ def _draft_export(options: argparse.Namespace) -> int:
     tokenizer.save_pretrained(options.folder)
     print(f"checkpoint: {options.folder.resolve()}")
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from specdec_lib.audit import known_vulnerabilities
+
+    found = known_vulnerabilities(options.pip_audit)
+    print("\n".join(found) or "no known vulnerability in the pinned dependencies")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
