@@ -1,4 +1,4 @@
-"""Whether a pinned dependency has a known vulnerability: pip-audit asks, and no answer is never taken for a good one."""
+"""Whether a pinned dependency has a known vulnerability; no answer is never taken for a good one."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def known_vulnerabilities(pip_audit: Path, pins: tuple[str, ...] = PINS) -> list
     except (ValueError, KeyError):
         answers, silent = [], (done.stderr.strip().splitlines() or ["pip-audit gave no reason"])[-1:]
     if silent:
+        reason = silent[0].removeprefix("ERROR:pip_audit._cli:")
         raise ValueError(
-            f"nothing was audited ({silent[0]}): the audit needs the network, with a package index that serves known "
+            f"nothing was audited ({reason}): the audit needs the network, with a package index that serves known "
             "vulnerabilities; run make audit where there is one"
         )
     return [
