@@ -19,6 +19,7 @@ LAYERS = [
     "index",
     "report",
     "publish",
+    "audit",
     "gpu_check",
     "__main__",
 ]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from specdec_lib.config import CUSTOM_PAIR, StudyParams
 from specdec_lib.facts import facts_table
 from specdec_lib.models.draft_head import DraftHead, read_config
-from specdec_lib.models.embedded import embedded_target, sha256
+from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.plain_draft import load_plain_draft
-from specdec_lib.models.presets import PRESETS, Preset
+from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS, Preset
 from specdec_lib.models.random_pair import PAIR_MODELS, SUFFIX, config_of, random_model
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 from specdec_lib.models.toy import toy_draft, toy_model
+from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
 
 DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
 
@@ -40,7 +43,7 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase | None
     target_id: str
     draft_id: str
-    files: dict[str, str]  # weights: SHA-256 of local files, the commit of what came from a hub
+    files: dict[str, str]  # SHA-256 of the files with weights; what came from a hub is named with its commit
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -180,7 +183,8 @@ def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:
     features = tuple(read_config(folder, "draft_head")["feature_layers"]) if is_head else ()
     target, tokenizer = load_embedded_target(device, dtype, features, compiled=compiled)
     draft = DraftHead.load(folder, target) if is_head else load_plain_draft(folder, target)
-    files = weight_files(str(embedded_target())) | weight_files(str(folder))
+    dense = embedded_target()
+    files = weight_files(str(dense), dense) | weight_files(str(folder), folder)
     return Pair(name, target, draft, tokenizer, target.name, folder.name, files)
 
 
@@ -192,17 +196,18 @@ def load_embedded_target(
     target = load_language_model(
         str(folder), None, device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled
     )
-    return target, AutoTokenizer.from_pretrained(folder)
+    return target, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool) -> Pair:
     tokenizer = check_preset(preset)
-    target, draft = (
-        load_language_model(where, revision, device, dtype, where, compiled=compiled)
-        for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision))
-    )
-    files = weight_files(preset.target, target) | weight_files(preset.draft, draft)
-    return Pair(name, target, draft, tokenizer, preset.target, preset.draft, files)
+    files: dict[str, str] = {}
+    models = []
+    for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
+        folder = _or_refuse(where, partial(fetch_weights, where, revision))
+        files |= weight_files(where, folder, KNOWN_WEIGHTS.get((where, folder.name)))
+        models.append(load_language_model(str(folder), None, device, dtype, where, compiled=compiled))
+    return Pair(name, models[0], models[1], tokenizer, preset.target, preset.draft, files)
 
 
 def check_preset(preset: Preset) -> PreTrainedTokenizerBase:
@@ -218,34 +223,6 @@ def check_preset(preset: Preset) -> PreTrainedTokenizerBase:
         tokenizers.append(_from_hub(AutoTokenizer, where, revision))
     check_same_vocabulary(tokenizers[0], tokenizers[1], preset.target, preset.draft)
     return tokenizers[0]
-
-
-def check_weight_files(where: str) -> None:
-    """Open the safetensors files of a folder, which checks their headers and sizes; hub ids are left to the hub.
-
-    Raises:
-        ValueError: there are none, or one is truncated.
-    """
-    if not Path(where).is_dir():
-        return
-    files = sorted(Path(where).glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{where} holds no safetensors file: save the model with save_pretrained, or fetch it again")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or truncated ({error}): delete it and fetch it again") from None
-
-
-def weight_files(where: str, model: LanguageModel | None = None) -> dict[str, str]:
-    """SHA-256 of each safetensors file of a folder; for a hub id, the commit that its model came from."""
-    if not Path(where).is_dir():
-        commit = getattr(model.model.config, "_commit_hash", None) if model else None
-        return {where: commit or "unknown"}
-    files = sorted(Path(where).glob("*.safetensors"))
-    return {f"{path.parent.name}/{path.name}": sha256(path) for path in files}
 
 
 def check_same_vocabulary(
@@ -306,8 +283,14 @@ def check_architecture(config: Any, where: str) -> None:
 
 
 def _from_hub(auto_class: Any, where: str, revision: str | None, **kwargs: Any) -> Any:
+    load = partial(auto_class.from_pretrained, where, revision=revision, trust_remote_code=False, **kwargs)
+    return _or_refuse(where, load)
+
+
+def _or_refuse(where: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns; whatever a hub or a file can do wrong becomes a ValueError of one line."""
     try:
-        return auto_class.from_pretrained(where, revision=revision, trust_remote_code=False, **kwargs)
+        return load()
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "check the path or hub id and that its safetensors files are complete; delete and fetch them again"
