@@ -190,7 +190,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in facts.items():
         if isinstance(value, dict):
-            if name not in ("runs", "params"):
+            if name not in ("runs", "params", "source"):
                 yield from _flat(value, f"{prefix}{name} ")
         else:
             yield f"{prefix}{name}", value

@@ -15,7 +15,7 @@ from typing import Any
 from specdec_lib.analysis import exactness
 from specdec_lib.config import StudyParams
 from specdec_lib.index import overview_page, run_page, write_page
-from specdec_lib.measure.sweep import TERMINAL
+from specdec_lib.measure.blocks import TERMINAL
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"

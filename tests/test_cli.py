@@ -8,7 +8,7 @@ import torch
 
 from specdec_lib import __main__ as cli
 from specdec_lib.config import load_params
-from specdec_lib.measure.sweep import run_sweep
+from specdec_lib.measure.sweep import run_sweep_here
 
 
 def test_an_unknown_gpu_name_is_one_line_and_exit_code_2(capsys):
@@ -87,5 +87,5 @@ def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd
     assert "toy (float32), draft model, at temperature 1" in index
     assert json.loads((folder / "exactness.json").read_text(encoding="utf-8"))["passed"]
     assert f"report: {folder / 'index.html'}" in capfd.readouterr().out
-    run_sweep(load_params("smoke"), folder)
+    run_sweep_here(load_params("smoke"), folder)
     assert ", 0 to run" in capfd.readouterr().out

@@ -12,7 +12,7 @@ from specdec_lib.decoding.proposers import ModelProposer
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.measure.given_acceptance import GivenAcceptance
 from specdec_lib.measure.step_costs import read_step_costs
-from specdec_lib.measure.sweep import run_sweep
+from specdec_lib.measure.sweep import run_sweep_here
 from specdec_lib.models.pair import check_study_pair, load_pair, load_study_pair
 from specdec_lib.models.random_pair import PAIR_MODELS, config_of
 
@@ -37,7 +37,7 @@ def params(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
-    run_sweep(params, folder)
+    run_sweep_here(params, folder)
     return folder
 
 

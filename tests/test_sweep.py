@@ -9,7 +9,7 @@ import torch
 from specdec_lib.analysis.metrics import speedups
 from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers import NgramProposer
-from specdec_lib.measure import sweep
+from specdec_lib.measure import blocks, sweep
 from specdec_lib.measure.cells import Source, block, prompt_groups, settings
 from specdec_lib.measure.results import read_results
 from specdec_lib.measure.timing import latency_columns
@@ -78,7 +78,7 @@ def params():
 @pytest.fixture(scope="module")
 def rows(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    return sweep.run_sweep(params, folder)
+    return sweep.run_sweep_here(params, folder)
 
 
 def test_one_at_a_time_varies_one_axis_from_the_base(params):
@@ -132,10 +132,10 @@ def test_rates_follow_from_the_counters(rows):
 
 
 def test_a_second_run_keeps_what_is_finished(params, tmp_path, capsys):
-    first = sweep.run_sweep(params, tmp_path)
+    first = sweep.run_sweep_here(params, tmp_path)
     capsys.readouterr()
-    second = sweep.run_sweep(params, tmp_path)
-    assert f"{first['cell_id'].nunique()} finished by an earlier run are kept, 0 to run" in capsys.readouterr().out
+    second = sweep.run_sweep_here(params, tmp_path)
+    assert f"{first['cell_id'].nunique()} are finished, 0 to run" in capsys.readouterr().out
     assert second.equals(first)
 
 
@@ -145,7 +145,7 @@ def test_a_failing_cell_leaves_a_failed_row_and_the_sweep_goes_on(params, tmp_pa
 
     with monkeypatch.context() as patched:
         patched.setattr(NgramProposer, "propose", fail)
-        rows = sweep.run_sweep(params, tmp_path)
+        rows = sweep.run_sweep_here(params, tmp_path)
     failed = rows[rows["status"] == "failed"]
     assert (failed["method"] == "ngram").all()
     assert len(failed) > 0
@@ -153,7 +153,7 @@ def test_a_failing_cell_leaves_a_failed_row_and_the_sweep_goes_on(params, tmp_pa
     assert failed["tpot_ms"].isna().all()
     assert (rows[rows["method"] == "draft"]["status"] == "ok").all()
     assert "failed: specdec_lib ngram" in capsys.readouterr().out
-    again = sweep.run_sweep(params, tmp_path)  # failed cells are tried again, beside a baseline of the same run
+    again = sweep.run_sweep_here(params, tmp_path)  # failed cells are tried again, beside a baseline of the same run
     assert (again["status"] == "ok").all()
     assert f"{failed['cell_id'].nunique()} to run" in capsys.readouterr().out
     assert set(again.loc[again["method"] == "draft", "run_id"]) == set(rows["run_id"])
@@ -165,7 +165,7 @@ def test_a_failing_cell_leaves_a_failed_row_and_the_sweep_goes_on(params, tmp_pa
 
 def test_a_killed_run_leaves_only_whole_cells(params, tmp_path, monkeypatch):
     calls = iter(range(10**6))
-    real = sweep.write_cell
+    real = blocks.write_cell
 
     def stop_after_five(*args):
         if next(calls) == 5:
@@ -173,27 +173,27 @@ def test_a_killed_run_leaves_only_whole_cells(params, tmp_path, monkeypatch):
         real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sweep, "write_cell", stop_after_five)
+        patched.setattr(blocks, "write_cell", stop_after_five)
         with pytest.raises(KeyboardInterrupt):
-            sweep.run_sweep(params, tmp_path)
+            sweep.run_sweep_here(params, tmp_path)
     assert len(list((tmp_path / "cells").glob("*.json"))) == 5
-    rows = sweep.run_sweep(params, tmp_path)
+    rows = sweep.run_sweep_here(params, tmp_path)
     assert rows.groupby(["cell_id", "run_id"])["repetition"].count().eq(params.repetitions).all()
 
 
 def test_the_environment_is_written(params, tmp_path):
-    sweep.run_sweep(params, tmp_path)
+    sweep.run_sweep_here(params, tmp_path)
     facts = json.loads((tmp_path / "environment.json").read_text())
     assert facts["params"]["pair"] == "toy"
     assert {"device_name", "versions", "commit", "started", "ended", "target_id"} <= facts.keys()
-    sweep.run_sweep(params, tmp_path)
+    sweep.run_sweep_here(params, tmp_path)
     assert len(json.loads((tmp_path / "environment.json").read_text())["runs"]) == 2
 
 
 def test_a_study_for_another_device_is_refused_before_loading(params, tmp_path):
     study = params.model_copy(update={"device_name": "H100", "gpu": "h100"})
     with pytest.raises(ValueError, match="'H100', but this machine has"):
-        sweep.run_sweep(study, tmp_path)
+        sweep.run_sweep_here(study, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,13 +10,16 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
 from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
+from specdec_lib.measure.results import write_at_once
 
+FILE = "environment.json"
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scipy", "safetensors")
 
 
@@ -66,14 +69,30 @@ def describe_environment(params: StudyParams) -> dict[str, object]:
 
 
 def write_environment(folder: Path, facts: dict[str, object], run_id: str) -> None:
-    """Write `environment.json`: the facts of the latest run, and under `runs` those of every run with rows here."""
-    path = folder / "environment.json"
-    earlier = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else {}
-    facts = facts | {"ended": now()}
-    text = json.dumps({"run_id": run_id, **facts, "runs": earlier | {run_id: facts}}, indent=2)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write `environment.json`: the facts of the latest run, and under `runs` those of every run with rows here.
+
+    `ended` is null until `stamp_end`: a run that was killed has no end.
+    """
+    facts = facts | {"ended": None}
+    _write(folder, {"run_id": run_id, **facts, "runs": read_environment(folder).get("runs", {}) | {run_id: facts}})
+
+
+def stamp_end(folder: Path, run_id: str) -> None:
+    """Say that a run that wrote its environment has ended now."""
+    known = read_environment(folder)
+    known["runs"][run_id]["ended"] = now()
+    _write(folder, known | ({"ended": now()} if known["run_id"] == run_id else {}))
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What `write_environment` wrote; empty if there is nothing yet."""
+    path = folder / FILE
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return facts
+
+
+def _write(folder: Path, facts: dict[str, Any]) -> None:
+    write_at_once(folder / FILE, json.dumps(facts, indent=2) + "\n")
 
 
 def now() -> str:

@@ -34,8 +34,13 @@ def measure_machine(params: StudyParams, pair: Pair, folder: Path, source: objec
         step_costs.write_step_costs(folder, _step_costs(params, pair))
         known.write_text(key, encoding="utf-8")
     except Exception as error:  # noqa: BLE001 - out of memory or anything else
-        print(f"the costs of a step were not measured: {type(error).__name__}: {error}", flush=True)
-        step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))
+        leave_unmeasured(folder, f"{type(error).__name__}: {error}")
+
+
+def leave_unmeasured(folder: Path, reason: str) -> None:
+    """Leave the costs of a step empty, and say why."""
+    print(f"the costs of a step were not measured: {reason}", flush=True)
+    step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))
 
 
 def _step_costs(params: StudyParams, pair: Pair) -> pd.DataFrame:

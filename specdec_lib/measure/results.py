@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +17,8 @@ NUMBERS = pa.list_(pa.float64())
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run_id", "cell_id")]
     + [("benchmark_version", pa.int64())]
-    + [(name, pa.string()) for name in ("status", "error", "evidence", "gpu", "device_name", "engine", "pair")]
+    + [(name, pa.string()) for name in ("status", "error", "evidence", "gpu", "device_name", "host")]
+    + [(name, pa.string()) for name in ("engine", "pair")]
     + [(name, pa.string()) for name in ("target_id", "draft_id", "method", "verification")]
     + [("num_draft_tokens", pa.int64()), ("temperature", pa.float64()), ("top_k", pa.int64()), ("top_p", pa.float64())]
     + [("dtype", pa.string()), ("compiled", pa.bool_())]
@@ -37,19 +41,55 @@ SCHEMA = pa.schema(
 Row = dict[str, object]
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a file system's refusal into one line that says what to do.
+
+    Raises:
+        RuntimeError: the disk is full, `folder` is read-only, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RuntimeError(
+            f"cannot write to {folder} ({reason}): what is finished there is kept; make room or choose another folder "
+            "with --outputs, then run the same command again"
+        ) from error
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """Put a file at its place whole or not at all: a temporary file of this process, then a rename."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_cell(folder: Path, cell_id: str, rows: list[Row]) -> None:
-    """Put all rows of a finished cell on disk at once: a temporary file, then a rename."""
+    """Put all rows of a finished cell on disk at once, so that a reader sees all of them or none."""
     cells = folder / "cells"
     cells.mkdir(parents=True, exist_ok=True)
-    temporary = cells / f"{cell_id}.tmp"
-    temporary.write_text(json.dumps(rows), encoding="utf-8")
-    temporary.replace(cells / f"{cell_id}.json")
+    write_at_once(cells / f"{cell_id}.json", json.dumps(rows))
 
 
 def read_cell(folder: Path, cell_id: str) -> list[Row]:
-    """The rows of a cell, or none if it has not finished."""
+    """The rows of a cell; none if it has not finished, or if its file is damaged."""
     path = folder / "cells" / f"{cell_id}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
+    return rows if isinstance(rows, list) else []
+
+
+def whole_runs(rows: list[Row]) -> list[Row]:
+    """The rows of those runs of a cell in which nothing failed."""
+    failed = {row["run_id"] for row in rows if row["status"] != "ok"}
+    return [row for row in rows if row["run_id"] not in failed]
 
 
 def finished(folder: Path, cell_id: str) -> bool:

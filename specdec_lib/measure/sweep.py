@@ -1,247 +1,78 @@
-"""Run a study's cells and write their rows. What is finished is kept; what fails leaves a row that says why."""
+"""Run a study's sweep: its cells in a process of their own, then one table of all of them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import random
-import sys
-import time
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import pandas as pd
 import torch
-import transformers
-from tqdm import tqdm
 
 from specdec_lib.config import StudyParams
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import make_proposer
-from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.decoding.state import check_context
 from specdec_lib.hardware.catalog import price
-from specdec_lib.kernels.build import kernel_facts
-from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
-from specdec_lib.measure.environment import check_device, describe_environment, device_name, write_environment
-from specdec_lib.measure.given_acceptance import GivenAcceptance, given_columns
-from specdec_lib.measure.machine import measure_machine
-from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
-from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, write_cell, write_results
-from specdec_lib.measure.telemetry import Telemetry
-from specdec_lib.measure.timing import latency_columns
-from specdec_lib.measure.transformers_generate import transformers_decode
-from specdec_lib.models.pair import Pair, load_study_pair
+from specdec_lib.measure.blocks import plan
+from specdec_lib.measure.cells import Source
+from specdec_lib.measure.environment import check_device, read_environment, stamp_end
+from specdec_lib.measure.lock import locked
+from specdec_lib.measure.results import write_results, writing
+from specdec_lib.measure.supervisor import COMMAND, run_blocks
+from specdec_lib.measure.worker import Order, work
 
-WARM_UP_TOKENS = 4
-TERMINAL = "SPECDEC_TERMINAL"  # set by who runs this in a kernel whose output ends in a terminal
+LOCK = "sweep"
 
 
-def run_sweep(params: StudyParams, folder: Path) -> pd.DataFrame:
+def run_sweep(
+    params: StudyParams, folder: Path, *, limit_s: float | None = None, command: Sequence[str] = COMMAND
+) -> pd.DataFrame:
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
-    Also writes `results.parquet`, `environment.json`, `step_costs.json` and `calibration.json`. A cell that raises
-    leaves one failed row; the sweep goes on.
+    Cells run in a worker process, which loads the weights once; what kills it costs the cell it was in, which leaves a
+    failed row, and the sweep goes on. Also writes `results.parquet`, `environment.json`, `step_costs.json` and
+    `calibration.json`.
+
+    Args:
+        limit_s: the longest that one repetition of a cell may take; by default ten minutes and two seconds per token.
+        command: what starts a worker.
 
     Raises:
-        ValueError: the study cannot run here at all: wrong device, unknown price, prompts that do not fit the models.
+        ValueError: the study cannot run here at all: wrong device, unknown price, damaged weights, prompts that do not
+            fit the models, or another run is at work in `folder`.
+        RuntimeError: the folder cannot be written, or workers die before their first cell.
     """
-    check_device(params)
-    usd_per_hour = price(params.price).usd_per_hour
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = describe_environment(params)
-    started = time.monotonic()
-    pair = load_study_pair(params)
-    facts |= {"load_s": round(time.monotonic() - started, 2)} | (kernel_facts() if params.device == "cpu" else {})
-    facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
-    sweep = _Sweep(params, folder, pair)
-    try:
-        sweep.run()
-    finally:
-        write_environment(folder, facts, sweep.run_id)
-    table = write_results(folder, [cell.id for cells in sweep.blocks for cell in cells], usd_per_hour)
-    measure_machine(params, pair, folder, sweep.source)
-    return table
+    _refuse_early(params)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, LOCK):
+            run_blocks(params, folder, limit_s=limit_s, command=command)
+            return gather(params, folder)
 
 
-class _Sweep:
-    """A study in progress."""
-
-    def __init__(self, params: StudyParams, folder: Path, pair: Pair):
-        self.params, self.folder, self.pair = params, folder, pair
-        self.run_id = uuid4().hex[:12]
-        self.source = Source(
-            gpu=params.gpu,
-            device_name=device_name(params.device),
-            pair=pair.name,
-            target_id=pair.target_id,
-            draft_id=pair.draft_id,
-            weights=hashlib.sha256(json.dumps(pair.files, sort_keys=True).encode()).hexdigest()[:16],
-            software=f"torch {torch.__version__}, transformers {transformers.__version__}, "
-            f"kernels {'none' if pair.target.fused is None else kernel_facts()['kernels']}",
-            dtype=params.dtype,
-            threads=torch.get_num_threads(),
-            prompt_set=params.prompt_set,
-            prompt_set_hash=prompt_set_hash(params.prompt_set),
-        )
-        self.telemetry = Telemetry(params.device)
-        self.warm: set[tuple[object, ...]] = set()
-        self.plan = [
-            (setting, group, indices)
-            for setting in settings(params)
-            for group, indices in enumerate(prompt_groups(params, setting))
-        ]
-        self.blocks = [block(params, self.source, setting, group) for setting, group, _ in self.plan]
-        self.prompts = {
-            s: self._encode(s, [i for t, _, idx in self.plan if t == s for i in idx]) for s, _, _ in self.plan
-        }
-
-    def run(self) -> None:
-        """Run what is missing, block by block."""
-        missing = [[cell for cell in cells if not finished(self.folder, cell.id)] for cells in self.blocks]
-        total, to_do = sum(map(len, self.blocks)), sum(map(len, missing))
-        print(f"{total} cells: {total - to_do} finished by an earlier run are kept, {to_do} to run", flush=True)
-        self.progress = tqdm(total=to_do, unit="cell", disable=not (sys.stderr.isatty() or os.environ.get(TERMINAL)))
-        done, started = 0, time.monotonic()
-        for (setting, _, indices), cells in zip(self.plan, missing, strict=True):
-            if not cells:
-                continue
-            self._run_block(setting, indices, cells)
-            done += len(cells)
-            if self.progress.disable:
-                left = (time.monotonic() - started) / done * (to_do - done)
-                print(f"[{done}/{to_do} cells, about {left / 60:.0f} min left] {setting}", flush=True)
-        self.progress.close()
-
-    def _run_block(self, setting: Setting, indices: list[int], cells: list[Cell]) -> None:
-        """All repetitions of the missing `cells`, interleaved in a new order each time; each is written when it ends.
-
-        If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
-        are taken within one run.
-        """
-        prompts = [self.prompts[setting][index] for index in indices]
-        baseline = block(self.params, self.source, setting, cells[0].prompt_group)[0]
-        rows: dict[Cell, list[Row]] = {cell: [] for cell in cells}
-        rows.setdefault(baseline, read_cell(self.folder, baseline.id))
-        failed: set[Cell] = set()
-        for repetition in range(self.params.repetitions):
-            order = list(rows)
-            random.Random(f"{baseline.id} {repetition}").shuffle(order)
-            for cell in [cell for cell in order if cell not in failed]:
-                rows[cell].append(self._row(cell, repetition, prompts))
-                if rows[cell][-1]["status"] == "failed":
-                    failed.add(cell)
-                if cell in failed or repetition == self.params.repetitions - 1:
-                    write_cell(self.folder, cell.id, rows[cell])
-                    self.progress.update(cell in cells)
-
-    def _row(self, cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
-        """Run one repetition of a cell; a failure is a row too."""
-        seed = cell.repetition_seed(repetition)
-        row = _identity(cell, repetition, seed, prompts) | {"run_id": self.run_id}
-        try:
-            tokens = [ids for _, ids in prompts]
-            self._warm_up(cell, tokens)
-            with self.telemetry:
-                result = self._decode(cell, tokens, cell.max_new_tokens, seed)
-            row["compiled"] = cell.engine != "transformers" and self.pair.target.fused is not None
-            row |= _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
-            if self.params.accepted_per_step:
-                row |= given_columns(row)
-        except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
-            reason = str(error).strip().splitlines() or [""]
-            row |= {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}
-            print(f"failed: {cell}: {row['error']}", flush=True)
-            if self.pair.target.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return row
-
-    def _warm_up(self, cell: Cell, prompts: list[torch.Tensor]) -> None:
-        """Once for each shape of work, a few tokens outside the measurement."""
-        kind = (cell.engine, cell.method, cell.num_draft_tokens, cell.batch_size, cell.prompt_tokens, cell.temperature)
-        if kind not in self.warm:
-            if self.pair.target.device.type == "cuda":
-                torch.cuda.empty_cache()  # the reserve of other shapes is not this one's
-            self._decode(cell, prompts, min(WARM_UP_TOKENS, cell.max_new_tokens), seed=0)
-            self.warm.add(kind)
-
-    def _decode(self, cell: Cell, prompts: list[torch.Tensor], max_new_tokens: int, seed: int) -> DecodeResult:
-        target, sampling = self.pair.target, cell.sampling
-        if cell.engine == "transformers":
-            return transformers_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        generator = torch.Generator(target.device).manual_seed(seed)
-        if cell.num_draft_tokens is None:
-            return autoregressive_decode(
-                target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, generator=generator
-            )
-        return speculative_decode(
-            target,
-            make_proposer(cell.method, self.pair),
-            prompts,
-            max_new_tokens=max_new_tokens,
-            num_draft_tokens=cell.num_draft_tokens,
-            sampling=sampling,
-            generator=generator,
-            verification=GivenAcceptance(given) if (given := self.params.accepted_per_step) else "token",
-        )
-
-    def _encode(self, setting: Setting, indices: list[int]) -> dict[int, tuple[Prompt, torch.Tensor]]:
-        """The prompts with these numbers, as token ids of the length that the setting asks for; checked to fit."""
-        count = max(indices) + 1
-        tokens = setting.prompt_tokens or 0
-        if self.pair.tokenizer is None:
-            generator = torch.Generator().manual_seed(self.params.seed)
-            ids = random_prompts(self.pair.target.vocab_size, count, tokens, generator)
-            prompts = [Prompt(id=f"random-{i}", category="random", text="") for i in range(count)]
-        else:
-            known = load_prompts(self.params.prompt_set)
-            prompts = [known[i % len(known)] for i in range(count)]
-            ids = encode_prompts(prompts, self.pair.tokenizer, tokens)
-        for model in (self.pair.target, self.pair.draft):
-            check_context(model, max(map(len, ids)), setting.max_new_tokens)
-        return dict(enumerate(zip(prompts, ids, strict=True)))
+def run_sweep_here(params: StudyParams, folder: Path) -> pd.DataFrame:
+    """As `run_sweep`, but in this process, which dies of what kills a cell: for debuggers and tests of toys."""
+    _refuse_early(params)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, LOCK):
+            work(Order(params, folder))
+            stamp_end(folder, read_environment(folder)["run_id"])
+            return gather(params, folder)
 
 
-def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
-    """The columns that say what was run."""
-    facts = {name: value for name, value in asdict(cell).items() if name not in ("source", "repetitions", "seed")}
-    source = {name: value for name, value in asdict(cell.source).items() if name in SCHEMA.names}
-    categories = {prompt.category for prompt, _ in prompts}
-    speculative = cell.num_draft_tokens is not None
-    return (
-        facts
-        | source
-        | {
-            "cell_id": cell.id,
-            "status": "ok",
-            "error": None,
-            "evidence": "measured",
-            "draft_id": None if not speculative else "ngram" if cell.method == "ngram" else cell.source.draft_id,
-            "verification": "token" if speculative else None,
-            "repetition": repetition,
-            "seed": seed,
-            "prompt_ids": " ".join(prompt.id for prompt, _ in prompts),
-            "category": categories.pop() if len(categories) == 1 else None,
-            "mean_prompt_tokens": sum(len(ids) for _, ids in prompts) / len(prompts),
-        }
-    )
+def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
+    """Write `results.parquet` from the finished and failed cells that `folder` holds of this study, and return it.
+
+    Which cells are the study's depends on the machine that the latest run in `environment.json` found.
+    """
+    source = Source(**read_environment(folder)["source"])
+    ids = [cell.id for block in plan(params, source) for cell in block.cells]
+    return write_results(folder, ids, price(params.price).usd_per_hour)
 
 
-def _counters(result: DecodeResult) -> Row:
-    """The columns that say what was decoded; null where there was nothing to count."""
-    speculative = result.steps > 0
-    return {
-        "new_tokens": result.new_tokens,
-        "steps": result.steps if speculative else None,
-        "drafted_tokens": result.drafted if speculative else None,
-        "tested_tokens": result.tested if speculative else None,
-        "accepted_tokens": result.accepted if speculative else None,
-        "accepted_by_position": result.accepted_by_position if speculative else None,
-        "tested_by_position": result.tested_by_position if speculative else None,
-        "acceptance_rate": result.acceptance_rate,
-        "draft_efficiency": result.draft_efficiency,
-        "mean_acceptance_length": result.mean_acceptance_length,
-    }
+def _refuse_early(params: StudyParams) -> None:
+    """What is wrong for sure without a worker. This process must not start CUDA: to the worker it would be a stranger
+
+    that computes on the same device, and its rows would count as disturbed.
+    """
+    price(params.price)
+    if params.device == "cpu" or not torch.cuda.is_available():
+        check_device(params)

@@ -1,0 +1,259 @@
+"""Run blocks of a study in this process and write their rows. What fails leaves a row that says why.
+
+A block is one setting and prompt group: its cells are interleaved and paired, so that they must share a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from specdec_lib.config import StudyParams
+from specdec_lib.decoding.baseline import autoregressive_decode
+from specdec_lib.decoding.proposers import make_proposer
+from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.decoding.state import check_context
+from specdec_lib.kernels.build import kernel_facts
+from specdec_lib.measure import heartbeat
+from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
+from specdec_lib.measure.environment import device_name
+from specdec_lib.measure.given_acceptance import GivenAcceptance, given_columns
+from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
+from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, whole_runs, write_cell
+from specdec_lib.measure.telemetry import Telemetry
+from specdec_lib.measure.timing import latency_columns
+from specdec_lib.measure.transformers_generate import transformers_decode
+from specdec_lib.models.pair import Pair
+
+WARM_UP_TOKENS = 4
+TERMINAL = "SPECDEC_TERMINAL"  # set by who runs this in a kernel whose output ends in a terminal
+
+
+@dataclass(frozen=True)
+class Block:
+    """Cells that run interleaved in one process, the baseline first, on the prompts with these numbers."""
+
+    setting: Setting
+    prompts: list[int]
+    cells: list[Cell]
+
+    def missing(self, folder: Path) -> list[Cell]:
+        """The cells that `folder` does not hold yet. A cell counts only beside its baseline of the same run.
+
+        Ratios are taken within one run, so that a cell whose baseline died with its process has nothing to stand on.
+        """
+        runs = {row["run_id"] for row in whole_runs(read_cell(folder, self.cells[0].id))}
+        return [
+            cell
+            for cell in self.cells
+            if not finished(folder, cell.id) or not {row["run_id"] for row in read_cell(folder, cell.id)} & runs
+        ]
+
+
+def plan(params: StudyParams, source: Source) -> list[Block]:
+    """All blocks of a study in the order they run; a block's number is its place in this list."""
+    return [
+        Block(setting, indices, block(params, source, setting, group))
+        for setting in settings(params)
+        for group, indices in enumerate(prompt_groups(params, setting))
+    ]
+
+
+def num_blocks(params: StudyParams) -> int:
+    """How many blocks a study has, on any device."""
+    return sum(len(prompt_groups(params, setting)) for setting in settings(params))
+
+
+class BlockRunner:
+    """Blocks of one study on one pair, run in this process; `run_id` names its rows."""
+
+    def __init__(self, params: StudyParams, folder: Path, pair: Pair):
+        self.params, self.folder, self.pair = params, folder, pair
+        self.run_id = uuid4().hex[:12]
+        self.source = Source(
+            gpu=params.gpu,
+            device_name=device_name(params.device),
+            pair=pair.name,
+            target_id=pair.target_id,
+            draft_id=pair.draft_id,
+            weights=hashlib.sha256(json.dumps(pair.files, sort_keys=True).encode()).hexdigest()[:16],
+            software=f"torch {torch.__version__}, transformers {transformers.__version__}, "
+            f"kernels {'none' if pair.target.fused is None else kernel_facts()['kernels']}",
+            dtype=params.dtype,
+            threads=torch.get_num_threads(),
+            prompt_set=params.prompt_set,
+            prompt_set_hash=prompt_set_hash(params.prompt_set),
+        )
+        self.telemetry = Telemetry(params.device)
+        self.warm: set[tuple[object, ...]] = set()
+        self.blocks = plan(params, self.source)
+        self.prompts = {
+            setting: self._encode(setting, [i for b in self.blocks if b.setting == setting for i in b.prompts])
+            for setting in dict.fromkeys(b.setting for b in self.blocks)
+        }
+
+    def run(self, numbers: Collection[int] | None = None, skip: Collection[str] = ()) -> None:
+        """Run what is missing of the blocks with these numbers (None: of all), but no cell whose id is in `skip`."""
+        chosen = [b for number, b in enumerate(self.blocks) if numbers is None or number in numbers]
+        missing = [[cell for cell in b.missing(self.folder) if cell.id not in skip] for b in chosen]
+        total, to_do = sum(len(b.cells) for b in chosen), sum(map(len, missing))
+        failed = f", {len(skip)} failed" if skip else ""
+        print(f"{total} cells: {total - to_do - len(skip)} are finished{failed}, {to_do} to run", flush=True)
+        self.progress = tqdm(total=to_do, unit="cell", disable=not (sys.stderr.isatty() or os.environ.get(TERMINAL)))
+        done, started = 0, time.monotonic()
+        for chosen_block, cells in zip(chosen, missing, strict=True):
+            if not cells:
+                continue
+            self._run_block(chosen_block, cells, skip)
+            done += len(cells)
+            if self.progress.disable:
+                left = (time.monotonic() - started) / done * (to_do - done)
+                print(f"[{done}/{to_do} cells, about {left / 60:.0f} min left] {chosen_block.setting}", flush=True)
+        self.progress.close()
+
+    def _run_block(self, this: Block, cells: list[Cell], skip: Collection[str]) -> None:
+        """All repetitions of the missing `cells`, interleaved in a new order each time; each is written when it ends.
+
+        If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
+        are taken within one run.
+        """
+        prompts = [self.prompts[this.setting][index] for index in this.prompts]
+        baseline = this.cells[0]
+        rows: dict[Cell, list[Row]] = {cell: [] for cell in cells}
+        if baseline.id not in skip:
+            rows[baseline] = whole_runs(read_cell(self.folder, baseline.id))
+        failed: set[Cell] = set()
+        for repetition in range(self.params.repetitions):
+            order = list(rows)
+            random.Random(f"{baseline.id} {repetition}").shuffle(order)
+            for cell in [cell for cell in order if cell not in failed]:
+                rows[cell].append(self._row(cell, repetition, prompts))
+                if rows[cell][-1]["status"] == "failed":
+                    failed.add(cell)
+                if cell in failed or repetition == self.params.repetitions - 1:
+                    write_cell(self.folder, cell.id, rows[cell])
+                    self.progress.update(cell in cells)
+
+    def _row(self, cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
+        """Run one repetition of a cell; a failure is a row too."""
+        seed = cell.repetition_seed(repetition)
+        row = _identity(cell, repetition, seed, prompts) | {"run_id": self.run_id}
+        heartbeat.beat(self.folder, heartbeat.CELL, self.run_id, row)
+        try:
+            tokens = [ids for _, ids in prompts]
+            self._warm_up(cell, tokens)
+            with self.telemetry:
+                result = self._decode(cell, tokens, cell.max_new_tokens, seed)
+            row["compiled"] = cell.engine != "transformers" and self.pair.target.fused is not None
+            row |= _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
+            if self.params.accepted_per_step:
+                row |= given_columns(row)
+        except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
+            reason = str(error).strip().splitlines() or [""]
+            row |= {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}
+            print(f"failed: {cell}: {row['error']}", flush=True)
+            if self.pair.target.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return row
+
+    def _warm_up(self, cell: Cell, prompts: list[torch.Tensor]) -> None:
+        """Once for each shape of work, a few tokens outside the measurement."""
+        kind = (cell.engine, cell.method, cell.num_draft_tokens, cell.batch_size, cell.prompt_tokens, cell.temperature)
+        if kind not in self.warm:
+            if self.pair.target.device.type == "cuda":
+                torch.cuda.empty_cache()  # the reserve of other shapes is not this one's
+            self._decode(cell, prompts, min(WARM_UP_TOKENS, cell.max_new_tokens), seed=0)
+            self.warm.add(kind)
+
+    def _decode(self, cell: Cell, prompts: list[torch.Tensor], max_new_tokens: int, seed: int) -> DecodeResult:
+        target, sampling = self.pair.target, cell.sampling
+        if cell.engine == "transformers":
+            return transformers_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        generator = torch.Generator(target.device).manual_seed(seed)
+        if cell.num_draft_tokens is None:
+            return autoregressive_decode(
+                target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, generator=generator
+            )
+        return speculative_decode(
+            target,
+            make_proposer(cell.method, self.pair),
+            prompts,
+            max_new_tokens=max_new_tokens,
+            num_draft_tokens=cell.num_draft_tokens,
+            sampling=sampling,
+            generator=generator,
+            verification=GivenAcceptance(given) if (given := self.params.accepted_per_step) else "token",
+        )
+
+    def _encode(self, setting: Setting, indices: list[int]) -> dict[int, tuple[Prompt, torch.Tensor]]:
+        """The prompts with these numbers, as token ids of the length that the setting asks for; checked to fit."""
+        count = max(indices) + 1
+        tokens = setting.prompt_tokens or 0
+        if self.pair.tokenizer is None:
+            generator = torch.Generator().manual_seed(self.params.seed)
+            ids = random_prompts(self.pair.target.vocab_size, count, tokens, generator)
+            prompts = [Prompt(id=f"random-{i}", category="random", text="") for i in range(count)]
+        else:
+            known = load_prompts(self.params.prompt_set)
+            prompts = [known[i % len(known)] for i in range(count)]
+            ids = encode_prompts(prompts, self.pair.tokenizer, tokens)
+        for model in (self.pair.target, self.pair.draft):
+            check_context(model, max(map(len, ids)), setting.max_new_tokens)
+        return dict(enumerate(zip(prompts, ids, strict=True)))
+
+
+def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
+    """The columns that say what was run."""
+    facts = {name: value for name, value in asdict(cell).items() if name not in ("source", "repetitions", "seed")}
+    source = {name: value for name, value in asdict(cell.source).items() if name in SCHEMA.names}
+    categories = {prompt.category for prompt, _ in prompts}
+    speculative = cell.num_draft_tokens is not None
+    return (
+        facts
+        | source
+        | {
+            "cell_id": cell.id,
+            "host": socket.gethostname(),
+            "status": "ok",
+            "error": None,
+            "evidence": "measured",
+            "draft_id": None if not speculative else "ngram" if cell.method == "ngram" else cell.source.draft_id,
+            "verification": "token" if speculative else None,
+            "repetition": repetition,
+            "seed": seed,
+            "prompt_ids": " ".join(prompt.id for prompt, _ in prompts),
+            "category": categories.pop() if len(categories) == 1 else None,
+            "mean_prompt_tokens": sum(len(ids) for _, ids in prompts) / len(prompts),
+        }
+    )
+
+
+def _counters(result: DecodeResult) -> Row:
+    """The columns that say what was decoded; null where there was nothing to count."""
+    speculative = result.steps > 0
+    return {
+        "new_tokens": result.new_tokens,
+        "steps": result.steps if speculative else None,
+        "drafted_tokens": result.drafted if speculative else None,
+        "tested_tokens": result.tested if speculative else None,
+        "accepted_tokens": result.accepted if speculative else None,
+        "accepted_by_position": result.accepted_by_position if speculative else None,
+        "tested_by_position": result.tested_by_position if speculative else None,
+        "acceptance_rate": result.acceptance_rate,
+        "draft_efficiency": result.draft_efficiency,
+        "mean_acceptance_length": result.mean_acceptance_length,
+    }

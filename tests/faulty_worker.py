@@ -1,0 +1,64 @@
+"""A worker that real faults befall: `python faulty_worker.py FAULTS ...`, and then as `specdec_lib.measure.worker`.
+
+FAULTS is JSON: for the name of a cell, what happens to the process when it decodes it.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from specdec_lib.measure import worker
+from specdec_lib.measure.blocks import BlockRunner
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)  # what the kernel's out-of-memory killer does
+
+
+def segfault():
+    ctypes.string_at(0)
+
+
+def hang():
+    ctypes.PyDLL(None).pause()  # in native code, and with Python's lock held: no other thread runs any more
+
+
+def out_of_memory():
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, unlimited[1]))
+    try:
+        torch.ones(2**26)  # 256 MB where 64 are left
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+
+
+def leave():
+    print("a native library gave up", file=sys.stderr, flush=True)
+    os._exit(7)
+
+
+FAULTS = {fault.__name__: fault for fault in (killed, segfault, hang, out_of_memory, leave)}
+
+
+def befall(faults):
+    """Let `faults` happen, each in the decoding of its cell."""
+    real = BlockRunner._decode
+
+    def decode(self, cell, *arguments, **keywords):
+        if fault := faults.get(str(cell)):
+            FAULTS[fault]()
+        return real(self, cell, *arguments, **keywords)
+
+    BlockRunner._decode = decode
+
+
+if __name__ == "__main__":
+    befall(json.loads(sys.argv[1]))
+    sys.exit(worker.main(sys.argv[2:]))
