@@ -20,6 +20,7 @@ from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS, Preset
 from specdec_lib.models.random_pair import PAIR_MODELS, SUFFIX, config_of, random_model
 from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.tensor_parallel import check_heads, check_processes, loading
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
 
@@ -77,11 +78,16 @@ def load_pair(
     device: str = "cpu",
     dtype: str = "bfloat16",
     compiled: bool = True,
+    tensor_parallel: int = 1,
 ) -> Pair:
     """Load a preset by `name`, or any Hugging Face causal LMs by path or hub id.
 
     Weights must be safetensors; code from a hub is never run. With `compiled`, Llama-like models in bfloat16 on a CPU
     run through the C++ kernels if this machine can compile them; without, every model runs as Hugging Face wrote it.
+
+    With `tensor_parallel` above 1 the target is spread over that many devices of this host. Every process of a
+    `torchrun --nproc-per-node <tensor_parallel>` then makes the same calls, with generators of the same seed, and gets
+    the same tokens.
 
     Raises:
         ValueError: an unknown name, a missing device, weights that are missing or truncated, vocabularies that differ,
@@ -92,6 +98,8 @@ def load_pair(
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda but PyTorch sees no CUDA device: use device='cpu' or install a CUDA build")
+    if tensor_parallel > 1 and (name == TOY or name in EMBEDDED_DRAFTS):
+        raise ValueError(f"tensor_parallel is {tensor_parallel}: {name} is made for one device, give 1")
     if name == TOY:
         return _toy_pair(device)
     if name in EMBEDDED_DRAFTS:
@@ -99,7 +107,7 @@ def load_pair(
     if name is not None and name not in PRESETS:
         raise ValueError(f"unknown pair {name!r}: choose one of {', '.join(pair_names())}")
     preset = PRESETS[name] if name else Preset(str(target), str(draft), target_revision, draft_revision)
-    return _hub_pair(preset, name or CUSTOM_PAIR, device, dtype, compiled)
+    return _hub_pair(preset, name or CUSTOM_PAIR, device, dtype, compiled, tensor_parallel)
 
 
 def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
@@ -107,8 +115,11 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     if params.weights == "random":
         return _random_pair(params, dtype or params.dtype)
     if params.pair != CUSTOM_PAIR:
-        return load_pair(params.pair, device=params.device, dtype=dtype or params.dtype)
-    return _hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True)
+        return load_pair(
+            params.pair, device=params.device, dtype=dtype or params.dtype, tensor_parallel=params.tensor_parallel
+        )
+    preset, spread = _preset(params), params.tensor_parallel
+    return _hub_pair(preset, CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True, tensor_parallel=spread)
 
 
 def check_study_pair(params: StudyParams) -> None:
@@ -127,7 +138,7 @@ def check_study_pair(params: StudyParams) -> None:
         places: list[tuple[str, str | None]] = [(str(embedded_target()), None)]
     else:
         preset = _preset(params)
-        check_preset(preset)
+        check_preset(preset, params.tensor_parallel)
         places = [(preset.target, preset.target_revision), (preset.draft, preset.draft_revision)]
     longest = max(params.prompt_tokens) + max(params.max_new_tokens)
     for where, revision in places:
@@ -199,18 +210,22 @@ def load_embedded_target(
     return target, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool) -> Pair:
-    tokenizer = check_preset(preset)
+def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool, tensor_parallel: int) -> Pair:
+    check_processes(tensor_parallel, device)
+    tokenizer = check_preset(preset, tensor_parallel)
     files: dict[str, str] = {}
     models = []
     for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
         folder = _or_refuse(where, partial(fetch_weights, where, revision))
         files |= weight_files(where, folder, KNOWN_WEIGHTS.get((where, folder.name)))
-        models.append(load_language_model(str(folder), None, device, dtype, where, compiled=compiled))
+        spread = 1 if models else tensor_parallel  # the target is spread, and each process has the whole draft
+        models.append(
+            load_language_model(str(folder), None, device, dtype, where, compiled=compiled, tensor_parallel=spread)
+        )
     return Pair(name, models[0], models[1], tokenizer, preset.target, preset.draft, files)
 
 
-def check_preset(preset: Preset) -> PreTrainedTokenizerBase:
+def check_preset(preset: Preset, tensor_parallel: int = 1) -> PreTrainedTokenizerBase:
     """Refuse what cannot work before any weights are read; returns the target's tokenizer.
 
     Raises:
@@ -222,6 +237,7 @@ def check_preset(preset: Preset) -> PreTrainedTokenizerBase:
         check_architecture(_from_hub(AutoConfig, where, revision), where)
         tokenizers.append(_from_hub(AutoTokenizer, where, revision))
     check_same_vocabulary(tokenizers[0], tokenizers[1], preset.target, preset.draft)
+    check_heads(_from_hub(AutoConfig, preset.target, preset.target_revision), tensor_parallel, preset.target)
     return tokenizers[0]
 
 
@@ -251,8 +267,9 @@ def load_language_model(
     feature_layers: tuple[int, ...] = (),
     *,
     compiled: bool = True,
+    tensor_parallel: int = 1,
 ) -> LanguageModel:
-    """One Hugging Face causal LM from a path or hub id, ready for ragged batches.
+    """One Hugging Face causal LM from a path or hub id, ready for ragged batches; or this process's part of one.
 
     Raises:
         ValueError: missing or truncated weights, or an architecture that the ragged cache cannot serve.
@@ -264,9 +281,9 @@ def load_language_model(
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         attn_implementation=ATTENTION,
-        device_map=device,
+        **loading(tensor_parallel, device),
     )
-    language_model = LanguageModel(model, name, feature_layers, compiled=compiled)
+    language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
     language_model.check_faithful()
     return language_model
 
