@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from specdec_lib.config import StudyParams, available_params, load_params
 
 OUTPUTS = Path("outputs")
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("interrupted: finished cells are kept, the same command goes on from there", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -338,5 +340,15 @@ def _audit(options: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
+def run_and_exit() -> NoReturn:
+    """What the shell calls: as `main`, but Ctrl-C does not wait for the libraries' seconds of tidying up."""
+    code = main()
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

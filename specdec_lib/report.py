@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from specdec_lib.analysis import exactness
 from specdec_lib.config import StudyParams
 from specdec_lib.index import overview_page, run_page, write_page
 from specdec_lib.measure.blocks import TERMINAL
+from specdec_lib.measure.lock import locked
+from specdec_lib.measure.results import writing
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -27,24 +30,38 @@ STUDY = {  # the notebooks of a run, in order, and what a link to each says
 CORRECTNESS = "01_correctness"  # says nothing of random weights
 COMPARISON = "04_gpu_comparison"  # of several runs, so no part of one
 PEERS = "05_peers"  # of make bench-peers, which is a run of its own
+LOCK = "run"  # beside the sweep's own, which a notebook run by hand takes too
 PEERS_TITLE = "Peers: what would other engines do with the same weights?"
 
 
 def make_reports(params: StudyParams, output_root: Path) -> Path:
     """Execute, render and index a whole study; returns the index page in `output_root/<gpu>`.
 
-    The index is written in any case and says which report is missing.
+    The index is written before and after, and says which report is missing: whatever kills a run, no page of an
+    earlier one passes for its.
 
     Raises:
-        RuntimeError: a notebook did not run to its end; names it and its error.
+        ValueError: another run is at work in that folder.
+        RuntimeError: a notebook did not run to its end; names it and its error. Or the folder cannot be written.
     """
     folder = Path(output_root) / params.gpu
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, LOCK):
+            return _make_reports(params, folder)
+
+
+def _make_reports(params: StudyParams, folder: Path) -> Path:
+    _forget_earlier_run(folder)
+    write_index(params, folder)
     try:
-        run_notebooks(params, output_root)
-    finally:
+        run_notebooks(params, folder.parent)
+    except RuntimeError:
         render_reports(folder)
-        index = write_index(params, folder)
-    return index
+        write_index(params, folder)
+        raise
+    render_reports(folder)
+    return write_index(params, folder)
 
 
 def run_notebooks(params: StudyParams, output_root: Path, notebooks: Path = NOTEBOOKS) -> None:
@@ -61,10 +78,7 @@ def run_notebooks(params: StudyParams, output_root: Path, notebooks: Path = NOTE
     values = params.model_dump() | {"output_folder": str(folder)}
     names = [name for name in STUDY if params.weights == "trained" or name != CORRECTNESS]
     sources = [notebooks / f"{name}.ipynb" for name in names if (notebooks / f"{name}.ipynb").exists()]
-    for name in STUDY:  # nothing of an earlier run may pass for this one's
-        _marker(folder, name).unlink(missing_ok=True)
-    (folder / "results.parquet").unlink(missing_ok=True)
-    (folder / exactness.FILE).unlink(missing_ok=True)
+    _forget_earlier_run(folder)
     errors = []
     with _kernel_of_this_interpreter():
         for source in sources:
@@ -77,6 +91,15 @@ def run_notebooks(params: StudyParams, output_root: Path, notebooks: Path = NOTE
                 errors.append(f"{source.stem} {error}")
     if errors:
         raise RuntimeError("; ".join(errors))
+
+
+def _forget_earlier_run(folder: Path) -> None:
+    """Nothing of an earlier run may pass for this one's."""
+    for name in STUDY:
+        _marker(folder, name).unlink(missing_ok=True)
+        _page(folder, name).unlink(missing_ok=True)
+    for file in ("results.parquet", exactness.FILE):
+        (folder / file).unlink(missing_ok=True)
 
 
 def mark_complete(output_folder: str | Path, name: str) -> None:
@@ -93,7 +116,7 @@ def render_reports(folder: Path, names: Iterable[str] = STUDY) -> list[Path]:
     (folder / "reports").mkdir(parents=True, exist_ok=True)
     pages = []
     for name in names:
-        page = folder / "reports" / f"{name}.html"
+        page = _page(folder, name)
         if _marker(folder, name).exists():
             write_page(page, render_page(folder / "notebooks" / f"{name}.ipynb"))
             pages.append(page)
@@ -153,6 +176,7 @@ def _run_notebook(source: Path, folder: Path, values: dict[str, Any]) -> str | N
     from traitlets.config import Config
 
     marker = _marker(folder, source.stem)
+    logging.getLogger("papermill").addFilter(_is_no_epitaph)
     try:
         papermill.execute_notebook(
             source,
@@ -163,13 +187,21 @@ def _run_notebook(source: Path, folder: Path, values: dict[str, Any]) -> str | N
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             cwd=ROOT,
-            config=Config(KernelManager={"transport_encryption": "auto"}),  # else the kernel warns of plain TCP
+            config=Config(
+                KernelManager={"transport_encryption": "auto"},  # else the kernel warns of plain TCP
+                NotebookClient={"shutdown_kernel": "immediate"},  # nothing is left in it; and Ctrl-C need not wait
+            ),
         )
     except PapermillExecutionError as error:
         return f"failed: {error.ename}: {' '.join(str(error.evalue).split())}"
     except (PapermillException, RuntimeError) as error:
         return f"failed: {' '.join(str(error).split())}"
     return None if marker.exists() else "stopped before its last cell: its kernel died, perhaps for want of memory"
+
+
+def _is_no_epitaph(record: logging.LogRecord) -> bool:
+    """Not the line about a dead kernel: ours says more, and after Ctrl-C it is no error."""
+    return not record.getMessage().startswith("Kernel died")
 
 
 @contextlib.contextmanager
@@ -204,3 +236,7 @@ def _prepended(variable: str, value: str, separator: str) -> Iterator[None]:
 
 def _marker(folder: Path, name: str) -> Path:
     return folder / "notebooks" / f"{name}.complete"
+
+
+def _page(folder: Path, name: str) -> Path:
+    return folder / "reports" / f"{name}.html"

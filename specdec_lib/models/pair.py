@@ -214,7 +214,7 @@ def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool
     check_processes(tensor_parallel, device)
     tokenizer = check_preset(preset, tensor_parallel)
     files: dict[str, str] = {}
-    models = []
+    models: list[LanguageModel] = []
     for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
         folder = _or_refuse(where, partial(fetch_weights, where, revision))
         files |= weight_files(where, folder, KNOWN_WEIGHTS.get((where, folder.name)))
