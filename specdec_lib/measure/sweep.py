@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.blocks import plan
 from specdec_lib.measure.cells import Source
+from specdec_lib.measure.cluster import ADDRESS, run_blocks_on_cluster
 from specdec_lib.measure.environment import check_device, read_environment, stamp_end
 from specdec_lib.measure.lock import locked
 from specdec_lib.measure.results import write_results, writing
@@ -27,7 +29,8 @@ def run_sweep(
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
     Cells run in a worker process, which loads the weights once; what kills it costs the cell it was in, which leaves a
-    failed row, and the sweep goes on. Also writes `results.parquet`, `environment.json`, `step_costs.json` and
+    failed row, and the sweep goes on. With `SPECDEC_CLUSTER` set to a Ray cluster's address, each of its devices of the
+    wanted type has such a worker. Also writes `results.parquet`, `environment.json`, `step_costs.json` and
     `calibration.json`.
 
     Args:
@@ -43,7 +46,10 @@ def run_sweep(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, LOCK):
-            run_blocks(params, folder, limit_s=limit_s, command=command)
+            if address := os.environ.get(ADDRESS):
+                run_blocks_on_cluster(params, folder, address, limit_s=limit_s, command=command)
+            else:
+                run_blocks(params, folder, limit_s=limit_s, command=command)
             return gather(params, folder)
 
 
