@@ -33,8 +33,8 @@ help: ## print this help
 	@echo "usage: make <target> [GPU=<name>]    GPU is a file in params/: $(basename $(notdir $(sort $(wildcard params/*.yaml))))"
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-run: $(STAMP) ## run the whole study for GPU=<name> and print where its HTML report is
-	@$(SPECDEC) run --gpu $(GPU)
+run: $(if $(CLUSTER),$(CLUSTER_STAMP),$(STAMP)) ## run the whole study for GPU=<name>, on the cluster CLUSTER=<address>, if any; prints where the report is
+	@$(SPECDEC) run --gpu $(GPU) $(if $(CLUSTER),--cluster $(CLUSTER))
 
 certify: $(STAMP) ## write the certificate of exactness of GPU=<name> alone; THOROUGH=1 takes hours
 	@$(SPECDEC) certify --gpu $(GPU) $(if $(THOROUGH),--thorough)

@@ -64,6 +64,11 @@ def _add_study_commands(commands: Commands) -> None:
         epilog="Example: python -m specdec_lib run --gpu cpu",
     )
     _add_study(run)
+    run.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="spread the sweep over the devices of this Ray cluster; auto: the one that this machine belongs to",
+    )
     run.set_defaults(command=_run)
     report = commands.add_parser(
         "report",
@@ -178,6 +183,8 @@ def _run(options: argparse.Namespace) -> int:
     check_study(params)
     from specdec_lib.report import make_reports
 
+    if options.cluster:
+        os.environ["SPECDEC_CLUSTER"] = options.cluster  # the sweep runs in a notebook's kernel
     print(f"study {params.gpu}: pair {params.pair}, {params.dtype}, on {params.device}", flush=True)
     folder = options.outputs / params.gpu
     try:

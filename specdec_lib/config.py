@@ -66,7 +66,6 @@ class StudyParams(BaseModel):
     weights: Literal["trained", "random"]  # random: models of the pair's shapes, for latency, memory and energy only
     accepted_per_step: list[Annotated[int, Field(ge=0)]] | None  # with random weights: the acceptance to replay
     dtype: Dtype
-    tensor_parallel: Positive  # devices of one host that the target is spread over
     methods: list[Literal["draft", "ngram", "composite"]] = Field(min_length=1)
     num_draft_tokens: list[Positive] = Field(min_length=1)
     headline_num_draft_tokens: Positive
@@ -98,14 +97,6 @@ class StudyParams(BaseModel):
             raise ValueError(
                 f"weights is {self.weights}: give accepted_per_step, such as [2, 0, 4], with weights: random, "
                 "and null with weights: trained"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _spread_weights_come_from_files(self) -> StudyParams:
-        if self.tensor_parallel > 1 and self.weights == "random":
-            raise ValueError(
-                f"tensor_parallel is {self.tensor_parallel}: random weights are made on one device, give 1"
             )
         return self
 
@@ -175,7 +166,7 @@ def params_of_run(facts: dict[str, object], source: str) -> StudyParams:
     kept = facts.get("params")
     if not isinstance(kept, dict):
         raise ValueError(f"{source} holds no params: run the study again, with make run GPU=<name>")
-    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None, "tensor_parallel": 1}
+    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None}
     return validate_params(later | kept, source)
 
 

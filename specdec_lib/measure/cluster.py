@@ -1,6 +1,6 @@
 """Spread a study's blocks over the machines of a Ray cluster: `make run GPU=<name> CLUSTER=<address>`.
 
-Groups of blocks are tasks, each on one device (or `tensor_parallel` of them) of the type that the params ask for. Cells
+Groups of blocks are tasks, each on one device of the type that the params ask for. Cells
 come back as they end and are put at their place whole, by cell id, so that sending a group again is harmless: what its
 lost machine had finished is here already and is not run again.
 """
@@ -41,7 +41,7 @@ class Device:
     def of(cls, params: StudyParams) -> Device:
         """The devices of a study: of the type that its device's name contains, or the threads that it has here."""
         if params.device == "cuda":
-            return cls(params.device_name or None, params.tensor_parallel, 1)
+            return cls(params.device_name or None, 1, 1)
         return cls(None, 0, torch.get_num_threads())
 
     def on(self, resources: dict[str, float]) -> int:

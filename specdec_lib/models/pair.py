@@ -115,11 +115,8 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     if params.weights == "random":
         return _random_pair(params, dtype or params.dtype)
     if params.pair != CUSTOM_PAIR:
-        return load_pair(
-            params.pair, device=params.device, dtype=dtype or params.dtype, tensor_parallel=params.tensor_parallel
-        )
-    preset, spread = _preset(params), params.tensor_parallel
-    return _hub_pair(preset, CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True, tensor_parallel=spread)
+        return load_pair(params.pair, device=params.device, dtype=dtype or params.dtype)
+    return _hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True)
 
 
 def check_study_pair(params: StudyParams) -> None:
@@ -138,7 +135,7 @@ def check_study_pair(params: StudyParams) -> None:
         places: list[tuple[str, str | None]] = [(str(embedded_target()), None)]
     else:
         preset = _preset(params)
-        check_preset(preset, params.tensor_parallel)
+        check_preset(preset)
         places = [(preset.target, preset.target_revision), (preset.draft, preset.draft_revision)]
     longest = max(params.prompt_tokens) + max(params.max_new_tokens)
     for where, revision in places:
@@ -210,7 +207,7 @@ def load_embedded_target(
     return target, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool, tensor_parallel: int) -> Pair:
+def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool, tensor_parallel: int = 1) -> Pair:
     check_processes(tensor_parallel, device)
     tokenizer = check_preset(preset, tensor_parallel)
     files: dict[str, str] = {}

@@ -40,7 +40,7 @@ def check_processes(tensor_parallel: int, device: str) -> None:
     if processes != tensor_parallel:
         raise ValueError(
             f"tensor_parallel is {tensor_parallel}, which needs that many processes, and there are {processes}: start "
-            f"them with torchrun --nproc-per-node {tensor_parallel}, or let a study do it, which has the key too"
+            f"them with torchrun --nproc-per-node {tensor_parallel}"
         )
     if device == "cuda" and (here := torch.cuda.device_count()) < tensor_parallel:
         raise ValueError(f"tensor_parallel is {tensor_parallel}, but PyTorch sees {here} CUDA devices: lower it")
