@@ -101,6 +101,18 @@ def _add_study_commands(commands: Commands) -> None:
     _add_study(certify)
     certify.add_argument("--thorough", action="store_true", help="ten times the samples and more, for hours")
     certify.set_defaults(command=_certify)
+    rerun = commands.add_parser(
+        "rerun",
+        help="decode one cell of a finished run again and compare its tokens",
+        description="Decode a single cell of a finished run again, alone, and say in one line whether its tokens are "
+        "the same. Nothing is measured or written. Exit code 1 if they differ.",
+        epilog="Example: python -m specdec_lib rerun 0123456789abcdef --gpu cpu",
+    )
+    rerun.add_argument("cell_id", metavar="CELL_ID", help="of a row of results.parquet")
+    rerun.add_argument("--gpu", metavar="NAME", help="the study that holds it (default: whichever does)")
+    rerun.add_argument("--alone", action="store_true", help="decode each row of its batch by itself")
+    _add_folder(rerun, "--outputs", OUTPUTS, "root of the output folders")
+    rerun.set_defaults(command=_rerun)
 
 
 def _add_comparisons(commands: Commands) -> None:
@@ -314,6 +326,15 @@ def _certify(options: argparse.Namespace) -> int:
     print(exactness_tables.finding_verdict(certificate))
     print(f"certificate: {(folder / exactness.FILE).resolve()}")
     return 1 if certificate.failures() else 0
+
+
+def _rerun(options: argparse.Namespace) -> int:
+    from specdec_lib.measure.rerun import find_run, rerun
+
+    folder = options.outputs / options.gpu if options.gpu else find_run(options.outputs, options.cell_id)
+    found = rerun(folder, options.cell_id, alone=options.alone)
+    print(found.sentence())
+    return 1 if found.different else 0
 
 
 def _draft(options: argparse.Namespace) -> int:

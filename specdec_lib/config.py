@@ -79,7 +79,11 @@ class StudyParams(BaseModel):
     prompt_set: str
     num_prompts: Positive  # at the headline setting, half as many elsewhere; a batch takes batch_size of them
     compare_transformers: bool  # also time transformers.generate on the headline setting
-    repetitions: Positive
+    repetitions: Positive  # of every cell, at least
+    extra_repetitions: Annotated[
+        int, Field(ge=0)
+    ]  # of a headline cell, at most, while its speedup is less certain than
+    interval_width: Annotated[float, Field(gt=0, strict=False)]  # this: a 95 % interval's width, as a share of it
     correctness_samples: Positive  # continuations of each prompt in notebook 01's tests of the pair
     price: str  # a key of hardware/prices.yaml
     seed: Annotated[int, Field(ge=0)]
@@ -166,7 +170,8 @@ def params_of_run(facts: dict[str, object], source: str) -> StudyParams:
     kept = facts.get("params")
     if not isinstance(kept, dict):
         raise ValueError(f"{source} holds no params: run the study again, with make run GPU=<name>")
-    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None}
+    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None, "extra_repetitions": 0}
+    later["interval_width"] = 0.1
     return validate_params(later | kept, source)
 
 

@@ -39,6 +39,8 @@ STUDY = {
     "num_prompts": 5,
     "compare_transformers": True,
     "repetitions": 3,
+    "extra_repetitions": 0,
+    "interval_width": 0.1,
     "correctness_samples": 100,
     "price": "cpu-2-vcpu",
     "seed": 0,

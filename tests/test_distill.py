@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specdec_lib.distill import corpus as corpus_module
+from specdec_lib.distill import make
 from specdec_lib.distill.corpus import draw
 from specdec_lib.distill.data import Corpus
 from specdec_lib.distill.evaluate import Acceptance, measure
@@ -123,3 +129,37 @@ def test_draw_follows_the_probabilities() -> None:
     drawn = draw(probs.expand(20_000, -1), generator, block=16)
     expected = probs * 20_000
     assert ((torch.bincount(drawn, minlength=64) - expected).square() / expected).sum() < 120
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each byte, and the two that open and close a turn, in the chat format of SmolLM2."""
+    alphabet = sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template)
+
+
+def test_make_draft_goes_from_nothing_to_model_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole recipe on a toy: text, three shapes trained and measured, a card for each; then nothing is left to do."""
+    monkeypatch.setattr(corpus_module, "CONVERSATION_TOKENS", 80)
+    monkeypatch.setattr(corpus_module, "MAX_TURN_TOKENS", 5)
+    monkeypatch.setattr(corpus_module, "standard_library_text", lambda: (["Some prose."], ["def f(): pass"]))
+    monkeypatch.setattr(make, "NUM_SCORED", dict.fromkeys(make.SHAPES, 64))
+    monkeypatch.setattr(make, "RECIPES", dict.fromkeys(make.SHAPES, (Recipe(num_batches=2, steps=2),)))
+    monkeypatch.setattr(make, "FEATURE_LAYERS", (0, 1))
+    sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
+    config = LlamaConfig(**sizes, **heads, tie_word_embeddings=True, attn_implementation=ATTENTION)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        target = LanguageModel(LlamaForCausalLM(config).bfloat16(), "tiny", feature_layers=(0, 1))
+
+    make.make_draft(tmp_path, target, byte_tokenizer(), num_shards=2)
+    for shape in make.SHAPES:
+        assert "## Measured on held-out conversations" in (tmp_path / shape / "README.md").read_text(encoding="utf-8")
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(written) == 2 + len(make.SHAPES)
+    make.make_draft(tmp_path, target, byte_tokenizer(), num_shards=2)
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}

@@ -9,11 +9,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import HeadProposer, NgramProposer
+from specdec_lib.decoding.sampling import invert, probabilities
 from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.distill.students import HeadStudent
-from specdec_lib.kernels import build
+from specdec_lib.decoding.verification import residual_probs
+from specdec_lib.distill.students import HeadStudent, layers_of_target
+from specdec_lib.kernels import build, vocabulary
 from specdec_lib.models import fused
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 
 REASON = build.why_no_kernels()
@@ -141,6 +144,101 @@ def test_a_head_drafts_alike_with_and_without_kernels(target, tmp_path):
     assert (outputs[0] - outputs[1]).norm() < 0.02 * outputs[1].norm()
 
 
+@needs_kernels
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_path, temperature):
+    """The call reads three pairs of which a row keeps 3, 1 or none; the steps are those that `HeadProposer` takes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        HeadStudent(target.model, (0, 1), torch.arange(0, 96, 2)).draft.save(tmp_path)
+    head, sampling = DraftHead.load(tmp_path, target), SamplingConfig(temperature=temperature)
+    known, num_new = torch.tensor([2, 0, 5]), torch.tensor([3, 1, 0])
+    tokens = torch.randint(96, (3, 3), generator=seeded())
+    features = torch.randn(3, 3, 192, generator=seeded(1)).bfloat16()
+    caches = [head.new_cache(3, 16) for _ in range(2)]
+    for cache in caches:
+        head.forward(torch.full((3, 5), 7), torch.ones(3, 5, 64), cache)
+    uniforms = torch.rand(3, 4, generator=seeded(2), dtype=torch.float64)
+    drafted, probs = head.draft(tokens, features, known, num_new, caches[0], temperature, uniforms)
+
+    caches[1].set_lengths(known, 5)
+    hidden = head.forward(tokens, head.fuse(features), caches[1])
+    caches[1].set_lengths(known + num_new, 8)
+    hidden = hidden[torch.arange(3), (num_new - 1).clamp(min=0)][:, None]
+    for position in range(4):
+        expected = torch.zeros(3, 96)
+        expected[:, head.scored_ids] = probabilities(head.scores(hidden[:, 0]), sampling)
+        assert torch.allclose(probs[:, position], expected, atol=0.02)
+        drawn = expected.argmax(-1) if temperature == 0 else invert(probs[:, position], uniforms[:, position])
+        assert torch.equal(drafted[:, position], drawn)
+        hidden = head.forward(drafted[:, position : position + 1], hidden, caches[1])
+        caches[1].commit(1, at_most=1)
+
+
+@needs_kernels
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperature):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        HeadStudent(target.model, (0, 1), torch.arange(96)).draft.save(tmp_path)
+    head = DraftHead.load(tmp_path, target)
+    features = torch.full((1, 1, 192), float("nan")).bfloat16()
+    start, uniforms = torch.zeros(1, dtype=torch.int64), torch.full((1, 2), 0.5, dtype=torch.float64)
+    _, probs = head.draft(
+        torch.ones(1, 1).long(), features, start, start + 1, head.new_cache(1, 8), temperature, uniforms
+    )
+    assert probs.sum(dim=-1).isnan().all()
+
+
+@needs_kernels
+def test_a_plain_draft_scores_alike_with_and_without_kernels(target, tmp_path):
+    layers_of_target(target.model, (0, -1), torch.arange(0, 96, 2)).draft.save(tmp_path)
+    eager = LanguageModel(target.model, "eager", compiled=False)
+    tokens = torch.randint(96, (2, 6), generator=seeded())
+    logits = []
+    for model in (target, eager):
+        draft = load_plain_draft(tmp_path, model)
+        assert (draft.fused is None) == (model.fused is None)
+        logits.append(draft.logits(draft.forward(tokens, draft.new_cache(2, 6)).hidden).float())
+    assert (logits[0][..., 1::2] == float("-inf")).all()
+    fast, slow = (scores[..., ::2] for scores in logits)
+    assert (fast - slow).norm() < 0.02 * slow.norm()
+
+
+def distributions(*shape: int) -> torch.Tensor:
+    """Peaked rows with many zeros, as sampling makes them."""
+    logits = 4 * torch.randn(*shape, generator=seeded())
+    return torch.softmax(logits.masked_fill(logits < 2, float("-inf")), dim=-1)
+
+
+@needs_kernels
+def test_a_vocabulary_is_drawn_from_as_in_pytorch():
+    """Same numbers, same tokens; rounding could part them once in some 10^12 draws."""
+    probs, uniforms = distributions(500, 3000), torch.rand(500, generator=seeded(1), dtype=torch.float64)
+    uniforms[:2] = torch.tensor([0.0, 1 - 2**-53])
+    assert torch.equal(vocabulary.draw(probs, uniforms), invert(probs, uniforms))
+    assert (probs.gather(1, vocabulary.draw(probs, uniforms)[:, None]) > 0).all()
+    assert vocabulary.draw(torch.zeros(1, 3000), uniforms[:1]).tolist() == [2999]
+
+
+@needs_kernels
+def test_the_residual_is_drawn_from_as_in_pytorch():
+    """Two in 10^7 draws may differ, where PyTorch rounds the residual once more to normalise it."""
+    target, draft = distributions(400, 4, 2000), distributions(500, 3, 2000)[100:]
+    num_accepted = torch.arange(400) % 4
+    draft[:8] = target[:8, :3]  # nothing is left of the target
+    draft[8:16] = 0  # nothing was drafted
+    uniforms = torch.rand(400, generator=seeded(1), dtype=torch.float64)
+    expected = invert(residual_probs(target, draft, num_accepted), uniforms)
+    assert torch.equal(vocabulary.draw_residual(target, draft, num_accepted, uniforms), expected)
+
+
+def test_toys_and_other_types_are_drawn_from_by_pytorch():
+    assert not vocabulary.serves(torch.zeros(2, 20))
+    assert not vocabulary.serves(torch.zeros(2, 5000, dtype=torch.float64))
+    assert not vocabulary.serves(torch.zeros(2, 5000), torch.zeros(2, 5000, dtype=torch.float64))
+
+
 def test_models_that_the_kernels_cannot_compute_run_as_they_are():
     float32 = LanguageModel(tiny_llama().float(), "float32")
     biased = tiny_llama()
@@ -168,7 +266,7 @@ def test_without_a_working_compiler_plain_pytorch_is_used_and_said_so(tmp_path, 
 @needs_kernels
 def test_a_run_knows_its_kernels_and_what_compiling_them_took():
     facts = build.kernel_facts()
-    assert facts["kernels"].startswith("decoder-")
+    assert facts["kernels"].startswith("kernels-")
     assert facts["compile_s"] is None or facts["compile_s"] > 0
 
 

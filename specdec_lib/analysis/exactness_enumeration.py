@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.proposers import Proposer
 from specdec_lib.decoding.speculative import VERIFICATIONS, Verifier, speculative_decode
+from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.decoding.verification import Verification
 from specdec_lib.models.runner import LanguageModel
 
@@ -89,7 +90,7 @@ class _Boxes:
 
 @dataclass
 class _Call:
-    """One call of `torch.rand`: the dimensions it took, and where the running code changes its mind about each."""
+    """Numbers taken at once: the dimensions they are, and where the running code changes its mind about each."""
 
     numbers: torch.Tensor  # [N, w]
     first: int
@@ -102,7 +103,7 @@ class _Call:
 
 @dataclass
 class _Script(TorchFunctionMode):
-    """Hands out scripted uniforms instead of random ones, and sees what they are compared with."""
+    """Hands out scripted uniforms (through `_ScriptedStreams`), and sees what they are compared with."""
 
     points: torch.Tensor  # [N, D]; what lies behind the last dimension is 1/2
     calls: list[_Call] = field(default_factory=list)
@@ -115,8 +116,6 @@ class _Script(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.rand:
-            return self._numbers(*args, **kwargs)
         last = self.calls[-1] if self.calls else None
         if func is torch.Tensor.lt and last is not None and args[0] is last.numbers:
             last.faces = args[1].double().clamp(0, 1)
@@ -126,13 +125,13 @@ class _Script(TorchFunctionMode):
             last.faces[:, -1] = 1.0
         return func(*args, **kwargs)
 
-    def _numbers(self, *size: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:
-        _, width = size if len(size) == 2 else size[0]
+    def take(self, width: int) -> torch.Tensor:
+        """The next `width` numbers of every row, `[N, width]`."""
         first = self.calls[-1].first + self.calls[-1].numbers.shape[1] if self.calls else 0
         missing = first + width - self.points.shape[1]
         if missing > 0:
             self.points = torch.nn.functional.pad(self.points, (0, missing), value=0.5)
-        numbers = self.points[:, first : first + width].to(dtype).clone()
+        numbers = self.points[:, first : first + width].clone()
         step = len(self.accepted) if self.calls else -1
         position = sum(call.step == step and call.in_verify == self.in_verify for call in self.calls)
         self.calls.append(_Call(numbers, first, step, self.in_verify, position))
@@ -157,6 +156,15 @@ class _Script(TorchFunctionMode):
         return watched
 
 
+class _ScriptedStreams(RowStreams):
+    """What decoding is given: streams whose numbers are those of a script."""
+
+    script: _Script
+
+    def take(self, count: int) -> torch.Tensor:
+        return self.script.take(count)
+
+
 def enumerate_output(
     target: LanguageModel,
     proposer: Proposer,
@@ -176,6 +184,8 @@ def enumerate_output(
 
     def run(prompt: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, list[list[int]], _Script]:
         script = _Script(points)
+        streams = _ScriptedStreams(0, range(len(prompt)), target.device)
+        streams.script = script
         with script:
             result = speculative_decode(
                 target,
@@ -184,7 +194,7 @@ def enumerate_output(
                 max_new_tokens=max_new_tokens,
                 num_draft_tokens=num_draft_tokens,
                 sampling=sampling,
-                generator=torch.Generator(target.device),
+                generator=streams,
                 verification=script.watch(verifier),
             )
         return torch.stack(result.tokens), result.step_tokens, script

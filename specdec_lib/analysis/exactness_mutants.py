@@ -18,6 +18,7 @@ from specdec_lib.decoding.proposers import ModelProposer, Proposal, Proposer
 from specdec_lib.decoding.sampling import draw, probabilities
 from specdec_lib.decoding.speculative import Verifier
 from specdec_lib.decoding.state import DecodeState
+from specdec_lib.decoding.streams import uniforms
 from specdec_lib.decoding.verification import Verification, count_accepted, residual_probs, verify
 from specdec_lib.models.cache import RaggedLayer, RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel
@@ -229,12 +230,11 @@ def _in_bfloat16(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor
 
 
 def _uniforms(target_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # [B, gamma]
-    shape = (len(target_probs), target_probs.shape[1] - 1)
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=target_probs.device)  # as `verify` does
+    return uniforms(target_probs, target_probs.shape[1] - 1, generator)  # as `verify` does
 
 
 def _number(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # [B, 1]
-    return torch.rand((len(rows), 1), generator=generator, dtype=torch.float64, device=rows.device)
+    return uniforms(rows, 1, generator)
 
 
 def _row(probs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:  # [B, n, V] and [B] to [B, V]
@@ -243,6 +243,6 @@ def _row(probs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:  # [B, n, V]
 
 def _invert(probs: torch.Tensor, uniform: torch.Tensor, width: int | None = None) -> torch.Tensor:
     """The token `[B]` (`[B, 1]` with `width`) at which the cumulative of `probs` `[B, V]` passes `uniform` `[B, 1]`."""
-    index = torch.searchsorted(probs.double().cumsum(dim=-1), uniform.double(), right=True)
+    index = torch.searchsorted(probs.double().cumsum(dim=-1), uniform.contiguous(), right=True)
     index = index.clamp(max=probs.shape[-1] - 1)
     return index if width else index[:, 0]

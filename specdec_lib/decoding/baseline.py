@@ -10,6 +10,7 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.sampling import choose, probabilities
 from specdec_lib.decoding.state import DecodeState, check_generator
+from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel
 
@@ -29,7 +30,8 @@ def autoregressive_decode(
     Args:
         prompts: B one-dimensional int64 tensors of token ids.
         max_new_tokens: tokens per row; fewer only where a stop token ends the row.
-        generator: on the target's device; the only source of randomness.
+        generator: on the target's device; the only source of randomness. Each row has a stream of its own: by default
+            numbered by its place in the batch; `RowStreams` name them, so that a row is decoded again in other company.
         stop_token_ids: a row ends with the first of these; the stop token itself is returned.
 
     Raises:
@@ -37,14 +39,16 @@ def autoregressive_decode(
     """
     check_generator(generator, target)
     state = DecodeState(target, prompts, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, slack=1)
-    cache = prefill(target, state, sampling, generator)
+    streams = RowStreams.of(generator, state.batch_size, width=1)
+    cache = prefill(target, state, sampling, streams)
     finished = state.look()
     while not finished:
         cache.set_lengths(state.lengths - 1, state.max_length - 1)
         step = target.forward(state.last_tokens(1), cache)
         probs = probabilities(target.logits(step.hidden[:, -1]), sampling)
         state.check(probs)
-        state.emit(choose(probs, sampling, generator)[:, None], torch.ones_like(state.lengths))
+        streams.next_passage()
+        state.emit(choose(probs, sampling, streams)[:, None], torch.ones_like(state.lengths))
         finished = state.look()
     return decode_result(state)
 

@@ -9,6 +9,7 @@ import torch
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.sampling import choose, probabilities
 from specdec_lib.decoding.state import DecodeState, check_context
+from specdec_lib.decoding.streams import uniforms
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
@@ -95,7 +96,8 @@ class HeadProposer(ModelProposer):
     """Drafts with a one-layer head that reads the target's hidden states (EAGLE, arXiv 2401.15077).
 
     The head's input at position t is the token t+1 together with the target's features of token t; while drafting
-    on, its own output stands in for the features that the target has not computed yet.
+    on, its own output stands in for the features that the target has not computed yet. The CPU kernels draft all
+    tokens in one call.
     """
 
     def __init__(self, draft: LanguageModel | DraftHead):
@@ -117,8 +119,13 @@ class HeadProposer(ModelProposer):
         width = state.features.shape[1]
         known = state.lengths - 1 - state.num_emitted  # pairs read before the last step
         index = known[:, None] + 1 + torch.arange(width, device=known.device)
+        tokens = state.tokens.gather(1, index)
+        if self.head.fused is not None and (sampling.top_k, sampling.top_p) == (0, 1):
+            numbers = uniforms(tokens, num_draft_tokens, generator)  # [B, gamma]; greedy drafting looks at none
+            news = state.num_emitted
+            return self.head.draft(tokens, state.features, known, news, self.cache, sampling.temperature, numbers)
         self.cache.set_lengths(known, state.max_length - 1)
-        hidden = self.head.forward(state.tokens.gather(1, index), self.head.fuse(state.features), self.cache)
+        hidden = self.head.forward(tokens, self.head.fuse(state.features), self.cache)
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
         newest = (state.num_emitted - 1).clamp(min=0)[:, None, None]
         hidden = hidden.gather(1, newest.expand(-1, 1, hidden.shape[-1]))  # [B, 1, hidden_size]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.streams import uniforms
+from specdec_lib.kernels import vocabulary
 
 NUCLEUS_CANDIDATES = 1024  # the most likely tokens, among which top-p usually ends
 
@@ -64,8 +66,13 @@ def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     Inverts the cumulative distribution in float64, with one random number a row. Unlike `torch.multinomial` it neither
     waits for the device nor stops it on a NaN. A token of probability 0 is never drawn.
     """
+    numbers = uniforms(probs, probs[0, ..., 0].numel(), generator).reshape(probs.shape[:-1])
+    return vocabulary.draw(probs, numbers) if vocabulary.serves(probs) else invert(probs, numbers)
+
+
+def invert(probs: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """The token at which the cumulative distribution of `probs` `[..., V]` passes `numbers` `[...]`, int64 `[...]`."""
     cumulative = probs.double().cumsum(dim=-1)
     total = cumulative[..., -1:]
-    uniform = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=probs.device)
-    point = (uniform * total).minimum(total.nextafter(torch.zeros_like(total)))  # below the total even if rounded up
+    point = (numbers[..., None] * total).minimum(total.nextafter(torch.zeros_like(total)))  # below even if rounded up
     return torch.searchsorted(cumulative, point, right=True).clamp(max=probs.shape[-1] - 1)[..., 0]

@@ -16,6 +16,7 @@ from specdec_lib.decoding.proposers import Proposer
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.sampling import probabilities
 from specdec_lib.decoding.state import DecodeState, check_generator
+from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.decoding.verification import Verification, verify
 from specdec_lib.models.runner import LanguageModel
 
@@ -43,7 +44,8 @@ def speculative_decode(
         prompts: B one-dimensional int64 tensors of token ids.
         max_new_tokens: tokens per row; fewer only where a stop token ends the row.
         num_draft_tokens: gamma, tokens proposed in each step.
-        generator: on the target's device; the only source of randomness.
+        generator: on the target's device; the only source of randomness, with a stream for each row, as in
+            `autoregressive_decode`.
         stop_token_ids: a row ends with the first of these; tokens accepted behind it are dropped and not counted.
         verification: "token", the rule of Leviathan et al. 2022, or a function with the signature of `verify`.
 
@@ -62,12 +64,14 @@ def speculative_decode(
         stop_token_ids=stop_token_ids,
         slack=num_draft_tokens + 1,
     )
+    streams = RowStreams.of(generator, state.batch_size, width=num_draft_tokens + 1)
     proposer.start(state)
-    cache = prefill(target, state, sampling, generator, also=lambda *chunk: proposer.read_prompt(state, *chunk))
+    cache = prefill(target, state, sampling, streams, also=lambda *chunk: proposer.read_prompt(state, *chunk))
     counters = _Counters(num_draft_tokens, target.device)
     finished = state.look()
     while not finished:
-        draft_tokens, draft_probs = proposer.propose(state, num_draft_tokens, sampling, generator)
+        streams.next_passage()
+        draft_tokens, draft_probs = proposer.propose(state, num_draft_tokens, sampling, streams)
         state.check(draft_probs)
         proposed = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
         draft_probs = _leave_room(draft_probs, state.remaining)
@@ -76,7 +80,8 @@ def speculative_decode(
         step = target.forward(torch.cat([state.last_tokens(1), draft_tokens], dim=1), cache)
         target_probs = probabilities(target.logits(step.hidden), sampling)  # [B, gamma+1, V]
         state.check(target_probs)
-        verdict = verifier(target_probs, draft_probs, draft_tokens, generator)
+        streams.next_passage()
+        verdict = verifier(target_probs, draft_probs, draft_tokens, streams)
 
         state.features = step.features
         state.emit(*_emission(draft_tokens, verdict))

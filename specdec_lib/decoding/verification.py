@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from specdec_lib.decoding.sampling import draw
+from specdec_lib.decoding.sampling import invert
+from specdec_lib.decoding.streams import uniforms
+from specdec_lib.kernels import vocabulary
 
 
 class Verification(NamedTuple):
@@ -31,9 +33,9 @@ def verify(
     generator: torch.Generator,
 ) -> Verification:
     """Accept a prefix of the draft and draw the token after it, so that both follow the target's distribution."""
-    uniforms = torch.rand(draft_tokens.shape, generator=generator, device=target_probs.device, dtype=torch.float64)
-    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, uniforms)
-    return Verification(num_accepted, draw(residual_probs(target_probs, draft_probs, num_accepted), generator))
+    numbers = uniforms(draft_tokens, draft_tokens.shape[1], generator)
+    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, numbers)
+    return Verification(num_accepted, draw_residual(target_probs, draft_probs, num_accepted, generator))
 
 
 def count_accepted(
@@ -68,3 +70,16 @@ def residual_probs(
     mass = residual.sum(dim=-1, keepdim=True)
     # Equal rows reject with probability 0; if rounding rejects all the same, there is no residual left to draw from.
     return torch.where(mass > 0, residual / mass, target)
+
+
+def draw_residual(
+    target_probs: torch.Tensor,  # [B, gamma+1, V]
+    draft_probs: torch.Tensor,  # [B, gamma, V]
+    num_accepted: torch.Tensor,  # [B]
+    generator: torch.Generator,
+) -> torch.Tensor:  # [B]
+    """One token of each row of `residual_probs`; the CPU kernels do not write those down first."""
+    numbers = uniforms(target_probs, 1, generator)[:, 0]
+    if vocabulary.serves(target_probs, draft_probs):
+        return vocabulary.draw_residual(target_probs, draft_probs, num_accepted, numbers)
+    return invert(residual_probs(target_probs, draft_probs, num_accepted), numbers)

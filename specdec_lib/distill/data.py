@@ -34,7 +34,7 @@ class Corpus:
     Args:
         folder: where `write_corpus` wrote.
         turn_start: id of the token that opens a turn.
-        assistant: id of the token behind it in the assistant's turns.
+        assistant: id of the first token behind it in the assistant's turns.
     """
 
     def __init__(self, folder: Path, turn_start: int, assistant: int):

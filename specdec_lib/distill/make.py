@@ -51,7 +51,7 @@ def make_draft(workdir: Path, target: LanguageModel, tokenizer: PreTrainedTokeni
     tap `FEATURE_LAYERS`.
     """
     write_corpus(workdir / "corpus", target, tokenizer, num_shards)
-    turn_start, assistant = tokenizer.encode("<|im_start|>assistant", add_special_tokens=False)
+    turn_start, assistant, *_ = tokenizer.encode("<|im_start|>assistant", add_special_tokens=False)
     corpus = Corpus(workdir / "corpus", turn_start, assistant)
     ranked = corpus.rank_tokens(target.model.get_input_embeddings().weight)
     for name in SHAPES:

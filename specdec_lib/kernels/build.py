@@ -19,7 +19,8 @@ from torch.utils import cpp_extension
 
 from specdec_lib.config import cache_folder
 
-SOURCE = Path(__file__).resolve().parent / "decoder.cpp"
+SOURCES = sorted(Path(__file__).resolve().parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).resolve().parent.glob("*.h"))
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"]
 FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"]
 
@@ -58,11 +59,12 @@ def load() -> tuple[Path, None] | tuple[None, str]:
 
 
 def compiled_library() -> Path:
-    """The shared library made from this very source with this very PyTorch; compiled if the cache does not hold it."""
+    """The shared library made from this very code with this very PyTorch; compiled if the cache does not hold it."""
     compiler = cpp_extension.get_cxx_compiler()
-    determined_by = f"{SOURCE.read_text(encoding='utf-8')} {compiler} {FLAGS} {torch.__version__}"
+    code = "".join(path.read_text(encoding="utf-8") for path in [*HEADERS, *SOURCES])
+    determined_by = f"{code} {compiler} {FLAGS} {torch.__version__}"
     folder = cache_folder() / "kernels"
-    library = folder / f"decoder-{hashlib.sha256(determined_by.encode()).hexdigest()[:16]}.so"
+    library = folder / f"kernels-{hashlib.sha256(determined_by.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         logger.warning("compiling the CPU kernels, once")  # a warning is seen without any logging set-up
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def compiled_library() -> Path:
         places += [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
         with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as work:
             made, started = Path(work) / library.name, time.monotonic()
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made), *places]
+            command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made), *places]
             subprocess.run(command, check=True, capture_output=True, text=True)
             seconds = {"compile_s": round(time.monotonic() - started, 2)}
             library.with_suffix(".json").write_text(json.dumps(seconds), encoding="utf-8")

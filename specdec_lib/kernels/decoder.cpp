@@ -9,41 +9,23 @@
 // A row's result does not depend on how many other rows are computed with it: verifying gamma + 1 tokens at once gives
 // bit for bit the logits of decoding them one at a time.
 
-#include <ATen/ATen.h>
+#include "decoder.h"
+
 #include <ATen/Parallel.h>
-#include <immintrin.h>
 #include <omp.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <vector>
 
+#include "vectors.h"
+
+namespace specdec {
 namespace {
 
-using at::BFloat16;
-using at::Tensor;
 constexpr int kFewRows = 32;  // so many are normalised by every thread for itself
 constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate
-
-inline __m512bh load(const BFloat16* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
-inline __m512 to_float(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
-inline __m512 load_bf16(const BFloat16* p) { return to_float(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-inline void store_bf16(BFloat16* p, __m512 v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
-}
-
-// e^x to about 2 units in the last place, 0 below -104; NaN stays NaN.
-inline __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);  // in this order a NaN passes
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-  __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);  // ln 2 in two parts
-  f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
-  p = _mm512_fmadd_ps(_mm512_mul_ps(p, f), f, _mm512_add_ps(f, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
-}
 
 inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of four vectors
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -174,16 +156,13 @@ void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, fl
   }
 }
 
-void check(const Tensor& t, at::ScalarType dtype, const char* name) {
-  TORCH_CHECK(t.is_contiguous() && t.is_cpu() && t.scalar_type() == dtype && t.numel() > 0, name, " is ", t.scalar_type(),
-              " ", t.sizes(), ": it must be a contiguous, not empty CPU tensor of ", dtype);
-}
-
 void check_weight(const Tensor& weight, int64_t k) {
   check(weight, at::kBFloat16, "a weight");
   TORCH_CHECK(weight.size(-1) == k && k % 32 == 0 && weight.size(0) >= 4, "a weight is ", weight.sizes(), ": its rows must ",
               "be at least 4, of ", k, " numbers, a multiple of 32");
 }
+
+}  // namespace
 
 // x `[R, K]` bfloat16 times weight `[N, K]` bfloat16 to `[R, N]` float32.
 Tensor linear(const Tensor& x, const Tensor& weight) {
@@ -364,8 +343,6 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
   }
 }
 
-}  // namespace
-
 TORCH_LIBRARY(specdec_lib, library) {
   library.def("linear(Tensor x, Tensor weight) -> Tensor", linear);
   library.def("norm_linear(Tensor x, Tensor norm_weight, float eps, Tensor weight) -> Tensor", norm_linear);
@@ -376,3 +353,5 @@ TORCH_LIBRARY(specdec_lib, library) {
       "-> ()",
       decoder_layers);
 }
+
+}  // namespace specdec

@@ -22,21 +22,18 @@ import transformers
 from tqdm import tqdm
 
 from specdec_lib.config import StudyParams
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import make_proposer
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.state import check_context
 from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
+from specdec_lib.measure.decode_cell import decode_cell, fingerprint
 from specdec_lib.measure.environment import device_name
-from specdec_lib.measure.given_acceptance import GivenAcceptance, given_columns
+from specdec_lib.measure.given_acceptance import given_columns
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
 from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, whole_runs, write_cell
 from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
-from specdec_lib.measure.transformers_generate import transformers_decode
 from specdec_lib.models.pair import Pair
 
 WARM_UP_TOKENS = 4
@@ -56,11 +53,14 @@ class Block:
 
         Ratios are taken within one run, so that a cell whose baseline died with its process has nothing to stand on.
         """
-        runs = {row["run_id"] for row in whole_runs(read_cell(folder, self.cells[0].id))}
+        baseline = whole_runs(read_cell(folder, self.cells[0].id))
+        runs = {row["run_id"] for row in baseline}
         return [
             cell
             for cell in self.cells
-            if not finished(folder, cell.id) or not {row["run_id"] for row in read_cell(folder, cell.id)} & runs
+            if not finished(folder, cell.id)
+            or not {row["run_id"] for row in read_cell(folder, cell.id)} & runs
+            or not cell.repetitions.settled(baseline, read_cell(folder, cell.id))
         ]
 
 
@@ -128,6 +128,8 @@ class BlockRunner:
     def _run_block(self, this: Block, cells: list[Cell], skip: Collection[str]) -> None:
         """All repetitions of the missing `cells`, interleaved in a new order each time; each is written when it ends.
 
+        Those that may be repeated further are written after every further repetition too.
+
         If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
         are taken within one run.
         """
@@ -137,16 +139,20 @@ class BlockRunner:
         if baseline.id not in skip:
             rows[baseline] = whole_runs(read_cell(self.folder, baseline.id))
         failed: set[Cell] = set()
-        for repetition in range(self.params.repetitions):
-            order = list(rows)
+        going, repetition = list(rows), 0
+        while going:
+            order = list(going)
             random.Random(f"{baseline.id} {repetition}").shuffle(order)
-            for cell in [cell for cell in order if cell not in failed]:
+            for cell in order:
                 rows[cell].append(self._row(cell, repetition, prompts))
                 if rows[cell][-1]["status"] == "failed":
                     failed.add(cell)
-                if cell in failed or repetition == self.params.repetitions - 1:
+                if cell in failed or repetition + 1 >= cell.repetitions.least:
                     write_cell(self.folder, cell.id, rows[cell])
-                    self.progress.update(cell in cells)
+            repetition += 1
+            still = _unsettled([cell for cell in going if cell not in failed], rows, baseline, repetition)
+            self.progress.update(len(({*going} - {*still}) & {*cells}))
+            going = still
 
     def _row(self, cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
         """Run one repetition of a cell; a failure is a row too."""
@@ -180,24 +186,8 @@ class BlockRunner:
             self.warm.add(kind)
 
     def _decode(self, cell: Cell, prompts: list[torch.Tensor], max_new_tokens: int, seed: int) -> DecodeResult:
-        target, sampling = self.pair.target, cell.sampling
-        if cell.engine == "transformers":
-            return transformers_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        generator = torch.Generator(target.device).manual_seed(seed)
-        if cell.num_draft_tokens is None:
-            return autoregressive_decode(
-                target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, generator=generator
-            )
-        return speculative_decode(
-            target,
-            make_proposer(cell.method, self.pair),
-            prompts,
-            max_new_tokens=max_new_tokens,
-            num_draft_tokens=cell.num_draft_tokens,
-            sampling=sampling,
-            generator=generator,
-            verification=GivenAcceptance(given) if (given := self.params.accepted_per_step) else "token",
-        )
+        given = self.params.accepted_per_step
+        return decode_cell(self.pair, cell, prompts, max_new_tokens=max_new_tokens, seed=seed, accepted_per_step=given)
 
     def _encode(self, setting: Setting, indices: list[int]) -> dict[int, tuple[Prompt, torch.Tensor]]:
         """The prompts with these numbers, as token ids of the length that the setting asks for; checked to fit."""
@@ -214,6 +204,15 @@ class BlockRunner:
         for model in (self.pair.target, self.pair.draft):
             check_context(model, max(map(len, ids)), setting.max_new_tokens)
         return dict(enumerate(zip(prompts, ids, strict=True)))
+
+
+def _unsettled(going: list[Cell], rows: dict[Cell, list[Row]], baseline: Cell, repetitions: int) -> list[Cell]:
+    """The cells to repeat after so many `repetitions`: all, then those not settled and the baseline."""
+    early = [cell for cell in going if repetitions < cell.repetitions.least]
+    if early or baseline not in going:
+        return early
+    late = [cell for cell in going if not cell.repetitions.settled(rows[baseline], rows[cell])]
+    return [baseline, *late] if late else []
 
 
 def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
@@ -246,6 +245,7 @@ def _counters(result: DecodeResult) -> Row:
     """The columns that say what was decoded; null where there was nothing to count."""
     speculative = result.steps > 0
     return {
+        "tokens_sha256": fingerprint(result.tokens),
         "new_tokens": result.new_tokens,
         "steps": result.steps if speculative else None,
         "drafted_tokens": result.drafted if speculative else None,

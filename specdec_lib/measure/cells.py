@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
+from specdec_lib.measure.repetitions import Repetitions
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Cell:
     prompt_tokens: int | None
     max_new_tokens: int
     prompt_group: int
-    repetitions: int
+    repetitions: Repetitions
     seed: int
     benchmark_version: int = BENCHMARK_VERSION
 
@@ -136,8 +137,16 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
             prompt_tokens=setting.prompt_tokens,
             max_new_tokens=setting.max_new_tokens,
             prompt_group=prompt_group,
-            repetitions=params.repetitions,
+            repetitions=_repetitions(params, setting, engine, gamma),
             seed=params.seed,
         )
         for engine, method, gamma in ways
     ]
+
+
+def _repetitions(params: StudyParams, setting: Setting, engine: str, gamma: int | None) -> Repetitions:
+    """Only what a headline ratio is made of may be repeated further."""
+    headline = setting.headline and engine == "specdec_lib" and gamma in (None, params.headline_num_draft_tokens)
+    if not headline or not params.extra_repetitions:
+        return Repetitions(params.repetitions, params.repetitions, width=0.0)
+    return Repetitions(params.repetitions, params.repetitions + params.extra_repetitions, params.interval_width)

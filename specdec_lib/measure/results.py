@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
     + [(name, pa.int64()) for name in ("batch_size", "prompt_tokens", "max_new_tokens")]
     + [("mean_prompt_tokens", pa.float64()), ("prompt_set", pa.string()), ("prompt_group", pa.int64())]
     + [("prompt_ids", pa.string()), ("category", pa.string()), ("repetition", pa.int64()), ("seed", pa.int64())]
+    + [("tokens_sha256", pa.string())]
     + [(name, pa.int64()) for name in ("new_tokens", "steps", "drafted_tokens", "tested_tokens", "accepted_tokens")]
     + [("accepted_by_position", INTEGERS), ("tested_by_position", INTEGERS)]
     + [(name, pa.float64()) for name in ("acceptance_rate", "draft_efficiency", "mean_acceptance_length")]

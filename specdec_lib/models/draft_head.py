@@ -200,6 +200,42 @@ class DraftHead(nn.Module):
             return fused.norm_linear(hidden, self.output_norm, self.config.norm_eps, rows)
         return linear(self.normed(hidden), rows)
 
+    @torch.inference_mode()
+    def draft(
+        self,
+        tokens: torch.Tensor,  # [B, m], of the pairs that the cache does not hold yet
+        features: torch.Tensor,  # [B, m, F]
+        known: torch.Tensor,  # [B], pairs that it holds
+        num_new: torch.Tensor,  # [B], how many of the m count
+        cache: RaggedStaticCache,
+        temperature: float,
+        uniforms: torch.Tensor,  # [B, gamma] float64
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
+        """All gamma draft tokens and their distributions in one call of the kernels."""
+        assert self.fused is not None
+        (layer,) = cache.layers
+        return torch.ops.specdec_lib.draft(
+            tokens,
+            features,
+            self.feature_scale,
+            self.fuse_features.weight,
+            self._shared["embeddings"],
+            self.combine.weight,
+            self.fused.weights,
+            [layer.keys, layer.values],
+            known,
+            num_new,
+            self.fused.inverse_frequencies,
+            self.fused.heads,
+            self.fused.eps,
+            self.fused.scaling,
+            self.output_norm,
+            self._shared["output"],
+            self.scored_ids,
+            temperature,
+            uniforms.contiguous(),
+        )
+
     def join(self, tokens: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Embeddings of `tokens` `[B, m]` beside `state` `[B, m, H]` to the block's input `[B, m, H]`."""
         embedded = embedding(tokens, self._shared["embeddings"])

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from specdec_lib.models import fused
 from specdec_lib.models.draft_head import load_weights, read_config, save_draft
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 
@@ -29,9 +30,10 @@ class ScoredRows(nn.Module):
         self.vocab_size = len(embeddings)
         self.weight = nn.Parameter(embeddings[scored_ids], requires_grad=False)
         self.register_buffer("scored_ids", scored_ids)
+        self.kernels = False  # multiply with the CPU kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # [..., h] -> [..., V]
-        scores = linear(hidden, self.weight)
+        scores = fused.linear(hidden, self.weight) if self.kernels else linear(hidden, self.weight)
         full = scores.new_full((*hidden.shape[:-1], self.vocab_size), float("-inf"))
         return full.index_copy_(-1, self.scored_ids, scores)
 
@@ -69,9 +71,11 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
     """
     draft, embeddings = _join(folder, target)
     model = _causal_model(draft, embeddings, tied=False)
-    model.lm_head = ScoredRows(embeddings, draft.scored_ids.to(target.device))
+    model.lm_head = rows = ScoredRows(embeddings, draft.scored_ids.to(target.device))
     model.to(device=target.device, dtype=target.dtype)
-    return LanguageModel(model, name=Path(folder).name, compiled=target.fused is not None)
+    joined = LanguageModel(model, name=Path(folder).name, compiled=target.fused is not None)
+    rows.kernels = joined.fused is not None
+    return joined
 
 
 def export_plain_draft(folder: Path, out: Path, target: LanguageModel) -> None:

@@ -1,0 +1,131 @@
+// All draft tokens of a draft head in one call: what `HeadProposer` and `DraftHead` do step by step.
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "decoder.h"
+#include "sampling.h"
+#include "vectors.h"
+
+namespace specdec {
+
+namespace {
+
+// Features `[R, F]` bfloat16, each layer's H of them after RMSNorm and times `scale` `[F]`, to `[R, F]` bfloat16.
+Tensor scaled_features(const Tensor& features, const Tensor& scale, int64_t width, double eps) {
+  Tensor out = at::empty_like(features);
+  const BFloat16 *from = features.const_data_ptr<BFloat16>(), *factor = scale.const_data_ptr<BFloat16>();
+  BFloat16* to = out.mutable_data_ptr<BFloat16>();
+  const int64_t size = features.size(1);
+  for (int64_t start = 0; start < features.numel(); start += width) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t i = start; i < start + width; i += 16)
+      squares = _mm512_fmadd_ps(load_bf16(from + i), load_bf16(from + i), squares);
+    const __m512 norm = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + eps));
+    for (int64_t i = start; i < start + width; i += 16)
+      store_bf16(to + i, _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + i), norm), load_bf16(factor + i % size)));
+  }
+  return out;
+}
+
+// The index of the largest of `scores`, the first of equals; `value` becomes 1, or NaN if there is one among them.
+int64_t greatest(const float* scores, int64_t n, float& value) {
+  int64_t best = 0;
+  value = 1;
+  for (int64_t i = 0; i < n; ++i) {
+    if (scores[i] > scores[best]) best = i;
+    if (std::isnan(scores[i])) value = scores[i];
+  }
+  return best;
+}
+
+}  // namespace
+
+// Draft gamma tokens for B rows. `tokens` `[B, m]` and `features` `[B, m, F]` are the pairs that the head has not read
+// yet, from slot `known` `[B]` on; the first `num_new` `[B]` of them count, and drafting begins behind those (behind the
+// first pair where none does). Temperature 0 takes the most likely token, any other inverts with `uniforms` `[B, gamma]`.
+// Returns the tokens `[B, gamma]` and the distributions that they come from, `[B, gamma, V]` float32, zero outside
+// `scored_ids` `[S]`.
+std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, const Tensor& feature_scale,
+                                 const Tensor& fuse_weight, const Tensor& embeddings, const Tensor& combine_weight,
+                                 at::TensorList layer, at::TensorList cache, const Tensor& known, const Tensor& num_new,
+                                 const Tensor& frequencies, int64_t heads, double eps, double scaling,
+                                 const Tensor& output_norm, const Tensor& output_rows, const Tensor& scored_ids,
+                                 double temperature, const Tensor& uniforms) {
+  check(tokens, at::kLong, "tokens");
+  check(features, at::kBFloat16, "features");
+  check(feature_scale, at::kBFloat16, "feature_scale");
+  check(known, at::kLong, "known");
+  check(num_new, at::kLong, "num_new");
+  check(scored_ids, at::kLong, "scored_ids");
+  check(uniforms, at::kDouble, "uniforms");
+  const int64_t batch = tokens.size(0), pairs = tokens.size(1), width = embeddings.size(1), gamma = uniforms.size(1);
+  const int64_t num_scored = scored_ids.numel(), vocabulary = embeddings.size(0);
+  TORCH_CHECK(features.size(1) == pairs && features.size(2) == feature_scale.numel() && uniforms.size(0) == batch,
+              "tokens ", tokens.sizes(), ", features ", features.sizes(), " and uniforms ", uniforms.sizes(),
+              " do not belong together");
+  const int64_t *first = known.const_data_ptr<int64_t>(), *added = num_new.const_data_ptr<int64_t>();
+  const int64_t* ids = scored_ids.const_data_ptr<int64_t>();
+  const double* uniform = uniforms.const_data_ptr<double>();
+  Tensor nothing = at::empty({batch * pairs, 0}, features.options());
+  const auto run = [&](Tensor& x, const Tensor& slots) {
+    decoder_layers(x, layer, cache.slice(0, 1), cache.slice(1, 1), slots, slots, frequencies, 1.0, heads, eps, scaling,
+                   {-1}, nothing);
+  };
+
+  Tensor slots = known.unsqueeze(1).add(at::arange(pairs, known.options()));
+  const Tensor scaled = scaled_features(features.view({batch * pairs, -1}), feature_scale, width, eps);
+  Tensor x = join(tokens.view(-1), embeddings, specdec::linear(scaled, fuse_weight), eps, combine_weight);
+  run(x, slots);
+  Tensor state = at::empty({batch, width}, x.options());
+  slots = at::empty({batch, 1}, known.options());
+  for (int64_t b = 0; b < batch; ++b) {
+    state[b].copy_(x[b * pairs + std::max<int64_t>(added[b] - 1, 0)]);
+    slots.mutable_data_ptr<int64_t>()[b] = first[b] + added[b];
+  }
+
+  Tensor drafted = at::empty({batch, gamma}, tokens.options()), last = at::empty({batch}, tokens.options());
+  Tensor probs = at::zeros({batch, gamma, vocabulary}, x.options());
+  std::vector<float> scored(num_scored);
+  for (int64_t position = 0; position < gamma; ++position) {
+    const Tensor scores = norm_linear(state, output_norm, eps, output_rows);
+    for (int64_t b = 0; b < batch; ++b) {
+      const float* of_row = scores.const_data_ptr<float>() + b * num_scored;
+      float* to = probs.mutable_data_ptr<float>() + (b * gamma + position) * vocabulary;
+      int64_t chosen;
+      if (temperature == 0) {
+        float value;
+        chosen = greatest(of_row, num_scored, value);
+        to[ids[chosen]] = value;
+      } else {
+        softmax(of_row, num_scored, temperature, scored.data());
+        chosen = invert(scored.data(), num_scored, uniform[b * gamma + position]);
+        for (int64_t i = 0; i < num_scored; ++i) to[ids[i]] = scored[i];
+      }
+      drafted.mutable_data_ptr<int64_t>()[b * gamma + position] = last.mutable_data_ptr<int64_t>()[b] = ids[chosen];
+    }
+    if (position + 1 == gamma) break;
+    state = join(last, embeddings, state, eps, combine_weight);
+    run(state, slots);
+    slots.add_(1);
+  }
+  return {drafted, probs};
+}
+
+TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
+  library.def(
+      "draft(Tensor tokens, Tensor features, Tensor feature_scale, Tensor fuse_weight, Tensor embeddings, "
+      "Tensor combine_weight, Tensor[] layer, Tensor(a!)[] cache, Tensor known, Tensor num_new, Tensor frequencies, "
+      "int heads, float eps, float scaling, Tensor output_norm, Tensor output_rows, Tensor scored_ids, "
+      "float temperature, Tensor uniforms) -> (Tensor, Tensor)",
+      draft);
+}
+
+}  // namespace specdec

@@ -1,0 +1,130 @@
+// Drawing a token from a distribution over a whole vocabulary in one or two passes over it.
+
+#include "sampling.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "vectors.h"
+
+namespace specdec {
+
+constexpr int64_t kBlock = 512;  // tokens whose weights are summed before the token among them is looked for
+
+// probs = softmax(logits / temperature), 0 where a logit is -inf; a NaN among the logits makes all of them NaN.
+void softmax(const float* logits, int64_t n, float temperature, float* probs) {
+  const __m512 scale = _mm512_set1_ps(1.0f / temperature), lowest = _mm512_set1_ps(-INFINITY);
+  const auto lanes = [n](int64_t i) { return static_cast<__mmask16>(n - i >= 16 ? 0xFFFF : (1 << (n - i)) - 1); };
+  const auto scaled = [&](int64_t i) {
+    return _mm512_mask_mul_ps(lowest, lanes(i), _mm512_maskz_loadu_ps(lanes(i), logits + i), scale);
+  };
+  __m512 top = lowest, total = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += 16) top = _mm512_max_ps(top, scaled(i));
+  const __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+  for (int64_t i = 0; i < n; i += 16) {
+    const __m512 e = exponential(_mm512_sub_ps(scaled(i), best));
+    _mm512_mask_storeu_ps(probs + i, lanes(i), e);
+    total = _mm512_add_ps(total, e);
+  }
+  const __m512 norm = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+  for (int64_t i = 0; i < n; i += 16)
+    _mm512_mask_storeu_ps(probs + i, lanes(i), _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(i), probs + i), norm));
+}
+
+double sum(const float* x, int64_t n) {
+  __m512d even = _mm512_setzero_pd(), odd = _mm512_setzero_pd();
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    even = _mm512_add_pd(even, _mm512_cvtps_pd(_mm256_loadu_ps(x + i)));
+    odd = _mm512_add_pd(odd, _mm512_cvtps_pd(_mm256_loadu_ps(x + i + 8)));
+  }
+  double total = _mm512_reduce_add_pd(_mm512_add_pd(even, odd));
+  for (; i < n; ++i) total += x[i];
+  return total;
+}
+
+// The index at which the cumulative sum of `weights`, in double, passes `uniform` in [0, 1) of its total: never one of
+// weight 0, unless all are.
+int64_t invert(const float* weights, int64_t n, double uniform) {
+  std::vector<double> ends((n + kBlock - 1) / kBlock);
+  double total = 0;
+  for (size_t b = 0; b < ends.size(); ++b)
+    ends[b] = total += sum(weights + b * kBlock, std::min<int64_t>(kBlock, n - b * kBlock));
+  const double point = std::min(uniform * total, std::nextafter(total, 0.0));  // below the total even if rounded up
+  const size_t block = std::upper_bound(ends.begin(), ends.end(), point) - ends.begin();
+  if (block == ends.size()) return n - 1;  // nothing to draw from
+  double cumulative = block ? ends[block - 1] : 0;
+  int64_t last = n - 1;  // the rounding of the block's sum may leave the point behind all of its tokens
+  for (int64_t i = block * kBlock; i < std::min<int64_t>(n, (block + 1) * kBlock); ++i) {
+    if (weights[i] > 0) last = i;
+    cumulative += weights[i];
+    if (cumulative > point) break;
+  }
+  return last;
+}
+
+// One token from each row of `weights` `[R, V]` float32, which need not sum to 1, with `uniforms` `[R]` float64.
+Tensor draw(const Tensor& weights, const Tensor& uniforms) {
+  check(weights, at::kFloat, "weights");
+  check(uniforms, at::kDouble, "uniforms");
+  const int64_t rows = weights.size(0), n = weights.size(1);
+  TORCH_CHECK(uniforms.numel() == rows, "there are ", rows, " rows and ", uniforms.numel(), " random numbers");
+  Tensor tokens = at::empty({rows}, uniforms.options().dtype(at::kLong));
+  const float* from = weights.const_data_ptr<float>();
+  const double* uniform = uniforms.const_data_ptr<double>();
+  int64_t* token = tokens.mutable_data_ptr<int64_t>();
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) token[r] = invert(from + r * n, n, uniform[r]);
+  });
+  return tokens;
+}
+
+// One token for each row from max(0, target - draft) at its position `num_accepted` `[B]`, from the target alone where
+// nothing is left of that or where that is the position behind the draft. target `[B, gamma + 1, V]`, draft
+// `[B, gamma, V]`, both float32; uniforms `[B]` float64.
+Tensor draw_residual(const Tensor& target, const Tensor& draft, const Tensor& num_accepted, const Tensor& uniforms) {
+  check(target, at::kFloat, "target");
+  check(draft, at::kFloat, "draft");
+  check(num_accepted, at::kLong, "num_accepted");
+  check(uniforms, at::kDouble, "uniforms");
+  const int64_t rows = target.size(0), gamma = draft.size(1), n = target.size(2);
+  TORCH_CHECK(draft.size(0) == rows && target.size(1) == gamma + 1 && draft.size(2) == n, "the target's ", target.sizes(),
+              " and the draft's ", draft.sizes(), " do not belong together");
+  TORCH_CHECK(num_accepted.numel() == rows && uniforms.numel() == rows, "one number a row is needed");
+  Tensor tokens = at::empty({rows}, num_accepted.options());
+  const float *p = target.const_data_ptr<float>(), *q = draft.const_data_ptr<float>();
+  const int64_t* accepted = num_accepted.const_data_ptr<int64_t>();
+  const double* uniform = uniforms.const_data_ptr<double>();
+  int64_t* token = tokens.mutable_data_ptr<int64_t>();
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> residual(n);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t position = accepted[r];
+      TORCH_CHECK(position >= 0 && position <= gamma, position, " tokens of ", gamma, " cannot have been accepted");
+      const float *of_target = p + (r * (gamma + 1) + position) * n, *of_draft = q + (r * gamma + position) * n;
+      bool left = false;
+      if (position < gamma) {
+        for (int64_t i = 0; i < n; ++i) {
+          const float difference = of_target[i] - of_draft[i];
+          residual[i] = difference > 0 ? difference : 0;
+          left |= difference > 0;
+        }
+      }
+      token[r] = invert(left ? residual.data() : of_target, n, uniform[r]);
+    }
+  });
+  return tokens;
+}
+
+TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
+  library.def("draw(Tensor weights, Tensor uniforms) -> Tensor", draw);
+  library.def("draw_residual(Tensor target, Tensor draft, Tensor num_accepted, Tensor uniforms) -> Tensor", draw_residual);
+}
+
+}  // namespace specdec
