@@ -4,6 +4,7 @@ FAULTS is JSON: for the name of a cell, what happens to the process when it deco
 """
 
 import ctypes
+import faulthandler
 import json
 import os
 import resource
@@ -39,12 +40,7 @@ def out_of_memory():
         resource.setrlimit(resource.RLIMIT_AS, unlimited)
 
 
-def leave():
-    print("a native library gave up", file=sys.stderr, flush=True)
-    os._exit(7)
-
-
-FAULTS = {fault.__name__: fault for fault in (killed, segfault, hang, out_of_memory, leave)}
+FAULTS = {fault.__name__: fault for fault in (killed, segfault, hang, out_of_memory)}
 
 
 def befall(faults):
@@ -60,5 +56,6 @@ def befall(faults):
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     befall(json.loads(sys.argv[1]))
     sys.exit(worker.main(sys.argv[2:]))

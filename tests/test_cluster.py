@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_faults import determined
+from toy_sweep import determined, toy_params
 
 from specdec_lib.config import load_params
 from specdec_lib.measure import cluster
@@ -48,10 +48,9 @@ def nodes():
         machines.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def params():
-    small = {"num_draft_tokens": [4], "batch_sizes": [1], "repetitions": 2, "max_new_tokens": [8]}
-    return load_params("smoke").model_copy(update=small)
+    return toy_params()
 
 
 def places(folder):

@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.measure.environment import device_name, now
+from specdec_lib.measure.results import write_at_once
 from specdec_lib.models import fused
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
@@ -77,7 +78,7 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Write `calibration.json` into a run's folder."""
     text = json.dumps({"evidence": "measured", **asdict(calibration)}, indent=1)
-    (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+    write_at_once(Path(folder) / FILE, text + "\n")
 
 
 def read_calibration(folder: Path) -> Calibration:

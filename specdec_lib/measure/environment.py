@@ -84,9 +84,14 @@ def adopt_environment(folder: Path, theirs: dict[str, Any]) -> None:
 
 def stamp_end(folder: Path, run_id: str) -> None:
     """Say that a run that wrote its environment has ended now."""
+    add_facts(folder, run_id, ended=now())
+
+
+def add_facts(folder: Path, run_id: str, **facts: object) -> None:
+    """Add to what `environment.json` says of a run."""
     known = read_environment(folder)
-    known["runs"][run_id]["ended"] = now()
-    _write(folder, known | ({"ended": now()} if known["run_id"] == run_id else {}))
+    known["runs"][run_id] |= facts
+    _write(folder, known | (facts if known["run_id"] == run_id else {}))
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

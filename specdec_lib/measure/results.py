@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
     + [("foreign_processes", pa.int64()), ("telemetry_note", pa.string())]
     + [("cost_usd_per_million_tokens", pa.float64())]
 )
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
 
 Row = dict[str, object]
 
@@ -52,10 +54,11 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        if error.errno not in UNWRITABLE:
+            raise
         raise RuntimeError(
-            f"cannot write to {folder} ({reason}): what is finished there is kept; make room or choose another folder "
-            "with --outputs, then run the same command again"
+            f"cannot write to {folder} ({error.strerror}): what is finished there is kept; make room or choose another "
+            "folder with --outputs, then run the same command again"
         ) from error
 
 
@@ -85,6 +88,17 @@ def read_cell(folder: Path, cell_id: str) -> list[Row]:
     except (FileNotFoundError, ValueError):
         return []
     return rows if isinstance(rows, list) else []
+
+
+def cells_on_disk(folder: Path) -> set[str]:
+    """The ids of all cells that have a file, of whatever study."""
+    return {path.stem for path in (folder / "cells").glob("*.json")}
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote."""
+    for path in (*folder.glob("*.tmp"), *folder.glob("cells/*.tmp")):
+        path.unlink(missing_ok=True)
 
 
 def whole_runs(rows: list[Row]) -> list[Row]:

@@ -25,6 +25,7 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.state import DecodeState
 from specdec_lib.decoding.verification import Verification, verify
+from specdec_lib.measure.results import write_at_once
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel, Step
 
@@ -83,11 +84,8 @@ def measure_step_costs(
 
 def write_step_costs(folder: Path, costs: pd.DataFrame) -> None:
     """Write `step_costs.json` into a run's folder, at once."""
-    path = Path(folder) / FILE
-    temporary = path.with_suffix(".tmp")
     rows = costs.astype(object).where(costs.notna(), None).to_dict(orient="records")
-    temporary.write_text(json.dumps({"evidence": "measured", "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_at_once(Path(folder) / FILE, json.dumps({"evidence": "measured", "rows": rows}, indent=1) + "\n")
 
 
 def read_step_costs(folder: Path) -> pd.DataFrame:

@@ -68,32 +68,33 @@ def run_blocks(
 
     Raises:
         ValueError: the study cannot run here at all, in the worker's words.
-        RuntimeError: the folder cannot be written, or two workers in a row died before their first cell.
+        RuntimeError: the folder cannot be written, or two workers in a row died with no cell to blame.
     """
     order = worker.Order(params, folder.resolve(), None if blocks is None else tuple(blocks), machine=machine)
-    stillborn = 0
+    in_vain = 0
     while (ending := _run_worker(order, command, limit_s)).reason is not None:
         if ending.last.phase == heartbeat.MACHINE:
             leave_unmeasured(folder, ending.reason)
             return
-        stillborn = stillborn + 1 if ending.last.phase == heartbeat.LOAD else 0
-        if stillborn == 2:
-            raise RuntimeError(f"two workers in a row died before their first cell: {ending.reason}")
-        print(f"the worker was {ending.reason}; a fresh one goes on", flush=True)
-        if failed := _blame(folder, ending):
-            order = replace(order, skip=(*order.skip, failed))
+        failed = _blame(folder, ending)
+        in_vain = 0 if failed else in_vain + 1
+        if in_vain == 2:
+            where = "before their first cell" if ending.last.phase == heartbeat.LOAD else "between two cells"
+            raise RuntimeError(f"two workers in a row died {where}: {ending.reason}")
+        print(f"a worker died and a fresh one goes on: {ending.reason}", flush=True)
+        order = replace(order, skip=(*order.skip, *filter(None, [failed])))
 
 
 def _blame(folder: Path, ending: Ending) -> str | None:
-    """Give the cell in which a worker died a failed row, unless it had just been written; returns its id."""
+    """Give the cell in which a worker died a failed row, unless its repetition is on disk; returns its id."""
     row = ending.last.row
     if row is None:
         return None
     cell_id = str(row["cell_id"])
-    kept = whole_runs(read_cell(folder, cell_id))
-    if any(known["run_id"] == row["run_id"] for known in kept):
+    rows = read_cell(folder, cell_id)
+    if any(all(known[name] == row[name] for name in ("run_id", "repetition")) for known in rows):
         return None
-    write_cell(folder, cell_id, [*kept, row | {"status": "failed", "error": ending.reason}])
+    write_cell(folder, cell_id, [*whole_runs(rows), row | {"status": "failed", "error": ending.reason}])
     return cell_id
 
 

@@ -8,9 +8,11 @@ if the study cannot run here, with 3 and one line if the folder cannot be writte
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -29,6 +31,7 @@ from specdec_lib.models.pair import load_study_pair
 
 REFUSED, UNWRITABLE = 2, 3  # exit codes with a line that begins with ERROR
 ERROR = "error: "
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--leash", action="store_true", help="end at once when standard input ends, as it does with who"
     )
     options = parser.parse_args(arguments)
-    faulthandler.enable()  # a crash in native code says where
     if options.leash:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        _leash()
     try:
         work(options.order)
     except ValueError as error:
@@ -104,12 +106,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _leash() -> None:
+    """End this process with who started it, however that ended: standard input is a pipe that they never write to.
+
+    On Linux the kernel sees to it too, also where native code hangs and lets no other thread run.
+    """
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _end_with_stdin() -> None:
-    """Who started this process holds the other end of a pipe and never writes: its end is theirs, however they died."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(1)
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash in native code says where
     sys.exit(main())
