@@ -7,8 +7,10 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from test_pair import write_checkpoint
+from toy_sweep import toy_params
 
 import specdec_lib
+from specdec_lib.measure.sweep import run_sweep_here
 from specdec_lib.models.embedded import GGUF_SHA256, WHEEL_SHA256
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS
@@ -104,3 +106,17 @@ def test_no_code_of_a_hub_is_ever_run():
 def test_nothing_is_unpickled(name):
     for path in SOURCES:
         assert not re.search(rf"\b{re.escape(name)}\b", path.read_text()), path
+
+
+def test_weights_that_changed_since_the_last_run_of_a_study_are_named(tmp_path, capsys):
+    """Its cells stay on disk, out of the table: a cell's id is a hash of its weights among others."""
+    where = {name: write_checkpoint(tmp_path / name) for name in ("target", "draft")}
+    study = toy_params().model_copy(update={"pair": "custom", **where, "num_prompts": 1, "temperatures": [0]})
+    first = run_sweep_here(study, tmp_path / "run")
+    assert "not those of the last run" not in capsys.readouterr().out
+    flip_a_bit(tmp_path / "draft" / "model.safetensors")
+    second = run_sweep_here(study, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "weights that are not those of the last run here: draft/model.safetensors" in said
+    assert f"{first['cell_id'].nunique()} cells of other params, weights, versions or devices are kept" in said
+    assert not set(first["cell_id"]) & set(second["cell_id"])
