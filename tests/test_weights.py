@@ -7,10 +7,9 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 from test_pair import write_checkpoint
-from toy_sweep import toy_params
 
 import specdec_lib
-from specdec_lib.measure.sweep import run_sweep_here
+from specdec_lib.measure.environment import changed_files, write_environment
 from specdec_lib.models.embedded import GGUF_SHA256, WHEEL_SHA256
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS
@@ -108,15 +107,9 @@ def test_nothing_is_unpickled(name):
         assert not re.search(rf"\b{re.escape(name)}\b", path.read_text()), path
 
 
-def test_weights_that_changed_since_the_last_run_of_a_study_are_named(tmp_path, capsys):
-    """Its cells stay on disk, out of the table: a cell's id is a hash of its weights among others."""
-    where = {name: write_checkpoint(tmp_path / name) for name in ("target", "draft")}
-    study = toy_params().model_copy(update={"pair": "custom", **where, "num_prompts": 1, "temperatures": [0]})
-    first = run_sweep_here(study, tmp_path / "run")
-    assert "not those of the last run" not in capsys.readouterr().out
-    flip_a_bit(tmp_path / "draft" / "model.safetensors")
-    second = run_sweep_here(study, tmp_path / "run")
-    said = capsys.readouterr().out
-    assert "weights that are not those of the last run here: draft/model.safetensors" in said
-    assert f"{first['cell_id'].nunique()} cells of other params, weights, versions or devices are kept" in said
-    assert not set(first["cell_id"]) & set(second["cell_id"])
+def test_weights_that_changed_since_the_last_run_of_a_study_are_named(tmp_path):
+    """What becomes of its cells stands in test_faults_on_disk."""
+    write_environment(tmp_path, {"files": {"target/a": "1", "draft/a": "2"}}, run_id="run")
+    assert changed_files(tmp_path, {"target/a": "1", "draft/a": "2"}) == []
+    assert changed_files(tmp_path, {"target/a": "1", "draft/a": "3", "draft/b": "4"}) == ["draft/a", "draft/b"]
+    assert changed_files(tmp_path / "new", {"target/a": "1"}) == []

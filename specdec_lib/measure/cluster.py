@@ -2,7 +2,7 @@
 
 Groups of blocks are tasks, each on one device of the type that the params ask for. Cells
 come back as they end and are put at their place whole, by cell id, so that sending a group again is harmless: what its
-lost machine had finished is here already and is not run again.
+lost machine had finished is here already and is not run again. Ray's ports ask for no password: private networks only.
 """
 
 from __future__ import annotations
