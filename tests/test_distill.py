@@ -142,7 +142,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_make_draft_goes_from_nothing_to_model_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole recipe on a toy: text, three shapes trained and measured, a card for each; then nothing is left to do."""
+    """The whole recipe on a toy: text, three shapes trained and measured, a card for each; then nothing is left."""
     monkeypatch.setattr(corpus_module, "CONVERSATION_TOKENS", 80)
     monkeypatch.setattr(corpus_module, "MAX_TURN_TOKENS", 5)
     monkeypatch.setattr(corpus_module, "standard_library_text", lambda: (["Some prose."], ["def f(): pass"]))
