@@ -3,8 +3,8 @@
 import os
 import signal
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,36 +65,42 @@ def test_a_type_that_no_machine_has_is_refused_at_once(nodes, params, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def kill_half_way(folder, machine, machines, gate):
+    """When each group has finished a block: kill Ray's worker on one machine and all of the other, then open the gate.
+
+    Returns the cells that were finished by then, and the machines that they came from.
+    """
+    while len(finished := cells_in(folder)) < HALF:
+        time.sleep(0.1)
+    seen = places(folder)
+    (worker,) = [worker for node, worker in seen if node != machine.node_id]
+    os.kill(worker, signal.SIGKILL)
+    machines.remove_node(machine)
+    gate.touch()
+    return finished, {node for node, _ in seen}
+
+
 def test_a_killed_machine_and_a_killed_worker_lose_nothing(nodes, params, tmp_path, capsys):
     """Both in the middle of a group of blocks of their own; the table is the one of a run at home."""
     machines, with_h100 = nodes
     gate = tmp_path / "gate"
-    how = {"device": H100, "command": (sys.executable, str(ROOT / "tests" / "gated_worker.py"), str(gate))}
-    run = threading.Thread(target=run_blocks_on_cluster, args=(params, tmp_path, "auto"), kwargs=how, daemon=True)
-    run.start()
-    while len(cells_in(tmp_path)) < HALF:
-        assert run.is_alive()
-        time.sleep(0.1)
-    before = cells_in(tmp_path)
-    assert {node for node, _ in places(tmp_path)} == {node.node_id for node in with_h100}
-    (worker,) = [worker for node, worker in places(tmp_path) if node != with_h100[0].node_id]
-    os.kill(worker, signal.SIGKILL)
-    machines.remove_node(with_h100[0])
-    gate.touch()
-    run.join()
+    gated = (sys.executable, str(ROOT / "tests" / "gated_worker.py"), str(gate))
+    with ThreadPoolExecutor(1) as other:
+        killing = other.submit(kill_half_way, tmp_path, with_h100[0], machines, gate)
+        run_blocks_on_cluster(params, tmp_path, "auto", device=H100, command=gated)
+    finished, ran_on = killing.result()
+    assert ran_on == {node.node_id for node in with_h100}
     assert capsys.readouterr().out.count("are sent again") == 2
-    rows = gather(params, tmp_path)
-    assert before.items() <= cells_in(tmp_path).items(), "nothing finished was run again"
-    assert determined(rows).equals(determined(run_sweep_here(params, tmp_path / "home")))
+    assert determined(gather(params, tmp_path)).equals(determined(run_sweep_here(params, tmp_path / "home")))
+    assert finished.items() <= cells_in(tmp_path).items(), "nothing finished was run again"
     assert {"calibration.json", "step_costs.json", "machine.key"} <= {path.name for path in tmp_path.iterdir()}
     run_blocks_on_cluster(params, tmp_path, "auto", device=H100)
     assert "groups" not in capsys.readouterr().out, "nothing was left to do"
 
 
-def task(params, **changes):
-    return Task(
-        params, (0,), False, {}, **{"code": code_hash(), "threads": None, "command": COMMAND, "limit_s": None} | changes
-    )
+def task(params, code=None):
+    """The first block, for a machine that has nothing of it."""
+    return Task(params, (0,), False, {}, {}, code or code_hash(), threads=None, command=COMMAND, limit_s=None)
 
 
 def test_a_machine_with_another_device_than_its_type_says_is_refused_by_the_task(params, monkeypatch):

@@ -1,8 +1,9 @@
 """Spread a study's blocks over the machines of a Ray cluster: `make run GPU=<name> CLUSTER=<address>`.
 
-Groups of blocks are tasks, each on one device of the type that the params ask for. Cells
-come back as they end and are put at their place whole, by cell id, so that sending a group again is harmless: what its
-lost machine had finished is here already and is not run again. Ray's ports ask for no password: private networks only.
+Groups of blocks are tasks, each on one device of the type that the params ask for. Cells come back as they end and are
+put at their place whole, by cell id, so that sending a group again is harmless: what its lost machine had finished is
+here already and is not run again. The first group also measures its machine. Ray's ports ask for no password: use it on
+private networks only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from specdec_lib.config import StudyParams
 from specdec_lib.measure.blocks import num_blocks, plan
 from specdec_lib.measure.cells import Source
-from specdec_lib.measure.cluster_task import MACHINE_FILES, Report, Task, carry_out, code_hash
+from specdec_lib.measure.cluster_task import MACHINE_FILES, Report, Task, carry_out, code_hash, machine_files
 from specdec_lib.measure.environment import adopt_environment, read_environment
 from specdec_lib.measure.results import read_cell, write_at_once, write_cell
 from specdec_lib.measure.supervisor import COMMAND
@@ -101,7 +102,6 @@ class _Run:
         self.command, self.limit_s = command, limit_s
         self.code, self.attempted = code_hash(), set[int]()
         self.source: dict[str, Any] | None = None  # what the machines of this run compute with
-        self.machine = True
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not finished and were not tried yet; finished where the last run's were."""
@@ -169,8 +169,8 @@ class _Run:
             ids = [cell.id for number in group for cell in blocks[number].cells]
             kept = {cell_id: rows for cell_id in ids if (rows := read_cell(self.folder, cell_id))}
         threads = os.environ.get("OMP_NUM_THREADS")
-        machine = first and self.machine
-        task = Task(self.params, group, machine, kept, self.code, threads, self.command, self.limit_s)
+        files = machine_files(self.folder) if first else {}
+        task = Task(self.params, group, first, kept, files, self.code, threads, self.command, self.limit_s)
         wanted = self.device
         options: dict[str, Any] = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "max_retries": 0}
         if wanted.accelerator_type:

@@ -34,6 +34,7 @@ class Task:
     blocks: tuple[int, ...]
     machine: bool  # also measure calibration and the costs of a step
     kept: Cells  # of these blocks, what is finished already
+    files: dict[str, str]  # what is known of the machine
     code: str  # `code_hash` of who sends it
     threads: str | None  # its OMP_NUM_THREADS
     command: tuple[str, ...]  # what starts a worker
@@ -70,10 +71,12 @@ def carry_out(task: Task, place: Mapping[str, object]) -> Iterator[Report]:
     if code_hash() != task.code:
         raise ValueError(f"{socket.gethostname()} has another specdec_lib: check out the same commit on every machine")
     _restore_threads(task.threads)
-    with tempfile.TemporaryDirectory(prefix="specdec-") as name, ThreadPoolExecutor(1) as pool:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="specdec-") as work, ThreadPoolExecutor(1) as pool:
+        folder = Path(work)
         for cell_id, rows in task.kept.items():
             write_cell(folder, cell_id, rows)
+        for name, text in task.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
         sent, known = dict(task.kept), Report()
         run = pool.submit(
             run_blocks,
@@ -95,7 +98,13 @@ def carry_out(task: Task, place: Mapping[str, object]) -> Iterator[Report]:
             if ended:
                 break
         run.result()  # raises what it raised
-        yield Report(files={name: (folder / name).read_text() for name in MACHINE_FILES if (folder / name).exists()})
+        yield Report(files=machine_files(folder))
+
+
+def machine_files(folder: Path) -> dict[str, str]:
+    """The files about a machine that a folder holds, by name."""
+    paths = [folder / name for name in MACHINE_FILES]
+    return {path.name: path.read_text(encoding="utf-8") for path in paths if path.exists()}
 
 
 def _news(folder: Path, sent: Cells, known: Report, place: Mapping[str, object]) -> Report:

@@ -216,8 +216,9 @@ def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool
         folder = _or_refuse(where, partial(fetch_weights, where, revision))
         files |= weight_files(where, folder, KNOWN_WEIGHTS.get((where, folder.name)))
         spread = 1 if models else tensor_parallel  # the target is spread, and each process has the whole draft
+        on = str(models[0].device) if models else device
         models.append(
-            load_language_model(str(folder), None, device, dtype, where, compiled=compiled, tensor_parallel=spread)
+            load_language_model(str(folder), None, on, dtype, where, compiled=compiled, tensor_parallel=spread)
         )
     return Pair(name, models[0], models[1], tokenizer, preset.target, preset.draft, files)
 

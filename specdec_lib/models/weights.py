@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # of a hub's repository; no code, no pickles
+DOUBLES = ("consolidated*", "original/*", "onnx/*")  # the same weights once more, in other forms
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -48,7 +49,8 @@ def fetch_weights(where: str, revision: str | None) -> Path:
     """
     if Path(where).is_dir():
         return Path(where)
-    return Path(snapshot_download(where, revision=revision, allow_patterns=list(FETCHED)))
+    patterns = {"allow_patterns": list(FETCHED), "ignore_patterns": list(DOUBLES)}
+    return Path(snapshot_download(where, revision=revision, **patterns))
 
 
 def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
