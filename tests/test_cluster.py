@@ -38,8 +38,8 @@ def nodes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
         patch.setattr(cluster, "GROUPS_PER_DEVICE", 1)
-        soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
-        machines = Cluster(initialize_head=True, head_node_args=machine("A100") | {"_system_config": soon})
+        eager = {"_system_config": {"worker_niceness": 0}}  # else workers wait for whatever else this machine does
+        machines = Cluster(initialize_head=True, head_node_args=machine("A100") | eager)
         with_h100 = [machines.add_node(wait=False, **machine("H100")) for _ in range(2)]
         machines.wait_for_nodes()
         ray.init(address=machines.address, logging_level="ERROR")

@@ -5,6 +5,7 @@ What there is to report is sent as it comes, so that a machine that is lost take
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -70,7 +71,8 @@ def carry_out(task: Task, place: Mapping[str, object]) -> Iterator[Report]:
     """
     if code_hash() != task.code:
         raise ValueError(f"{socket.gethostname()} has another specdec_lib: check out the same commit on every machine")
-    _restore_threads(task.threads)
+    _as_at_home(task.threads)
+    place = {**place, "niceness": os.getpriority(os.PRIO_PROCESS, 0)}
     with tempfile.TemporaryDirectory(prefix="specdec-") as work, ThreadPoolExecutor(1) as pool:
         folder = Path(work)
         for cell_id, rows in task.kept.items():
@@ -118,8 +120,10 @@ def _news(folder: Path, sent: Cells, known: Report, place: Mapping[str, object])
     )
 
 
-def _restore_threads(threads: str | None) -> None:
-    """Ray sets this to the CPUs that a task asked for, and a study at home does not: cells would not be the same."""
+def _as_at_home(threads: str | None) -> None:
+    """Undo what Ray does to its workers: as many threads as the task has CPUs, and (where permitted) a low priority."""
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, min(0, os.getpriority(os.PRIO_PROCESS, 0)))
     if threads is None:
         os.environ.pop("OMP_NUM_THREADS", None)
     else:
