@@ -1,6 +1,7 @@
 """A worker that real faults befall: `python faulty_worker.py FAULTS ...`, and then as `specdec_lib.measure.worker`.
 
-FAULTS is JSON: for the name of a cell, what happens to the process when it decodes it.
+FAULTS is JSON: for the name of a cell, what happens to the process when it decodes it; for "machine", what happens when
+it has run all cells and measures the machine.
 """
 
 import ctypes
@@ -44,7 +45,7 @@ FAULTS = {fault.__name__: fault for fault in (killed, segfault, hang, out_of_mem
 
 
 def befall(faults):
-    """Let `faults` happen, each in the decoding of its cell."""
+    """Let `faults` happen, each in its place."""
     real = BlockRunner._decode
 
     def decode(self, cell, *arguments, **keywords):
@@ -53,6 +54,8 @@ def befall(faults):
         return real(self, cell, *arguments, **keywords)
 
     BlockRunner._decode = decode
+    if fault := faults.get("machine"):
+        worker.measure_machine = lambda *_: FAULTS[fault]()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from toy_sweep import cell, cells_in, determined, faulty, toy_params
 
 from specdec_lib.measure import worker
+from specdec_lib.measure.step_costs import read_step_costs
 from specdec_lib.measure.supervisor import run_blocks
 from specdec_lib.measure.sweep import run_sweep, run_sweep_here
 
@@ -17,7 +18,7 @@ COMPILER = shutil.which("cc") or shutil.which("gcc")
 REASONS = {  # by the cell it happens to: the fault, and what the cell's row says of it
     cell("draft", 0, 0): ("killed", "killed by SIGKILL - perhaps for want of memory"),
     cell("ngram", 0, 1): ("segfault", "killed by SIGSEGV - a crash in native code"),
-    cell("autoregressive", 1, 0): ("hang", "stopped: it passed its time limit of 3 s"),
+    cell("autoregressive", 1, 0): ("hang", "passed its time limit of 3 s and was stopped"),
     cell("draft", 1, 0): ("out_of_memory", "RuntimeError: [enforce fail at alloc_cpu.cpp"),
 }
 
@@ -29,9 +30,9 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory):
-    """The folder and the table after one sweep in which a different fault happens to each of four cells."""
+    """The folder and the table after a sweep in which a fault happens to each of four cells, and one afterwards."""
     folder = tmp_path_factory.mktemp("disturbed")
-    faults = {name: fault for name, (fault, _) in REASONS.items()}
+    faults = {name: fault for name, (fault, _) in REASONS.items()} | {"machine": "killed"}
     return folder, run_sweep(toy_params(), folder, limit_s=3, command=faulty(faults))
 
 
@@ -48,6 +49,13 @@ def test_each_fault_costs_one_cell_which_says_why_and_the_sweep_goes_on(disturbe
 
 
 @pytest.mark.slow
+def test_a_worker_that_dies_after_its_cells_costs_the_machine_s_measurements_only(disturbed):
+    folder, rows = disturbed
+    assert read_step_costs(folder).empty
+    assert (rows["status"] == "ok").sum() == 2 * (12 - len(REASONS))
+
+
+@pytest.mark.slow
 def test_after_faults_the_same_command_completes_the_undisturbed_table(disturbed, undisturbed):
     """Only the cells of disturbed blocks run again; rows of one process have one run id and are paired by it."""
     folder, before = disturbed
@@ -55,6 +63,7 @@ def test_after_faults_the_same_command_completes_the_undisturbed_table(disturbed
     files = cells_in(folder)
     rows = run_sweep_here(toy_params(), folder)
     assert determined(rows).equals(undisturbed)
+    assert not read_step_costs(folder).empty
     assert whole["cell_id"].nunique() == 3
     assert all(cells_in(folder)[f"{name}.json"] == files[f"{name}.json"] for name in whole["cell_id"])
     paired = rows.groupby(["temperature", "prompt_group", "run_id", "repetition"])["method"].agg(set)

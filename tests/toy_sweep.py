@@ -14,7 +14,7 @@ DETERMINED = [  # the columns that the same study has the same, run where and wh
     *("dtype", "compiled", "batch_size", "prompt_tokens", "max_new_tokens", "mean_prompt_tokens", "prompt_set"),
     *("prompt_group", "prompt_ids", "category", "seed", "new_tokens", "steps", "drafted_tokens", "tested_tokens"),
     *("accepted_tokens", "accepted_by_position", "tested_by_position", "acceptance_rate", "draft_efficiency"),
-    "mean_acceptance_length",
+    *("mean_acceptance_length", "tokens_sha256"),
 ]
 
 
@@ -26,7 +26,7 @@ def toy_params():
 
 def determined(rows):
     """The determined columns, each cell and repetition once: a baseline runs again beside a cell that does."""
-    lists = {name: rows[name].map(str) for name in ("accepted_by_position", "tested_by_position")}
+    lists = {name: rows[name].map(str) for name in ("accepted_by_position", "tested_by_position", "tokens_sha256")}
     return rows[DETERMINED].assign(**lists).drop_duplicates().reset_index(drop=True)
 
 
@@ -37,7 +37,7 @@ def cell(method, temperature, group):
 
 
 def faulty(faults):
-    """What starts a worker to which these faults happen: by the name of a cell, a function of `faulty_worker`."""
+    """What starts a worker to which these faults happen: by where, a function of `faulty_worker`."""
     return (sys.executable, FAULTY_WORKER, json.dumps(faults))
 
 

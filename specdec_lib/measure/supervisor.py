@@ -140,7 +140,7 @@ def _watch(order: worker.Order, process: subprocess.Popen[bytes], echo: _Echo, l
                 process.wait(GRACE_S)
             _end(process)
             echo.pass_on(0)
-            return f"stopped: it passed its time limit of {limit:g} s"
+            return f"passed its time limit of {limit:g} s and was stopped"
     echo.pass_on(0)
     return None
 

@@ -16,6 +16,7 @@ from specdec_lib.measure.blocks import plan
 from specdec_lib.measure.cells import Source
 from specdec_lib.measure.cluster import ADDRESS, run_blocks_on_cluster
 from specdec_lib.measure.environment import add_facts, check_device, read_environment, stamp_end
+from specdec_lib.measure.heartbeat import forget
 from specdec_lib.measure.lock import locked
 from specdec_lib.measure.results import cells_on_disk, remove_temporary_files, write_results, writing
 from specdec_lib.measure.supervisor import COMMAND, run_blocks
@@ -56,6 +57,7 @@ def run_sweep_here(params: StudyParams, folder: Path) -> pd.DataFrame:
     with _alone(params, folder):
         work(Order(params, folder))
         stamp_end(folder, read_environment(folder)["run_id"])
+        forget(folder)
         return gather(params, folder)
 
 
