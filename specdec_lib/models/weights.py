@@ -49,8 +49,8 @@ def fetch_weights(where: str, revision: str | None) -> Path:
     """
     if Path(where).is_dir():
         return Path(where)
-    patterns = {"allow_patterns": list(FETCHED), "ignore_patterns": list(DOUBLES)}
-    return Path(snapshot_download(where, revision=revision, **patterns))
+    wanted, unwanted = list(FETCHED), list(DOUBLES)
+    return Path(snapshot_download(where, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
 
 
 def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
