@@ -1,11 +1,12 @@
 """One process of a torchrun in test_tensor_parallel: decode with a pair whose target is spread, and say the tokens.
 
-`python tensor_parallel_ranks.py TENSOR_PARALLEL FOLDER ...`: each folder holds a target and a draft.
+`python tensor_parallel_ranks.py TENSOR_PARALLEL FOLDER ...`: each folder holds a target and a draft; rank-<n>.json appears beside the first.
 """
 
 import json
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -52,5 +53,5 @@ def everything(tensor_parallel, folders):
 
 if __name__ == "__main__":
     said = everything(int(sys.argv[1]), sys.argv[2:])
-    print(f"rank {os.environ['RANK']} {json.dumps(said)}", flush=True)
+    (Path(sys.argv[2]).parent / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(said))
     torch.distributed.destroy_process_group()
