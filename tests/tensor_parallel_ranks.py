@@ -1,6 +1,7 @@
 """One process of a torchrun in test_tensor_parallel: decode with a pair whose target is spread, and say the tokens.
 
-`python tensor_parallel_ranks.py TENSOR_PARALLEL FOLDER ...`: each folder holds a target and a draft; rank-<n>.json appears beside the first.
+`python tensor_parallel_ranks.py TENSOR_PARALLEL FOLDER ...`: each folder holds a target and a draft.
+What was said appears as rank-<n>.json beside the first folder.
 """
 
 import json
