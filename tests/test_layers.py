@@ -20,6 +20,7 @@ LAYERS = [
     "index",
     "report",
     "publish",
+    "audit",
     "gpu_check",
     "__main__",
 ]

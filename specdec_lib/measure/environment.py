@@ -77,6 +77,17 @@ def write_environment(folder: Path, facts: dict[str, object], run_id: str) -> No
     _write(folder, {"run_id": run_id, **facts, "runs": read_environment(folder).get("runs", {}) | {run_id: facts}})
 
 
+def adopt_environment(folder: Path, theirs: dict[str, Any]) -> None:
+    """Add what another machine wrote with `write_environment` about its runs of the same study."""
+    _write(folder, theirs | {"runs": read_environment(folder).get("runs", {}) | theirs["runs"]})
+
+
+def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
+    """Weight files that are not the ones that the last run in `folder` loaded."""
+    before: dict[str, str] = read_environment(folder).get("files", files)
+    return sorted(name for name in files.keys() | before.keys() if files.get(name) != before.get(name))
+
+
 def stamp_end(folder: Path, run_id: str) -> None:
     """Say that a run that wrote its environment has ended now."""
     add_facts(folder, run_id, ended=now())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.blocks import plan
 from specdec_lib.measure.cells import Source
+from specdec_lib.measure.cluster import ADDRESS, run_blocks_on_cluster
 from specdec_lib.measure.environment import add_facts, check_device, read_environment, stamp_end
 from specdec_lib.measure.heartbeat import forget
 from specdec_lib.measure.lock import locked
@@ -29,7 +31,8 @@ def run_sweep(
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
     Cells run in a worker process, which loads the weights once; what kills it costs the cell it was in, which leaves a
-    failed row, and the sweep goes on. Also writes `results.parquet`, `environment.json`, `step_costs.json` and
+    failed row, and the sweep goes on. With `SPECDEC_CLUSTER` set to a Ray cluster's address, each of its devices of the
+    wanted type has such a worker. Also writes `results.parquet`, `environment.json`, `step_costs.json` and
     `calibration.json`.
 
     Args:
@@ -42,7 +45,10 @@ def run_sweep(
         RuntimeError: the folder cannot be written, or workers die before their first cell.
     """
     with _alone(params, folder):
-        run_blocks(params, folder, limit_s=limit_s, command=command)
+        if address := os.environ.get(ADDRESS):
+            run_blocks_on_cluster(params, folder, address, limit_s=limit_s, command=command)
+        else:
+            run_blocks(params, folder, limit_s=limit_s, command=command)
         return gather(params, folder)
 
 

@@ -24,7 +24,13 @@ from specdec_lib.config import StudyParams, validate_params
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.blocks import BlockRunner
 from specdec_lib.measure.engine_facts import engine_facts
-from specdec_lib.measure.environment import add_facts, check_device, describe_environment, write_environment
+from specdec_lib.measure.environment import (
+    add_facts,
+    changed_files,
+    check_device,
+    describe_environment,
+    write_environment,
+)
 from specdec_lib.measure.machine import measure_machine
 from specdec_lib.measure.results import writing
 from specdec_lib.models.pair import load_study_pair
@@ -72,6 +78,8 @@ def work(order: Order) -> None:
     pair = load_study_pair(params)
     facts |= {"load_s": round(time.monotonic() - started, 2)} | engine_facts(pair)
     facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
+    if changed := changed_files(folder, pair.files):
+        print(f"weights that are not those of the last run here: {', '.join(changed)}", flush=True)
     runner = BlockRunner(params, folder, pair)
     with writing(folder):
         write_environment(folder, facts | {"source": asdict(runner.source)}, runner.run_id)

@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.compiled import CompiledLayers, NotCompiledError
+from specdec_lib.models.tensor_parallel import key_value_heads
 
 ATTENTION = "specdec_grouped"
 KERNEL_DIFFERENCE = 0.1  # of logits, relative: bfloat16 rounds differently when less often
@@ -148,7 +149,7 @@ class LanguageModel:
             batch_size=batch_size,
             capacity=capacity,
             num_layers=config.num_hidden_layers,
-            num_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            num_heads=key_value_heads(self.model),
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             dtype=self.dtype,
             device=self.device,
