@@ -2,8 +2,8 @@
 
 The data sheet gives bandwidth and dense operations; what share of them decoding reaches, and what starting a kernel
 costs, are assumptions with a range. The band is the least and the most that any corner of these ranges and of the
-acceptance gives: it is no confidence interval. On CUDA the library starts its kernels one by one from the host, and is
-predicted so; what capturing them in a graph would give is a prediction of its own, since that is not built.
+acceptance gives: it is no confidence interval. On CUDA the library captures its steps in graphs, and is predicted so;
+what it would be if the host started one kernel after another, as with `compiled=False`, is a prediction of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ENGINES = {
     "graph": Engine(0, Range(0, 0, 0)),  # a captured graph is started at once
     "eager": Engine(25, Range(6e-6, 10e-6, 16e-6)),  # one kernel after another
 }
-OURS = {"eager": "specdec_lib", "graph": "specdec_lib, if captured in graphs (not built)"}
+OURS = {"graph": "specdec_lib", "eager": "specdec_lib, one kernel after another"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str, num
 
 
 def predict(
-    params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE, start: Literal["eager", "graph"] = "eager"
+    params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE, start: Literal["eager", "graph"] = "graph"
 ) -> pd.DataFrame:
     """One line per batch size, prompt length and gamma (and the baseline) of a GPU preset; every number predicted.
 
@@ -106,7 +106,7 @@ def predict(
     As in measured lines, throughput, dollars and joules are of whole calls, the prefills of target and draft included.
 
     Args:
-        start: how the library starts its kernels: "eager" is how it does.
+        start: how the library starts its kernels: "graph" is how it does.
 
     Raises:
         ValueError: the price is of no GPU, or the pair's geometry is unknown.
