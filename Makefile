@@ -1,5 +1,6 @@
 # Two commands do it all: `make run GPU=cpu`, then `make test`. The work itself is `python -m specdec_lib <command>`.
 GPU ?= cpu
+MINUTES ?= 60
 
 # An active conda environment made from environment.yml is used as it is; otherwise a .venv beside this file.
 ifeq ($(CONDA_DEFAULT_ENV),specdec)
@@ -10,10 +11,22 @@ endif
 BASE_PYTHON ?= python3
 PYTHON := $(ENV)/bin/python
 STAMP := $(ENV)/.specdec-pins
+CLUSTER_STAMP := $(ENV)/.specdec-cluster
+TOOLS := $(CURDIR)/.venv-tools
 SPECDEC := $(PYTHON) -m specdec_lib
 
+# Which build of torch: the one without CUDA where there is no NVIDIA driver; make TORCH=cuda overrules. An environment
+# that already has this version of torch, of any build, keeps it.
+TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
+TORCH_VERSION := $(patsubst torch==%,%,$(shell cat requirements/torch.in))
+PIP_PINS := -m pip install -qq --disable-pip-version-check --require-hashes --no-deps --only-binary :all:
+UV_PINS := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command "make pins"
+PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
+
 .DEFAULT_GOAL := setup
-.PHONY: setup help run certify test lint lab report compare bench-peers peers gpu-check publish draft draft-export clean
+.PHONY: setup help run certify test soak lint lab report compare bench-peers peers cluster gpu-check publish draft
+.PHONY: draft-export audit pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -21,14 +34,17 @@ help: ## print this help
 	@echo "usage: make <target> [GPU=<name>]    GPU is a file in params/: $(basename $(notdir $(sort $(wildcard params/*.yaml))))"
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-run: $(STAMP) ## run the whole study for GPU=<name> and print where its HTML report is
-	@$(SPECDEC) run --gpu $(GPU)
+run: $(if $(CLUSTER),$(CLUSTER_STAMP),$(STAMP)) ## run the whole study for GPU=<name>, on the cluster CLUSTER=<address>, if any; prints where the report is
+	@$(SPECDEC) run --gpu $(GPU) $(if $(CLUSTER),--cluster $(CLUSTER))
 
 certify: $(STAMP) ## write the certificate of exactness of GPU=<name> alone; THOROUGH=1 takes hours
 	@$(SPECDEC) certify --gpu $(GPU) $(if $(THOROUGH),--thorough)
 
 test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
 	@$(PYTHON) -m pytest
+
+soak: $(STAMP) ## sweep toys for MINUTES=60 under real faults: nothing may be lost or doubled, and no process may grow
+	@$(PYTHON) tests/soak.py --minutes $(MINUTES)
 
 lint: $(STAMP) ## check style and formatting with ruff, types with mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
@@ -60,8 +76,21 @@ draft: $(STAMP) ## distil the shipped draft from nothing (a few hours on 2 cores
 draft-export: $(STAMP) ## write the plain draft as an ordinary Hugging Face checkpoint
 	@$(SPECDEC) draft-export
 
-clean: ## remove the environment and the caches of tools; outputs/ and the model cache stay
-	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+cluster: $(CLUSTER_STAMP) ## install Ray, which make run GPU=<name> CLUSTER=<address> needs
+
+audit: $(STAMP) $(TOOLS)/.pins ## look up the pinned dependencies in the database of known vulnerabilities
+	@$(SPECDEC) audit --pip-audit $(TOOLS)/bin/pip-audit
+
+pins: $(TOOLS)/.pins ## write the pins and their hashes anew; UPGRADE=1 takes the newest versions that fit
+	$(UV_PINS) requirements/torch.in -c requirements.txt $$($(PINNED) requirements.txt) -o requirements/torch-cuda.txt
+	$(UV_PINS) $(if $(UPGRADE),--upgrade) pyproject.toml --group dev -c requirements/torch.in \
+	  $$($(PINNED) requirements/torch-cuda.txt) -o requirements.txt
+	$(UV_PINS) pyproject.toml --extra cluster -c requirements.txt -c requirements/torch.in \
+	  $$($(PINNED) requirements.txt requirements/torch-cuda.txt) -o requirements/cluster.txt
+	$(UV_PINS) $(if $(UPGRADE),--upgrade) --group tools -o requirements/tools.txt
+
+clean: ## remove the environments and the caches of tools; outputs/ and the model cache stay
+	rm -rf .venv .venv-tools *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PYTHON):
@@ -70,8 +99,23 @@ $(PYTHON):
 	@echo "Making .venv with $$($(BASE_PYTHON) --version)"
 	@$(BASE_PYTHON) -m venv $(ENV)
 
-$(STAMP): requirements.txt pyproject.toml | $(PYTHON)
+$(STAMP): requirements.txt $(wildcard requirements/torch*) pyproject.toml | $(PYTHON)
 	@echo "Installing the pins of requirements.txt into $(ENV) (a few minutes, once)"
-	@$(PYTHON) -m pip install -qq --disable-pip-version-check -r requirements.txt
+	@$(PYTHON) $(PIP_PINS) -r requirements.txt
+	@$(PYTHON) -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "$(TORCH_VERSION)")' \
+	  2>/dev/null || $(PYTHON) $(PIP_PINS) -r requirements/torch-$(TORCH).txt $(if $(filter cpu,$(TORCH)),2>/dev/null || \
+	  { echo "No torch without CUDA on this package index: installing the build with it (3 GB)"; \
+	  $(PYTHON) $(PIP_PINS) -r requirements/torch-cuda.txt; })
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(PYTHON) -m pip check --disable-pip-version-check >/dev/null || $(PYTHON) -m pip check
+	@touch $@
+
+$(CLUSTER_STAMP): requirements/cluster.txt $(STAMP)
+	@echo "Installing Ray into $(ENV)"
+	@$(PYTHON) $(PIP_PINS) -r requirements/cluster.txt
+	@touch $@
+
+$(TOOLS)/.pins: requirements/tools.txt
+	@$(BASE_PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python $(PIP_PINS) -r requirements/tools.txt
 	@touch $@

@@ -64,6 +64,11 @@ def _add_study_commands(commands: Commands) -> None:
         epilog="Example: python -m specdec_lib run --gpu cpu",
     )
     _add_study(run)
+    run.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="spread the sweep over the devices of this Ray cluster; auto: the one that this machine belongs to",
+    )
     run.set_defaults(command=_run)
     report = commands.add_parser(
         "report",
@@ -158,6 +163,14 @@ def _add_draft_commands(commands: Commands) -> None:
     )
     _add_folder(export, "--folder", OUTPUTS / "draft-export", "where to write it")
     export.set_defaults(command=_draft_export)
+    audit = commands.add_parser(
+        "audit",
+        help="look up the pinned dependencies in the database of known vulnerabilities",
+        description="Print each known vulnerability of a pinned dependency. Exit code 2 says that nothing could be "
+        "looked up, for want of the network.",
+    )
+    audit.add_argument("--pip-audit", type=Path, required=True, metavar="PROGRAM", help="what make audit installs")
+    audit.set_defaults(command=_audit)
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +195,8 @@ def _run(options: argparse.Namespace) -> int:
     check_study(params)
     from specdec_lib.report import make_reports
 
+    if options.cluster:
+        os.environ["SPECDEC_CLUSTER"] = options.cluster  # the sweep runs in a notebook's kernel
     print(f"study {params.gpu}: pair {params.pair}, {params.dtype}, on {params.device}", flush=True)
     folder = options.outputs / params.gpu
     try:
@@ -343,6 +358,14 @@ def _draft_export(options: argparse.Namespace) -> int:
     tokenizer.save_pretrained(options.folder)
     print(f"checkpoint: {options.folder.resolve()}")
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from specdec_lib.audit import known_vulnerabilities
+
+    found = known_vulnerabilities(options.pip_audit)
+    print("\n".join(found) or "no known vulnerability in the pinned dependencies")
+    return 1 if found else 0
 
 
 def run_and_exit() -> NoReturn:

@@ -24,6 +24,7 @@ from specdec_lib.config import SamplingConfig, StudyParams
 from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import make_proposer
 from specdec_lib.decoding.speculative import Verifier, speculative_decode
+from specdec_lib.decoding.step_loop import graph_facts
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.environment import check_device, device_name
 from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
@@ -63,6 +64,7 @@ def gpu_check(params: StudyParams) -> Iterator[Verdict]:
         "sampled exactness": lambda: _sampled(params),
         f"{params.dtype}, model as it is": lambda: sweep.run(compiled=False),
         f"{params.dtype}, compiled": lambda: sweep.run(compiled=True),
+        "graph capture": sweep.capture,
         "peak memory": sweep.memory,
     }
     for item, check in items.items():
@@ -149,7 +151,7 @@ def _greedy(params: StudyParams) -> str:
 
 
 def _sampled(params: StudyParams) -> str:
-    """Sampled output of a toy follows its exact law, and a sampler that is wrong on purpose does not."""
+    """No test tells the sampled output of a toy from its exact law, and one does tell a sampler that is wrong."""
     pair, sampling = load_pair(TOY, device=params.device), SamplingConfig()
     tests = []
     rules: list[tuple[str, str | Verifier]] = [
@@ -190,6 +192,7 @@ class _Sweep:
     def __init__(self, params: StudyParams):
         self.params = params
         self.peaks: dict[str, int] = {}
+        self.graphs: str | None = None  # what was captured of the compiled pair's steps
 
     def run(self, *, compiled: bool) -> str:
         """Time per token of the baseline and of the headline method, medians of interleaved repetitions."""
@@ -204,8 +207,18 @@ class _Sweep:
                 seen += [tpot] * (repetition > 0)
                 peak = telemetry.columns(NEW_TOKENS)["peak_memory_allocated_bytes"]
                 self.peaks[method] = max(self.peaks.get(method, 0), int(peak or 0))
+        self.graphs = graph_facts(pair.target) if compiled else None
         base, speculative = (statistics.median(values) for values in times.values())
         return f"{base:.2f} ms per token, {speculative:.2f} ms with {self.params.methods[0]}: {base / speculative:.2f}x"
+
+    def capture(self) -> str:
+        """The steps of the compiled pair were replays of captured graphs; those of the pair as it is never are."""
+        if self.params.device != "cuda":
+            raise Skipped("no CUDA device")
+        if self.graphs is None:
+            raise Skipped("no sweep ran")
+        assert self.graphs.startswith("captured"), self.graphs
+        return self.graphs
 
     def memory(self) -> str:
         """The allocator's peak fits the device."""
@@ -220,7 +233,7 @@ class _Sweep:
     def _load(self, compiled: bool) -> Pair:
         dtype = "float32" if self.params.pair == TOY else self.params.dtype
         pair = load_pair(_pair_name(self.params), device=self.params.device, dtype=dtype, compiled=compiled)
-        if compiled and pair.target.fused is None:
+        if compiled and pair.target.engine == "eager" and graph_facts(pair.target).startswith("none"):
             raise Skipped(
                 f"the engine has nothing compiled for {pair.name} on {self.params.device}: both runs would be the same"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from specdec_lib.analysis import cost, findings, metrics, tables
-from specdec_lib.analysis.plots import GIB, memory_column
+from specdec_lib.analysis.plots import GIB
 from specdec_lib.analysis.show import table_html
 from specdec_lib.analysis.style import METHOD_NAMES, temperature_name
 from specdec_lib.config import StudyParams, params_of_run
@@ -20,6 +21,8 @@ from specdec_lib.measure.results import read_results
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 Card = dict[str, str]
+CORRECTNESS = "01_correctness"
+RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
 _FIRST_FACTS = ["device_name", "pair", "dtype", "prompt_set", "started", "ended", "commit", "benchmark_version"]
 
 
@@ -39,8 +42,8 @@ def run_page(params: StudyParams, folder: Path, titles: dict[str, str]) -> str:
         params=params.model_dump(),
         facts=first,
         more_facts={name: value for name, value in flat.items() if not name.startswith("versions ")},
-        reports=[(f"reports/{name}.html", title, reports[name]) for name, title in titles.items()],
-        exactness=_exactness(folder, reports),
+        reports=[(f"reports/{name}.html", title, _state(params, name, reports)) for name, title in titles.items()],
+        exactness=_exactness(folder, reports, params),
         **_measured(params, folder, reports),
     )
 
@@ -84,7 +87,9 @@ def _measured(params: StudyParams, folder: Path, reports: dict[str, bool]) -> di
         "groups": _groups(headline, params, reports),
         "headline": table_html(tables.speedup_table(headline), "The headline setting"),
         "transformers": findings.finding_transformers(over_transformers) if len(over_transformers) else None,
-        "troubles": table_html(troubles, "What failed, was skipped or ran throttled") if len(troubles) else None,
+        "troubles": table_html(troubles, "What failed, was skipped, ran throttled or drifted")
+        if len(troubles)
+        else None,
         "num_troubles": len(troubles),
         "counts": f"{rows['cell_id'].nunique()} cells, {len(rows)} rows",
     }
@@ -128,7 +133,7 @@ def _cards(line: Any, baseline: Any, here: pd.DataFrame, params: StudyParams) ->
             f"{latency}#which-drafted-tokens-survive",
         ),
     ]
-    column = memory_column(here)
+    column = metrics.memory_column(here)
     if pd.notna(memory := getattr(line, column)):
         without = f", {getattr(baseline, column) / GIB:.2f} GiB without" if baseline else ""
         place = "on the device" if column == "peak_memory_allocated_bytes" else "of the process"
@@ -148,17 +153,27 @@ def _card(name: str, value: str, detail: str, link: str) -> Card:
     return {"name": name, "value": value, "detail": detail, "link": link}
 
 
-def _exactness(folder: Path, reports: dict[str, bool]) -> Card:
+def _state(params: StudyParams, name: str, reports: dict[str, bool]) -> str:
+    """Whether a report is there; if not, why."""
+    if reports[name]:
+        return "there"
+    return RANDOM if params.weights == "random" and name == CORRECTNESS else "missing: this part did not run to its end"
+
+
+def _exactness(folder: Path, reports: dict[str, bool], params: StudyParams) -> Card:
     """The card of the exactness certificate, which is one only if the run wrote it."""
     path = folder / "exactness.json"
     certificate = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    link = "reports/01_correctness.html" if reports.get("01_correctness") else ""
+    link = f"reports/{CORRECTNESS}.html" if reports.get(CORRECTNESS) else ""
     if not (isinstance(certificate, dict) and isinstance(certificate.get("passed"), bool)):
-        detail = "This run wrote no certificate; its correctness report holds the tests that it ran."
+        detail = RANDOM if params.weights == "random" else "this run wrote no certificate"
         return _card("Exactness certificate", "none", detail, link)
-    sentence = str(certificate.get("sentence") or "The certificate says no more.")
-    word, tone = ("passed", "good") if certificate["passed"] else ("failed", "bad")
-    return _card("Exactness certificate", word, sentence, link) | {"tone": tone}
+    tests, failures = certificate.get("tests", []), certificate.get("failures", [])
+    if certificate["passed"]:
+        bias = max((test["detectable_bias"] for test in tests), default=math.nan)
+        detail = f"{len(tests)} tests of sampled output; a bias above {bias:.2g} would have shown in any"
+        return _card("Exactness certificate", "passed", detail, link) | {"tone": "good"}
+    return _card("Exactness certificate", "failed", "; ".join(failures), link) | {"tone": "bad"}
 
 
 def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
@@ -174,7 +189,7 @@ def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
     return summary | {
         "setting": f"{params.pair}, {params.dtype}",
         "groups": _groups(metrics.headline(metrics.speedups(rows), params), params, reports),
-        "exactness": _exactness(folder, reports),
+        "exactness": _exactness(folder, reports, params),
         "num_troubles": len(tables.trouble_table(rows)),
     }
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from specdec_lib.analysis import findings, metrics, plots, tables
+from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.config import StudyParams
 from specdec_lib.index import overview_page, write_page
 from specdec_lib.measure.results import read_results
+from specdec_lib.measure.step_costs import read_step_costs
 from specdec_lib.report import ROOT
 
 README = ROOT / "README.md"
@@ -39,7 +41,8 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
             raise ValueError(f"{source} is missing: run the study to its end before publishing it")
         (shutil.copytree if source.is_dir() else shutil.copy)(source, published / name)
     by_gamma = metrics.along(metrics.speedups(rows), params, "num_draft_tokens")
-    plots.speedup_figure(by_gamma, "num_draft_tokens").savefig(published / "speedup.png", dpi=160)
+    predicted = predicted_speedups(by_gamma, read_step_costs(folder))
+    plots.speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(published / "speedup.png", dpi=160)
     for root in (published.parent, published.parent.parent):
         write_page(root / "index.html", overview_page(root))
     README.write_text(readme, encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Any
 
 from specdec_lib.analysis import exactness
 from specdec_lib.config import StudyParams
-from specdec_lib.index import overview_page, run_page, write_page
+from specdec_lib.index import CORRECTNESS, overview_page, run_page, write_page
 from specdec_lib.measure.blocks import TERMINAL
 from specdec_lib.measure.lock import locked
 from specdec_lib.measure.results import writing
@@ -23,11 +23,10 @@ from specdec_lib.measure.results import writing
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 STUDY = {  # the notebooks of a run, in order, and what a link to each says
-    "01_correctness": "Correctness: is the output distribution untouched?",
+    CORRECTNESS: "Correctness: is the output distribution untouched?",
     "02_latency_sweep": "Latency: when does it pay, and by how much?",
     "03_cost_analysis": "Cost: what does a million tokens cost?",
 }
-CORRECTNESS = "01_correctness"  # says nothing of random weights
 COMPARISON = "04_gpu_comparison"  # of several runs, so no part of one
 PEERS = "05_peers"  # of make bench-peers, which is a run of its own
 LOCK = "run"  # beside the sweep's own, which a notebook run by hand takes too

@@ -1,9 +1,11 @@
 """A worker that real faults befall: `python faulty_worker.py FAULTS ...`, and then as `specdec_lib.measure.worker`.
 
-FAULTS is JSON: for the name of a cell, what happens to the process when it decodes it.
+FAULTS is JSON: for the name of a cell, what happens to the process when it decodes it; for "machine", what happens when
+it has run all cells and measures the machine.
 """
 
 import ctypes
+import faulthandler
 import json
 import os
 import resource
@@ -39,16 +41,11 @@ def out_of_memory():
         resource.setrlimit(resource.RLIMIT_AS, unlimited)
 
 
-def leave():
-    print("a native library gave up", file=sys.stderr, flush=True)
-    os._exit(7)
-
-
-FAULTS = {fault.__name__: fault for fault in (killed, segfault, hang, out_of_memory, leave)}
+FAULTS = {fault.__name__: fault for fault in (killed, segfault, hang, out_of_memory)}
 
 
 def befall(faults):
-    """Let `faults` happen, each in the decoding of its cell."""
+    """Let `faults` happen, each in its place."""
     real = BlockRunner._decode
 
     def decode(self, cell, *arguments, **keywords):
@@ -57,8 +54,11 @@ def befall(faults):
         return real(self, cell, *arguments, **keywords)
 
     BlockRunner._decode = decode
+    if fault := faults.get("machine"):
+        worker.measure_machine = lambda *_: FAULTS[fault]()
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     befall(json.loads(sys.argv[1]))
     sys.exit(worker.main(sys.argv[2:]))

@@ -72,6 +72,18 @@ def synthetic_rows(params: StudyParams | None = None) -> pd.DataFrame:
     return as_read_back(rows)
 
 
+def step_costs(host_ms: float = 0.0) -> pd.DataFrame:
+    """The step costs behind `synthetic_rows`, which has no costs beside target and draft."""
+    rows = []
+    for tokens in range(1, 10):
+        rows.append(("target", tokens, TARGET_MS + VERIFY_MS * (tokens - 1)))
+        rows.append(("draft", tokens, DRAFT_MS * tokens))
+        rows.append(("ngram", tokens, 0.1 * tokens))
+        rows.append(("sampling", tokens, host_ms))
+    table = pd.DataFrame(rows, columns=["model", "num_tokens", "ms"])
+    return table.assign(batch_size=1, context_tokens=110, temperature=np.nan)
+
+
 def as_read_back(rows: list[dict[str, object]]) -> pd.DataFrame:
     """The table as `read_results` returns it from disk."""
     table = pa.table({field.name: [row.get(field.name) for row in rows] for field in SCHEMA}, schema=SCHEMA)
@@ -123,6 +135,7 @@ def _row(params, rng, *, method, gamma, temperature, batch, prompt, length, grou
         "process_peak_rss_bytes": int((1.1 + 0.02 * batch + 0.05 * (method == "draft")) * 2**30),
         "gpu_utilization_percent": None, "energy_joules_per_token": None, "throttled": None,
         "throttle_reasons": None, "sm_clock_mhz": None, "foreign_processes": None, "telemetry_note": None,
+        "drifted": None,
         "cost_usd_per_million_tokens": None,
     }  # fmt: skip
 

@@ -5,17 +5,26 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from synthetic_rows import synthetic_rows
 from transformers import AutoConfig
 
-from specdec_lib.analysis.calibration_error import error_table, finding_error, fit
+from specdec_lib.analysis.calibration_error import AIM, error_table, finding_error, fit
 from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, speculative_step
 from specdec_lib.hardware.catalog import load_models
-from specdec_lib.measure.calibration import Calibration, calibrate, read_calibration, write_calibration
+from specdec_lib.measure import calibration as calibration_module
+from specdec_lib.measure.calibration import (
+    Calibration,
+    attention_rates,
+    calibrate,
+    read_calibration,
+    write_calibration,
+)
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shape import ModelShape, known_shape
 
 SHAPE = ModelShape("m", 10**9, 10**8, 0, 0.0, 20, 16, 4, 64, 1024, 50_000)
 DRAFT = ModelShape("d", 10**8, 10**7, 0, 0.0, 2, 16, 4, 64, 1024, 50_000)
+FITTED = ("pass_seconds", "row_seconds", "draft_pass_seconds", "choose_seconds", "verify_seconds")
 
 
 def roofline(**changes):
@@ -59,17 +68,34 @@ def test_one_token_costs_its_bytes_and_many_cost_their_operations():
 
 
 def test_keys_and_values_of_a_long_context_are_read_too():
-    per_token = 2 * 20 * 4 * 64 * 2  # keys and values, layers, heads, width, bytes
-    longer = roofline().pass_(SHAPE, 8, 1, 10_000) - roofline().pass_(SHAPE, 8, 1, 0)
-    assert longer == pytest.approx(8 * 10_000 * per_token / 1e12)
+    """Once for all tokens of a row, while every token computes with them."""
+    read = 8 * 10_000 * 2 * 20 * 4 * 64 * 2 / 1e12  # rows, context, keys and values, layers, heads, width, bytes
+    computed = 8 * 10_000 * 2 * 20 * 16 * 64 * 2 / 1e14  # the same with all heads, multiplied and added
+    for tokens in (1, 5):
+        longer = roofline().pass_(SHAPE, 8, tokens, 10_000) - roofline().pass_(SHAPE, 8, tokens, 0)
+        assert longer == pytest.approx(read + tokens * computed)
+
+
+def test_keys_and_values_are_read_at_their_own_rate_where_that_was_measured():
+    slow = replace(roofline(), cache_bytes_per_second=1e11)
+    longer = [each.pass_(SHAPE, 8, 1, 10_000) - each.pass_(SHAPE, 8, 1, 0) for each in (roofline(), slow)]
+    assert longer[1] - longer[0] == pytest.approx(9 * 8 * 10_000 * 2 * 20 * 4 * 64 * 2 / 1e12)
+
+
+def test_a_draft_that_a_cache_holds_is_read_from_memory_once_a_step():
+    warm = replace(roofline(), draft_matrix_seconds=lambda shape, rows: roofline().matrix_seconds(shape, rows) / 4)
+    once = roofline().propose(DRAFT, 1, 1, 0)
+    assert warm.propose(DRAFT, 1, 1, 0) == once
+    again = roofline().matrix_seconds(DRAFT, 1)
+    assert roofline().propose(DRAFT, 1, 5, 0) - warm.propose(DRAFT, 1, 5, 0) == pytest.approx(4 * again * 3 / 4)
 
 
 def test_starts_add_to_the_work_or_hide_behind_it():
-    starts = {"call_seconds": 1e-5, "calls_per_layer": 20}
+    starts = {"call_seconds": 1e-6, "calls_per_layer": 20}
     machine = Machine("m", roofline().matrix_seconds, 1e12, 1e14, 2.0, **starts)
-    hidden = Machine("m", roofline().matrix_seconds, 1e12, 1e14, 2.0, overlapped=True, **starts)
-    assert machine.pass_(SHAPE, 1, 1, 0) == pytest.approx(2.2e-3 + 4e-3)
-    assert hidden.pass_(SHAPE, 1, 1, 0) == pytest.approx(4e-3)
+    assert machine.pass_(SHAPE, 1, 1, 0) == pytest.approx(2.2e-3 + 0.4e-3)
+    for host, expected in ((2e-4, 4e-3), (2e-5, 2.6e-3)):  # a slow host is waited for, a fast one hidden by the work
+        assert replace(machine, host_layer_seconds=host).pass_(SHAPE, 1, 1, 0) == pytest.approx(expected)
 
 
 def test_speculation_stops_paying_where_verification_costs():
@@ -91,12 +117,12 @@ def synthetic_calibration():
 
 
 def synthetic_costs():
-    """What an engine on that machine would measure, with an overhead of its own: 3 ms a pass, and 0.1 ms by rows."""
+    """What an engine on that machine would measure, with an overhead of its own: 3 ms a pass, and 0.1 ms a row."""
     machine = calibrated_machine(synthetic_calibration())
     rows = []
     for batch in (1, 4):
         for tokens in range(1, 17):
-            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + 3 + 0.1 * (batch * tokens) ** 0.5}
+            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + 3 + 0.1 * batch * tokens}
             ms["sampling"] = machine.sampling(SHAPE, batch, tokens) * 1e3 + (0.4 if tokens == 1 else 0.7)
             ms["draft"] = machine.propose(DRAFT, batch, tokens, 64, 2) * 1e3 + 0.5 * (tokens + 1)
             rows += [(model, batch, 64, tokens, np.nan, value) for model, value in ms.items()]
@@ -105,7 +131,7 @@ def synthetic_costs():
 
 def test_a_fit_at_batch_1_and_one_gamma_finds_the_overhead_and_predicts_the_rest():
     costs = synthetic_costs()
-    model = fit(synthetic_calibration(), costs, num_draft_tokens=4)
+    model = fit(synthetic_calibration(), costs, synthetic_rows(), num_draft_tokens=4)
     assert model.machine.pass_seconds == pytest.approx(3e-3)
     assert model.machine.row_seconds == pytest.approx(1e-4)
     assert model.machine.draft_pass_seconds == pytest.approx(0.5e-3)
@@ -114,11 +140,50 @@ def test_a_fit_at_batch_1_and_one_gamma_finds_the_overhead_and_predicts_the_rest
     )
 
 
-def test_the_error_table_says_what_the_fit_had_seen():
-    from synthetic_rows import synthetic_rows
+def test_the_fit_looks_at_nothing_but_batch_1_and_one_gamma():
+    """All other costs doubled, all other rows dropped: the same model."""
+    costs, rows = synthetic_costs(), synthetic_rows()
+    seen = (costs["batch_size"] == 1) & (
+        costs["num_tokens"].isin([1, 5]) | ((costs["model"] == "draft") & (costs["num_tokens"] == 4))
+    )
+    others = costs.assign(ms=costs["ms"].where(seen, 2 * costs["ms"]))
+    few = rows[(rows["batch_size"] == 1) & (rows["method"] == "autoregressive") & rows["prompt_tokens"].isna()]
+    full, blind = (fit(synthetic_calibration(), *given, 4) for given in ((costs, rows), (others, few)))
+    for name in FITTED:
+        assert getattr(blind.machine, name) == pytest.approx(getattr(full.machine, name))
+    assert blind.slowdown == full.slowdown
 
+
+def test_costs_that_belong_to_other_points_are_not_predicted():
+    """The known-bad twin: the same table with its measured passes shuffled. By luck, 1 of 32 points falls in place."""
     costs = synthetic_costs()
-    errors = error_table(fit(synthetic_calibration(), costs, 4), costs, synthetic_rows())
+    model = fit(synthetic_calibration(), costs, synthetic_rows(), 4)
+    target = costs["model"] == "target"
+    shuffled = costs.copy()
+    shuffled.loc[target, "ms"] = np.random.default_rng(0).permutation(costs.loc[target, "ms"])
+    share = {}
+    for name, table in (("as measured", costs), ("shuffled", shuffled)):
+        errors = error_table(model, table, synthetic_rows())
+        passes = errors[(errors["quantity"] == "verification pass") & (errors["sample"] == "out of sample")]
+        share[name] = (passes["error"].abs() <= AIM).mean()
+    assert share["as measured"] == 1
+    assert share["shuffled"] < 0.5
+
+
+def test_every_point_has_the_interval_of_its_measurement():
+    """Nine times of a pass, 1 to 9 ms: their median is 5, and lies between the second and the eighth of them."""
+    costs = synthetic_costs().assign(samples_ms=[[float(ms) for ms in range(1, 10)]] * len(synthetic_costs()))
+    errors = error_table(fit(synthetic_calibration(), costs, synthetic_rows(), 4), costs, synthetic_rows())
+    passes = errors[errors["quantity"] == "verification pass"]
+    assert set(zip(passes["measured_ms_low"], passes["measured_ms_high"], strict=True)) == {(2, 8)}
+    lines = errors[errors["quantity"] != "verification pass"]
+    assert (lines["measured_ms_low"] < lines["measured_ms"]).all()
+    assert (lines["measured_ms"] < lines["measured_ms_high"]).all()
+
+
+def test_the_error_table_says_what_the_fit_had_seen():
+    costs = synthetic_costs()
+    errors = error_table(fit(synthetic_calibration(), costs, synthetic_rows(), 4), costs, synthetic_rows())
     passes = errors[errors["quantity"] == "verification pass"]
     assert passes["error"].abs().max() < 1e-6
     assert passes[passes["sample"] == "fit"]["num_tokens"].tolist() == [1, 5]
@@ -137,7 +202,7 @@ def test_a_plain_draft_of_one_layer_is_no_head():
     """A head first reads all gamma + 1 tokens of the step before, a plain draft two: 8 rows cost more than 2."""
     plain = replace(synthetic_calibration(), draft=replace(DRAFT, num_layers=1))
     head = replace(plain, draft_is_head=True)
-    of_plain, of_head = (fit(each, synthetic_costs(), 4) for each in (plain, head))
+    of_plain, of_head = (fit(each, synthetic_costs(), synthetic_rows(), 4) for each in (plain, head))
     of_head = replace(of_head, machine=of_plain.machine)
     assert of_plain.propose(1, 7, 64) == of_plain.machine.propose(plain.draft, 1, 7, 64, 2)
     assert of_head.propose(1, 7, 64) > of_plain.propose(1, 7, 64)
@@ -155,7 +220,7 @@ def test_a_calibration_that_does_not_tell_heads_apart_is_refused(tmp_path):
 def test_a_fit_without_its_measurements_is_refused():
     costs = synthetic_costs()
     with pytest.raises(ValueError, match="no step cost at batch 1"):
-        fit(synthetic_calibration(), costs[costs["batch_size"] > 1], 4)
+        fit(synthetic_calibration(), costs[costs["batch_size"] > 1], synthetic_rows(), 4)
 
 
 def test_calibrating_a_toy_writes_what_reading_returns(tmp_path):
@@ -166,6 +231,26 @@ def test_calibrating_a_toy_writes_what_reading_returns(tmp_path):
     write_calibration(tmp_path, calibration)
     assert read_calibration(tmp_path) == calibration
     assert calibrated_machine(calibration).pass_(calibration.target, 1, 200, 10) > 0  # beyond what was measured
+
+
+def test_attention_that_cannot_be_measured_is_null_and_says_why():
+    """A toy attends to nothing, so that what its passes differ by is noise; one with few positions has no context."""
+    target = load_pair("toy").target
+    rates = attention_rates(target)
+    assert (rates.cache_bytes_per_second is None) == bool(rates.missing)
+    target.context_length = 100
+    assert attention_rates(target) == (None, None, "the model has no 580 positions")
+
+
+def test_attention_is_measured_from_what_longer_contexts_cost(monkeypatch):
+    """A pass takes 3 ns for each cached token that it reads, 1 ns for each that a token computes with, and 5 ms."""
+    target = load_pair("toy").target
+    batch = calibration_module.ATTENTION_BATCH
+    seconds = {(m, c): 5e-3 + batch * c * (3 + m) * 1e-9 for m in (1, 4) for c in (64, 576)}
+    monkeypatch.setattr(calibration_module, "_pass_seconds", lambda target: seconds)
+    rates, shape = attention_rates(target), ModelShape.of(target)
+    assert rates.cache_bytes_per_second == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
+    assert rates.operations_per_second == pytest.approx(shape.attention_operations(1) / 1e-9)
 
 
 def test_four_bits_in_groups_carry_their_scales():

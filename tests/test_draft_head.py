@@ -118,10 +118,12 @@ def test_refuses_missing_files(target: LanguageModel, folder: Path, tmp_path: Pa
         DraftHead.load(tmp_path / "nowhere", target)
 
 
-def test_refuses_truncated_weights(target: LanguageModel, folder: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_refuses_weights_that_are_not_those_of_its_config(damage, target: LanguageModel, folder: Path) -> None:
+    """Truncated, or with a single bit flipped, which a safetensors file does not notice."""
     weights = folder / WEIGHTS
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="damaged or incomplete"):
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(ValueError, match=r"is not the file that config.json beside it describes"):
         DraftHead.load(folder, target)
 
 

@@ -1,84 +1,121 @@
-"""Faults that really happen to a sweep of toys, and what is left of it: nothing finished is ever lost."""
+"""Faults that really happen to the worker of a sweep of toys: each costs one cell, and nothing finished is lost."""
 
-import json
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from toy_sweep import cell, cells_in, determined, faulty, toy_params
 
-from specdec_lib.config import load_params
+from specdec_lib.measure import worker
+from specdec_lib.measure.step_costs import read_step_costs
+from specdec_lib.measure.supervisor import run_blocks
 from specdec_lib.measure.sweep import run_sweep, run_sweep_here
 
-FAULTY_WORKER = str(Path(__file__).parent / "faulty_worker.py")
-DETERMINED = [  # the columns that the same study has the same, run where and when it may be
-    *("cell_id", "repetition", "status", "error", "evidence", "gpu", "device_name", "host", "engine", "pair"),
-    *("target_id", "draft_id", "method", "verification", "num_draft_tokens", "temperature", "top_k", "top_p"),
-    *("dtype", "compiled", "batch_size", "prompt_tokens", "max_new_tokens", "mean_prompt_tokens", "prompt_set"),
-    *("prompt_group", "prompt_ids", "category", "seed", "new_tokens", "steps", "drafted_tokens", "tested_tokens"),
-    *("accepted_tokens", "accepted_by_position", "tested_by_position", "acceptance_rate", "draft_efficiency"),
-    "mean_acceptance_length",
-]
-
-
-def determined(rows):
-    """The determined columns, each cell and repetition once: a baseline runs again beside a cell that does."""
-    lists = {name: rows[name].map(str) for name in ("accepted_by_position", "tested_by_position")}
-    return rows[DETERMINED].assign(**lists).drop_duplicates().reset_index(drop=True)
-
-
-@pytest.fixture(scope="module")
-def params():
-    small = {"num_draft_tokens": [4], "batch_sizes": [1], "repetitions": 2, "max_new_tokens": [8]}
-    return load_params("smoke").model_copy(update=small)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(params, tmp_path_factory):
-    return determined(run_sweep_here(params, tmp_path_factory.mktemp("undisturbed")))
-
-
-def cell(method, temperature, group):
-    gamma = " gamma=4" * (method != "autoregressive")
-    return f"specdec_lib {method}{gamma} T={temperature} batch=1 prompt=natural new=8 group={group}"
-
-
-def faulty(faults):
-    return (sys.executable, FAULTY_WORKER, json.dumps(faults))
-
-
-REASONS = {
+COMPILER = shutil.which("cc") or shutil.which("gcc")
+REASONS = {  # by the cell it happens to: the fault, and what the cell's row says of it
     cell("draft", 0, 0): ("killed", "killed by SIGKILL - perhaps for want of memory"),
     cell("ngram", 0, 1): ("segfault", "killed by SIGSEGV - a crash in native code"),
-    cell("autoregressive", 1, 0): ("hang", "stopped: it passed its time limit of 3 s"),
+    cell("autoregressive", 1, 0): ("hang", "passed its time limit of 3 s and was stopped"),
     cell("draft", 1, 0): ("out_of_memory", "RuntimeError: [enforce fail at alloc_cpu.cpp"),
-    cell("draft", 1, 1): ("leave", "ended with exit code 7: a native library gave up"),
 }
 
 
 @pytest.fixture(scope="module")
-def disturbed(params, tmp_path_factory):
-    """The folder and the table after one sweep in which a different fault befalls each of five cells."""
+def undisturbed(tmp_path_factory):
+    return determined(run_sweep_here(toy_params(), tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory):
+    """The folder and the table after a sweep in which a fault happens to each of four cells, and one afterwards."""
     folder = tmp_path_factory.mktemp("disturbed")
-    faults = {name: fault for name, (fault, _) in REASONS.items()}
-    return folder, run_sweep(params, folder, limit_s=3, command=faulty(faults))
+    faults = {name: fault for name, (fault, _) in REASONS.items()} | {"machine": "killed"}
+    return folder, run_sweep(toy_params(), folder, limit_s=3, command=faulty(faults))
 
 
+@pytest.mark.slow
 def test_each_fault_costs_one_cell_which_says_why_and_the_sweep_goes_on(disturbed, undisturbed):
+    """Killed, crashed in native code, hanging with Python's lock held, and out of memory under a real limit."""
     _, rows = disturbed
     failed = rows[rows["status"] == "failed"]
-    names = {(line.method, line.temperature, line.prompt_group): line.error for line in failed.itertuples()}
-    assert len(failed) == len(names) == len(REASONS)
-    for name, (_, reason) in REASONS.items():
-        (found,) = [error for key, error in names.items() if cell(key[0], int(key[1]), key[2]) == name]
-        assert found.startswith(reason)
+    said = {cell(line.method, int(line.temperature), line.prompt_group): line.error for line in failed.itertuples()}
+    assert len(failed) == len(REASONS)
+    assert {name: error.startswith(REASONS[name][1]) for name, error in said.items()} == dict.fromkeys(REASONS, True)
     assert failed["tpot_ms"].isna().all()
     assert set(rows["cell_id"]) == set(undisturbed["cell_id"])
 
 
-def test_after_faults_the_same_command_completes_the_undisturbed_table(disturbed, undisturbed, params, capsys):
+@pytest.mark.slow
+def test_a_worker_that_dies_after_its_cells_costs_the_machine_s_measurements_only(disturbed):
+    folder, rows = disturbed
+    assert read_step_costs(folder).empty
+    assert (rows["status"] == "ok").sum() == 2 * (12 - len(REASONS))
+
+
+@pytest.mark.slow
+def test_after_faults_the_same_command_completes_the_undisturbed_table(disturbed, undisturbed):
+    """Only the cells of disturbed blocks run again; rows of one process have one run id and are paired by it."""
     folder, before = disturbed
-    rows = run_sweep(params, folder)
+    whole = before[(before["status"] == "ok") & (before["temperature"] == 1) & (before["prompt_group"] == 1)]
+    files = cells_in(folder)
+    rows = run_sweep_here(toy_params(), folder)
     assert determined(rows).equals(undisturbed)
-    whole = before[before["status"] == "ok"]
-    kept = set(whole["run_id"]) & set(rows["run_id"])
-    assert kept, "what had finished was not run again"
+    assert not read_step_costs(folder).empty
+    assert whole["cell_id"].nunique() == 3
+    assert all(cells_in(folder)[f"{name}.json"] == files[f"{name}.json"] for name in whole["cell_id"])
+    paired = rows.groupby(["temperature", "prompt_group", "run_id", "repetition"])["method"].agg(set)
+    assert all("autoregressive" in methods for methods in paired)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="the clock is replaced by a library of its own")
+def test_a_clock_that_jumps_backwards_changes_no_duration(undisturbed, tmp_path, monkeypatch):
+    """In the worker every look at the time of day shows an hour less than the one before."""
+    library = tmp_path / "clock.so"
+    source = Path(__file__).parent / "stub_clock" / "backwards.c"
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    backwards = "import time; print(time.time() > time.time() + 3000)"
+    assert subprocess.run([sys.executable, "-c", backwards], capture_output=True, check=True).stdout == b"True\n"
+    rows = run_sweep(toy_params(), tmp_path / "out")
+    assert determined(rows).equals(undisturbed)
+    assert (rows[["ttft_ms", "tpot_ms", "tokens_per_second"]] > 0).all().all()
+    assert all(0 <= ms < 60e3 for steps in rows["step_ms"] for ms in steps)
+
+
+def ends(code):
+    """What starts a "worker" that ends before its first cell."""
+    return (sys.executable, "-c", code)
+
+
+def test_workers_that_cannot_even_load_end_the_sweep_with_one_error(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^two workers .* before their first cell: killed by SIGKILL"):
+        run_blocks(toy_params(), tmp_path, command=ends("import os; os.kill(os.getpid(), 9)"))
+    with pytest.raises(RuntimeError, match=r"first cell: ended with exit code 7: no such library$"):
+        run_blocks(
+            toy_params(), tmp_path, command=ends("import sys; print('no such library', file=sys.stderr); sys.exit(7)")
+        )
+
+
+def test_a_study_that_cannot_run_is_refused_in_the_words_of_the_worker(tmp_path, capsys):
+    """The worker says why in one line and ends with a code of its own, which is not tried a second time."""
+    order = worker.Order(toy_params().model_copy(update={"device_name": "H100"}), tmp_path)
+    assert worker.main([order.to_json()]) == worker.REFUSED
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    with pytest.raises(ValueError, match="needs a device whose name contains 'H100', but this machine has") as refusal:
+        run_blocks(toy_params(), tmp_path, command=ends(f"import os; os.write(2, {said.encode()!r}); os._exit(2)"))
+    assert said == f"error: {refusal.value}\n"
+
+
+def test_every_line_of_the_fault_table_names_a_test_that_exists():
+    tests = Path(__file__).parent
+    table = tests.parent / "specdec_lib" / "measure" / "FAULTS.md"
+    lines = [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][2:]
+    links = [re.findall(r"\[`(test_\w+)`\]\(\.\./\.\./tests/(test_\w+\.py)\)", line) for line in lines]
+    assert all(found or "the same test" in line for line, found in zip(lines, links, strict=True))
+    for name, file in {link for found in links for link in found}:
+        assert f"def {name}(" in (tests / file).read_text(encoding="utf-8")

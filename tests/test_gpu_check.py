@@ -34,6 +34,7 @@ def test_a_cpu_passes_all_that_needs_no_gpu_and_says_why_the_rest_is_skipped():
     assert "the wrong one is rejected" in found["sampled exactness"].detail
     assert found["float32, model as it is"].outcome == "pass"
     assert "has nothing compiled for toy" in found["float32, compiled"].detail
+    assert found["graph capture"].detail == "no CUDA device"
     assert "no NVIDIA driver" in found["telemetry"].detail
     assert found["peak memory"].outcome == "skipped"
 

@@ -9,6 +9,7 @@ PACKAGE = Path(specdec_lib.__file__).parent
 LAYERS = [
     "config",
     "facts",
+    "transcript_html",
     "hardware",
     "kernels",
     "models",
@@ -19,6 +20,7 @@ LAYERS = [
     "index",
     "report",
     "publish",
+    "audit",
     "gpu_check",
     "__main__",
 ]

@@ -7,9 +7,10 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from synthetic_rows import study, synthetic_rows
+from synthetic_rows import step_costs, study, synthetic_rows
 
 from specdec_lib.analysis import cost, cost_plots, findings, metrics, plots, show, style, tables
+from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.decoding.result import DecodeResult
 
 PARAMS = study()
@@ -32,8 +33,9 @@ def along(axis):
     return metrics.along(LINES, PARAMS, axis)
 
 
+PREDICTED = predicted_speedups(along("num_draft_tokens"), step_costs())
 FIGURES = {
-    "speedup by gamma": lambda: plots.speedup_figure(along("num_draft_tokens"), "num_draft_tokens"),
+    "speedup by gamma": lambda: plots.speedup_figure(along("num_draft_tokens"), "num_draft_tokens", PREDICTED),
     "speedup by prompt length": lambda: plots.speedup_figure(along("prompt_tokens"), "prompt_tokens"),
     "tpot by batch size": lambda: plots.tpot_figure(along("batch_size")),
     "memory by batch size": lambda: plots.memory_figure(along("batch_size")),
@@ -46,7 +48,7 @@ FIGURES = {
 FINDINGS = {
     "speedup by gamma": lambda: findings.finding_speedup(along("num_draft_tokens"), "num_draft_tokens"),
     "speedup by prompt length": lambda: findings.finding_speedup(along("prompt_tokens"), "prompt_tokens"),
-    "best gamma": lambda: findings.finding_gamma(along("num_draft_tokens")),
+    "best gamma": lambda: findings.finding_gamma(along("num_draft_tokens"), PREDICTED),
     "crossover": lambda: findings.finding_crossover(along("batch_size")),
     "latency against cost": lambda: findings.finding_pareto(OWN_COSTS),
     "tokens over time": lambda: findings.finding_arrivals(CALL, BASE),

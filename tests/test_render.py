@@ -18,10 +18,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from synthetic_rows import study
 
 from specdec_lib.analysis.show import table_html
-from specdec_lib.decoding.transcript import Transcript, TranscriptToken
 from specdec_lib.index import run_page
 from specdec_lib.render import clean, mathml, render_page
 from specdec_lib.report import NOTEBOOKS, STUDY
+from specdec_lib.transcript_html import Transcript, TranscriptToken
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")

@@ -123,7 +123,7 @@ def test_index_shows_headline_environment_and_escapes(finished_run):
     assert "Over transformers.generate" in index
     assert "&lt;script&gt;alert(1)" in index
     assert "<script" not in index
-    assert "No cell failed, was skipped or ran throttled" in index
+    assert "No cell failed, was skipped, ran throttled or drifted" in index
 
 
 def test_cards_answer_and_link_to_the_report_that_exists(finished_run):
@@ -140,11 +140,20 @@ def test_cards_answer_and_link_to_the_report_that_exists(finished_run):
 @pytest.mark.parametrize(("certificate", "shown"), [(None, "none"), (True, "passed"), (False, "failed")])
 def test_the_exactness_card_says_what_the_certificate_says(finished_run, certificate, shown):
     if certificate is not None:
-        text = json.dumps({"passed": certificate, "sentence": "All <tests> were run."})
-        (finished_run / "exactness.json").write_text(text)
+        tests = [{"detectable_bias": 0.05}, {"detectable_bias": 0.193}]
+        record = {"passed": certificate, "tests": tests, "failures": [] if certificate else ["law: <draft> is biased"]}
+        (finished_run / "exactness.json").write_text(json.dumps(record))
     index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
     assert f">{shown}</strong>" in index
-    assert ("All &lt;tests&gt; were run." in index) == (certificate is not None)
+    assert ("2 tests of sampled output; a bias above 0.19 would have shown in any" in index) == (certificate is True)
+    assert ("law: &lt;draft&gt; is biased" in index) == (certificate is False)
+
+
+def test_exactness_does_not_apply_to_random_weights_and_nothing_is_called_missing_for_it(finished_run):
+    random = PARAMS.model_copy(update={"weights": "random", "accepted_per_step": [2]})
+    index = report.write_index(random, finished_run).read_text(encoding="utf-8")
+    assert index.count("does not apply: random weights") == 2  # the report and the certificate
+    assert index.count("missing: this part did not run to its end") == 2  # the other two reports
 
 
 @pytest.mark.parametrize(
@@ -177,5 +186,5 @@ def test_index_lists_failed_cells_with_their_reason(finished_run):
     rows.loc[:2, ["status", "error"]] = ["failed", "OutOfMemoryError: <20 GiB>"]
     rows.to_parquet(finished_run / "results.parquet")
     index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
-    assert "3 rows failed, skipped or throttled" in index
+    assert "3 rows failed, skipped, throttled or drifted" in index
     assert "OutOfMemoryError: &lt;20 GiB&gt;" in index

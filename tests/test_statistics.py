@@ -1,11 +1,13 @@
-"""Geometric means and their intervals."""
+"""Geometric means and medians, and their intervals."""
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec_lib.analysis.statistics import geometric_mean
+from specdec_lib.analysis.statistics import geometric_mean, median_interval
 
 
 def seeded():
@@ -64,3 +66,19 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         covered_by_twin += abs(np.log(1.3 / estimate.value)) <= half
     assert covered >= 126
     assert covered_by_twin < 126
+
+
+@pytest.mark.parametrize("count", [6, 9, 18, 50])
+def test_the_interval_of_a_median_is_as_wide_as_95_percent_need_and_no_wider(count):
+    """The chance that so few values lie below the median, counted: a coin thrown `count` times."""
+    low, high = median_interval(range(1, count + 1))  # the values are their own ranks
+    assert low + high == count + 1
+
+    def missed(rank):
+        return 2 * sum(math.comb(count, below) for below in range(rank)) / 2**count
+
+    assert missed(int(low)) <= 0.05 < missed(int(low) + 1)
+
+
+def test_five_values_have_no_interval_of_their_median():
+    assert all(math.isnan(end) for end in median_interval([1.0, 2.0, 3.0, 4.0, 5.0]))

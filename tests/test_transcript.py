@@ -6,9 +6,9 @@ import torch
 from specdec_lib import NgramProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
 from specdec_lib.decoding.proposers import ModelProposer
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.transcript import Recording, Transcript, TranscriptToken, transcript
-from specdec_lib.decoding.transcript_html import transcript_html
+from specdec_lib.decoding.transcript import Recording, transcript
 from specdec_lib.facts import facts_table, visible
+from specdec_lib.transcript_html import Transcript, TranscriptToken, transcript_html
 
 PAIR = load_pair("toy")
 PROMPTS = [torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6, 7, 8])]

@@ -1,9 +1,8 @@
 """From the formula to the measured speedup: the stages of rows whose every cost is known."""
 
 import numpy as np
-import pandas as pd
 import pytest
-from synthetic_rows import DRAFT_MS, TARGET_MS, VERIFY_MS, study, synthetic_rows
+from synthetic_rows import DRAFT_MS, TARGET_MS, step_costs, study, synthetic_rows
 
 from specdec_lib.analysis import waterfall_plots
 from specdec_lib.analysis.theory import walltime_improvement
@@ -12,21 +11,9 @@ from specdec_lib.analysis.waterfall import STAGES, waterfall
 PARAMS = study(batch_sizes=[1], prompt_tokens=[0], max_new_tokens=[96], compare_transformers=False)
 
 
-def costs(host_ms=0.0):
-    """The step costs behind `synthetic_rows`, which has no costs beside target and draft."""
-    rows = []
-    for tokens in range(1, 10):
-        rows.append(("target", tokens, TARGET_MS + VERIFY_MS * (tokens - 1)))
-        rows.append(("draft", tokens, DRAFT_MS * tokens))
-        rows.append(("ngram", tokens, 0.1 * tokens))
-        rows.append(("sampling", tokens, host_ms))
-    table = pd.DataFrame(rows, columns=["model", "num_tokens", "ms"])
-    return table.assign(batch_size=1, context_tokens=64, temperature=np.nan)
-
-
 @pytest.fixture(scope="module")
 def stages():
-    return waterfall(synthetic_rows(PARAMS), costs())
+    return waterfall(synthetic_rows(PARAMS), step_costs())
 
 
 def test_every_speculative_line_has_every_stage(stages):
@@ -52,7 +39,7 @@ def test_the_drafting_stage_is_theorem_3_8_of_the_tokens_as_emitted(stages):
 
 
 def test_a_cost_that_was_not_measured_leaves_the_rest_undefined():
-    known = costs()
+    known = step_costs()
     stages = waterfall(synthetic_rows(PARAMS), known[known["model"] != "sampling"])
     assert stages["host_cost"].isna().all()
     assert stages["unexplained"].isna().all()
@@ -60,7 +47,7 @@ def test_a_cost_that_was_not_measured_leaves_the_rest_undefined():
 
 
 def test_a_run_whose_costs_could_not_be_measured_still_has_its_formula():
-    stages = waterfall(synthetic_rows(PARAMS), costs().iloc[:0])
+    stages = waterfall(synthetic_rows(PARAMS), step_costs().iloc[:0])
     assert stages["iid"].notna().all()
     assert "were not measured here" in waterfall_plots.finding_waterfall(stages)
     waterfall_plots.waterfall_figure(stages.head(2))

@@ -21,5 +21,5 @@ def calibrated_errors(run: Run) -> tuple[str, pd.DataFrame]:
         return f"not calibrated: {error}", pd.DataFrame(columns=COLUMNS)
     timed = set(costs.loc[costs["model"] == "draft", "num_tokens"])
     gamma = max((gamma for gamma in run.params.num_draft_tokens if gamma in timed), default=max(timed))
-    errors = error_table(fit(calibration, costs, gamma), costs, run.rows)
+    errors = error_table(fit(calibration, costs, run.rows, gamma), costs, run.rows)
     return f"fitted with γ = {gamma}. {finding_error(errors)}", errors

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis import metrics
+from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.gpu_predictions import predict
 from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
-from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price
+from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price, usd_per_million_tokens
 from specdec_lib.measure.results import read_results
 from specdec_lib.models.random_pair import PAIR_MODELS
 
@@ -102,9 +103,9 @@ def absent_presets(runs: Iterable[Run], gpus: Sequence[str] = ()) -> list[StudyP
     return [params for params in known if params.device == "cuda" and params.pair in PAIR_MODELS]
 
 
-def headlines_if_captured(presets: Iterable[StudyParams]) -> pd.DataFrame:
-    """The predicted headlines if the library captured its passes in CUDA graphs, which it does not."""
-    tables = [_predicted_headline(params, predict(params, price(params.price), start="graph")) for params in presets]
+def headlines_if_eager(presets: Iterable[StudyParams]) -> pd.DataFrame:
+    """The predicted headlines if the host started one kernel after another, instead of replaying captured steps."""
+    tables = [_predicted_headline(params, predict(params, price(params.price), start="eager")) for params in presets]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIDE_BY_SIDE)
 
 
@@ -156,9 +157,8 @@ def pareto(lines: pd.DataFrame) -> pd.DataFrame:
     if "fits" in lines:
         lines = lines[lines["fits"].ne(False)]  # null where it was measured: what ran did fit
     lines = lines.sort_values(["tpot_ms", "usd_per_million_tokens"]).reset_index(drop=True)
-    cheaper = lines.groupby(["pair", "dtype", "evidence"])["usd_per_million_tokens"].cummin()
-    before = cheaper.groupby([lines["pair"], lines["dtype"], lines["evidence"]]).shift(fill_value=np.inf)
-    return lines.assign(on_front=lines["usd_per_million_tokens"] < before)
+    fronts = [on_front(group) for _, group in lines.groupby(["pair", "dtype", "evidence"])]
+    return lines.assign(on_front=pd.concat(fronts) if fronts else False)
 
 
 def price_break_even(lines: pd.DataFrame) -> pd.DataFrame:
@@ -234,14 +234,14 @@ def _product(environment: dict[str, object], device: str) -> str:
 def _measured(run: Run) -> pd.DataFrame:
     lines = run.lines
     lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["tokens_per_second"].notna()]
-    on_device = lines["peak_memory_allocated_bytes"].notna().any()
-    memory = "peak_memory_allocated_bytes" if on_device else "process_peak_rss_bytes"
     return lines.assign(
         gpu=run.params.gpu,
         product=run.product,
-        memory_bytes=pd.to_numeric(lines[memory]).astype(float),
+        memory_bytes=pd.to_numeric(lines[metrics.memory_column(lines)]).astype(float),
         joules_per_token=lines["energy_joules_per_token"],
-        usd_per_million_tokens=run.price.usd_per_hour / 3600 / lines["tokens_per_second"] * 1e6,
+        usd_per_million_tokens=[
+            usd_per_million_tokens(rate, run.price.usd_per_hour) for rate in lines["tokens_per_second"]
+        ],
     ).reset_index(drop=True)
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from specdec_lib.analysis.comparison import price_break_even
 from specdec_lib.analysis.style import METHOD_NAMES, MUTED, in_house_style, new_figure
@@ -37,8 +38,10 @@ def crossover_figure(crossovers: pd.DataFrame) -> Figure:
             _draw_crossovers(axes, group, looks[name], len(looks), name)
         axes.set_title(f"{gpu} ({study['evidence'].iloc[0]})")
         axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_ylabel("batch size B*")
-    panels[-1].set_xlabel("number of draft tokens γ")
+    for axes in panels[-columns:]:
+        axes.set_xlabel("number of draft tokens γ")
     _legend(figure)
     return figure
 
@@ -68,10 +71,15 @@ def pareto_figure(lines: pd.DataFrame) -> Figure:
         ratios.plot(group["batch_size"], group["price_ratio"], color=color, marker=marker, markerfacecolor=face)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("time per output token (ms)")
     axes.set_ylabel("US dollars per million tokens")
     ratios.axhline(1, color=MUTED, linewidth=1.1)
     ratios.set_xscale("log", base=2)
+    ratios.xaxis.set_major_formatter("{x:g}")
     ratios.set_xlabel("batch size")
     ratios.set_ylabel("break-even price ratio, best γ")
     ratios.set_title("speculation saves money below its line", fontsize=9.5, color=MUTED)

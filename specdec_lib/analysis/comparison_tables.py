@@ -54,6 +54,7 @@ _BANDS = {
     "speedup": "95 % interval or band",
     "crossover_batch": "95 % interval or band",
     "predicted": "band",
+    "measured_ms": "95 % interval",
 }
 _BAND_COLUMNS = {"crossover_batch": "crossover"}
 
@@ -68,7 +69,7 @@ def readable(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
         if name in _BANDS and f"{stem}_low" in table:
             ends = zip(table[f"{stem}_low"], table[f"{stem}_high"], strict=True)
             made[_BANDS[name]] = [
-                UNDEFINED if pd.isna(low) else f"{_text(low, form)} to {_text(high, form)}" for low, high in ends
+                f"{_text(low, form)} to {_text(high, form)}" if low < high else UNDEFINED for low, high in ends
             ]
     return pd.DataFrame(made)
 

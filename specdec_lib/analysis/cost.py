@@ -5,25 +5,12 @@ from __future__ import annotations
 import pandas as pd
 
 from specdec_lib.analysis.metrics import LINE
-from specdec_lib.hardware.catalog import Price
+from specdec_lib.hardware.catalog import Price, usd_per_million_tokens
 
 
 def price_note(price: Price) -> str:
     """Whose price of an hour it is, and of which day."""
     return f"at ${price.usd_per_hour:g} an hour: {price.vendor}, {price.region}, read on {price.date}"
-
-
-def usd_per_million_tokens(tokens_per_second: float, usd_per_hour: float) -> float:
-    """Dollars for a million emitted tokens, prefill time included, on a device that does nothing else.
-
-    Raises:
-        ValueError: the rate is not positive, or the price is negative.
-    """
-    if not tokens_per_second > 0:
-        raise ValueError(f"tokens_per_second is {tokens_per_second}: give a measured positive rate")
-    if usd_per_hour < 0:
-        raise ValueError(f"usd_per_hour is {usd_per_hour}: give 0 or a positive price")
-    return usd_per_hour / 3600 / tokens_per_second * 1e6
 
 
 def cost_table(lines: pd.DataFrame, usd_per_hour: float) -> pd.DataFrame:
@@ -49,3 +36,15 @@ def cost_table(lines: pd.DataFrame, usd_per_hour: float) -> pd.DataFrame:
         )
         .reset_index(drop=True)
     )
+
+
+def on_front(lines: pd.DataFrame) -> pd.Series:
+    """Which lines no other beats in time per token and dollars at once (ties stay): the latency-cost Pareto front.
+
+    Args:
+        lines: columns `tpot_ms` and `usd_per_million_tokens`, both defined.
+    """
+    time, dollars = lines["tpot_ms"].to_numpy(float), lines["usd_per_million_tokens"].to_numpy(float)
+    no_worse = (time[:, None] <= time) & (dollars[:, None] <= dollars)  # [other, line]
+    better = (time[:, None] < time) | (dollars[:, None] < dollars)
+    return pd.Series(~(no_worse & better).any(axis=0), index=lines.index)

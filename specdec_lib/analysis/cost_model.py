@@ -1,14 +1,15 @@
 """What a decoding step costs: bytes and operations against what a machine can do. Every number here is predicted.
 
-A pass over `rows` = batch x tokens takes the time of its matrix products, of reading the cached keys and values, of
-starting its operations, and small terms that are fitted or assumed: the host's work, and work that grows by row.
+A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
+two small terms that are fitted or assumed: the host's work, and work that each row brings (norms, activations, logits).
+Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
 Matrix products come from a table measured by number of rows (`calibration`), or from a roofline: the longer of reading
 the weights and multiplying them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +19,6 @@ from specdec_lib.models.shape import ModelShape
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 2 * 2 / 32}  # int4: groups of 32
 VOCABULARY_PASSES = 12  # how often a step reads or writes each probability: softmax, its checks, residual, choice
-ROW_EXPONENT = (
-    0.5  # work beside products and attention grows slower than the rows; chosen on the embedded pair on a CPU
-)
 MatrixSeconds = Callable[[ModelShape, int], float]  # of all products of a pass over that many rows
 
 
@@ -33,24 +31,25 @@ class Machine:
     read_bytes_per_second: float
     operations_per_second: float  # of attention
     bytes_per_number: float  # of cached keys and values
-    call_seconds: float  # to start one operation
+    call_seconds: float  # between one operation and the next
     calls_per_layer: float
-    overlapped: bool = False  # the host starts operations while earlier ones run, so that the longer of both counts
+    cache_bytes_per_second: float | None = None  # of cached keys and values, where they are not read like all else
+    host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
     pass_seconds: float = 0.0  # the host's work for a pass of the target
-    row_seconds: float = 0.0  # of a pass of the target, times rows ** ROW_EXPONENT: neither product nor attention
+    row_seconds: float = 0.0  # of each row in a pass of the target, neither product nor attention
+    draft_matrix_seconds: MatrixSeconds | None = None  # of a draft's later passes, if a cache holds its weights by then
     draft_pass_seconds: float = 0.0  # the host's work for a pass of the draft; once more for the proposal as a whole
     choose_seconds: float = 0.0  # the host's work in a step of the baseline outside its pass
     verify_seconds: float = 0.0  # the same in a speculative step, outside target and draft
 
     def pass_(self, shape: ModelShape, batch: int, tokens: int, context: float) -> float:
         """Seconds of a pass over `tokens` tokens in each of `batch` rows behind `context` tokens, as the target."""
-        rows = self.row_seconds * (batch * tokens) ** ROW_EXPONENT
-        return self._bare(shape, batch, tokens, context) + self.pass_seconds + rows
+        return self._bare(shape, batch, tokens, context) + self.pass_seconds + self.row_seconds * batch * tokens
 
     def propose(self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2) -> float:
         """Seconds to draft with a model of this shape: the first pass reads `first` tokens a row, the others one."""
-        passes = [first] + [1] * (num_draft_tokens - 1)
-        bare = sum(self._bare(shape, batch, tokens, context) for tokens in passes)
+        again = self._bare(shape, batch, 1, context, self.draft_matrix_seconds)
+        bare = self._bare(shape, batch, first, context) + (num_draft_tokens - 1) * again
         choices = num_draft_tokens * self._probabilities(shape, batch)
         return bare + choices + (num_draft_tokens + 1) * self.draft_pass_seconds
 
@@ -66,16 +65,21 @@ class Machine:
         return host + self._probabilities(shape, batch * tokens)
 
     def _probabilities(self, shape: ModelShape, rows: int) -> float:
-        return rows * shape.vocab_size * 4 * VOCABULARY_PASSES / self.read_bytes_per_second
+        scored = shape.output_weights / shape.hidden_size
+        return rows * scored * 4 * VOCABULARY_PASSES / self.read_bytes_per_second
 
-    def _bare(self, shape: ModelShape, batch: int, tokens: int, context: float) -> float:
+    def _bare(
+        self, shape: ModelShape, batch: int, tokens: int, context: float, matrix_seconds: MatrixSeconds | None = None
+    ) -> float:
         """Products, attention and starts: what follows from counts alone."""
         cached = batch * context * shape.key_values_per_token() * self.bytes_per_number
         operations = batch * tokens * shape.attention_operations(context)
-        attention = max(cached / self.read_bytes_per_second, operations / self.operations_per_second)
+        reading = cached / (self.cache_bytes_per_second or self.read_bytes_per_second)
+        attention = reading + operations / self.operations_per_second
         starts = self.call_seconds * self.calls_per_layer * shape.num_layers
-        work = self.matrix_seconds(shape, batch * tokens) + attention
-        return max(work, starts) if self.overlapped else work + starts
+        products = (matrix_seconds or self.matrix_seconds)(shape, batch * tokens)
+        work = products + attention + starts
+        return max(work, self.host_layer_seconds * shape.num_layers)
 
 
 @dataclass(frozen=True)
@@ -143,27 +147,35 @@ def speculative_step(
 
 
 def calibrated_machine(calibration: Calibration) -> Machine:
-    """The machine that was measured, before anything of the engine's own overhead is fitted.
-
-    A product of fewer rows never costs more than one of more rows: what was measured so is noise, and is cut.
-    """
-    rows, measured = np.array(calibration.matrix_rows), np.array(calibration.matrix_seconds_per_weight)
-    per_weight = np.minimum.accumulate(measured[::-1])[::-1]
-    last_slope = max((per_weight[-1] - per_weight[-2]) / (rows[-1] - rows[-2]), 1e-18)
-
-    def matrix_seconds(shape: ModelShape, count: int) -> float:
-        beyond = max(count - rows[-1], 0) * last_slope
-        return float(np.interp(count, rows, per_weight) + beyond) * shape.weights_read(count)
-
+    """The machine that was measured, before anything of the engine's own overhead is fitted."""
+    rows, again = calibration.matrix_rows, calibration.draft_seconds_per_weight
+    matrix_seconds, last_slope = _from_table(rows, calibration.matrix_seconds_per_weight)
     return Machine(
         name=calibration.device_name,
         matrix_seconds=matrix_seconds,
+        draft_matrix_seconds=_from_table(rows, again)[0] if again else None,
         read_bytes_per_second=calibration.read_bytes_per_second,
-        operations_per_second=float(2 / last_slope),
+        operations_per_second=calibration.attention_operations_per_second or 2 / last_slope,
+        cache_bytes_per_second=calibration.cache_bytes_per_second,
         bytes_per_number=BYTES[calibration.dtype],
         call_seconds=calibration.call_seconds,
         calls_per_layer=calibration.calls_per_pass / calibration.target.num_layers,
     )
+
+
+def _from_table(rows: Sequence[int], seconds_per_weight: Sequence[float]) -> tuple[MatrixSeconds, float]:
+    """The time of all products of a pass from a measured table, and seconds per weight for each row beyond it.
+
+    A product of fewer rows never costs more than one of more rows: what was measured so is noise, and is cut.
+    """
+    per_weight = np.minimum.accumulate(np.array(seconds_per_weight)[::-1])[::-1]
+    slope = max(float((per_weight[-1] - per_weight[-2]) / (rows[-1] - rows[-2])), 1e-18)
+
+    def matrix_seconds(shape: ModelShape, count: int) -> float:
+        beyond = max(count - rows[-1], 0) * slope
+        return float(np.interp(count, rows, per_weight) + beyond) * shape.weights_read(count)
+
+    return matrix_seconds, slope
 
 
 def fitted(
@@ -178,6 +190,10 @@ def fitted(
 ) -> Machine:
     """The machine with the engine's overhead, from batch 1, one context, and decoding with one gamma only.
 
+    Five numbers are fitted: the host's work in a pass of the target, of the draft, in a choice and in a verification,
+    and the work of a row. The first two may be negative: an engine that computes a whole pass at once is spared the
+    starts that the products of the calibration, one by one, have paid for.
+
     Args:
         milliseconds: measured cost by model ("target", "draft", "sampling") and number of tokens, at batch 1.
         first: tokens that the draft's first pass reads.
@@ -185,7 +201,7 @@ def fitted(
     verified = num_draft_tokens + 1
     one = milliseconds("target", 1) / 1e3 - machine.pass_(target, 1, 1, context)
     many = milliseconds("target", verified) / 1e3 - machine.pass_(target, 1, verified, context)
-    row = (many - one) / (verified**ROW_EXPONENT - 1)
+    row = (many - one) / (verified - 1)
     drafting = milliseconds("draft", num_draft_tokens) / 1e3
     drafting -= machine.propose(draft, 1, num_draft_tokens, context, first)
     return replace(

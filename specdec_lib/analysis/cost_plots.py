@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.metrics import BASELINE
 from specdec_lib.analysis.plots import by_temperature, titled
-from specdec_lib.analysis.prediction import on_front
 from specdec_lib.analysis.style import (
     METHOD_COLORS,
     METHOD_MARKERS,
@@ -70,7 +70,7 @@ def pareto_figure(costs: pd.DataFrame, price_name: str) -> Figure:
     """
 
     def draw(axes: Axes, panel: pd.DataFrame) -> list[EndLabel]:
-        front = panel[on_front(panel["tpot_ms"], panel["usd_per_million_tokens"])].sort_values("tpot_ms")
+        front = panel[on_front(panel)].sort_values("tpot_ms")
         axes.plot(front["tpot_ms"], front["usd_per_million_tokens"], color=MUTED, linewidth=1, zorder=1)
         for method, points in panel.groupby("method"):
             style: dict[str, Any] = {"color": METHOD_COLORS[method], "marker": METHOD_MARKERS[method]}

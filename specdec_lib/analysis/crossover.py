@@ -42,7 +42,7 @@ def predicted_crossovers(lines: pd.DataFrame) -> pd.DataFrame:
         group = group.sort_values("batch_size")
         batches = group["batch_size"].to_numpy(float)
         value, low, high = (
-            _crossing(batches, np.log(group[name])) for name in ("speedup", "speedup_low", "speedup_high")
+            crossing(batches, np.log(group[name])) for name in ("speedup", "speedup_low", "speedup_high")
         )
         edges = {"smallest_batch": int(batches[0]), "largest_batch": int(batches[-1])}
         found.append(
@@ -76,11 +76,11 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
 def _crossover(by_batch: dict[int, np.ndarray], rng: np.random.Generator) -> dict[str, object]:
     batches = np.array(sorted(by_batch), dtype=float)
     logs = [by_batch[int(batch)] for batch in batches]
-    value = _crossing(batches, np.array([values.mean() for values in logs]))
+    value = crossing(batches, np.array([values.mean() for values in logs]))
     low = high = np.nan
     if min(map(len, logs)) >= LEAST_VALUES:
         resampled = [
-            _crossing(batches, np.array([rng.choice(values, len(values)).mean() for values in logs]))
+            crossing(batches, np.array([rng.choice(values, len(values)).mean() for values in logs]))
             for _ in range(RESAMPLES)
         ]
         low, high = np.quantile(np.clip(resampled, batches[0], batches[-1]), [0.025, 0.975])
@@ -90,7 +90,7 @@ def _crossover(by_batch: dict[int, np.ndarray], rng: np.random.Generator) -> dic
     }  # fmt: skip
 
 
-def _crossing(batches: np.ndarray, log_speedups: np.ndarray | pd.Series) -> float:
+def crossing(batches: np.ndarray, log_speedups: np.ndarray | pd.Series) -> float:
     """Where the curve first falls below 1: 0 if it starts there, infinity if it never does."""
     logs = np.asarray(log_speedups, dtype=float)
     below = np.flatnonzero(logs < 0)

@@ -113,7 +113,9 @@ def exported_draft(target: LanguageModel) -> PreTrainedModel:
     """The embedded pair's plain draft, by way of the checkpoint that `make draft-export` writes."""
     with tempfile.TemporaryDirectory() as folder:
         export_plain_draft(DRAFTS_FOLDER / EMBEDDED_DRAFTS["smollm2-135m-embedded-plain"], Path(folder), target)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=target.dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=target.dtype, use_safetensors=True, trust_remote_code=False
+        )
     return model.to(target.device).eval()
 
 

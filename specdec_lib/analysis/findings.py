@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
-from specdec_lib.analysis.metrics import BASELINE
-from specdec_lib.analysis.plots import GIB, memory_column
-from specdec_lib.analysis.prediction import crossings, on_front, predicted_speedups
+from specdec_lib.analysis.cost import on_front
+from specdec_lib.analysis.crossover import crossing
+from specdec_lib.analysis.metrics import BASELINE, memory_column
+from specdec_lib.analysis.plots import GIB
 from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.decoding.result import DecodeResult
 
@@ -31,13 +33,18 @@ def finding_speedup(lines: pd.DataFrame, axis: str) -> str:
     return f"Fastest of the points shown: {'; '.join(parts)}. {count}"
 
 
-def finding_gamma(lines: pd.DataFrame) -> str:
-    """The best gamma measured at each temperature, the one the formula would choose, and how far off it is at most."""
-    predicted = predicted_speedups(lines)
-    if predicted.empty:
-        return NOTHING
+def finding_gamma(lines: pd.DataFrame, predicted: pd.DataFrame) -> str:
+    """The best gamma measured at each temperature, the one the formula would choose, and how far off it is at most.
+
+    Args:
+        lines: from `metrics.along(lines, params, "num_draft_tokens")`.
+        predicted: from `prediction.predicted_speedups`.
+    """
+    known = predicted[predicted["speedup"].notna()]
+    if known.empty:
+        return finding_speedup(lines, "num_draft_tokens")
     keys = ["method", "temperature", "num_draft_tokens"]
-    both = lines.merge(predicted[[*keys, "speedup"]], on=keys, suffixes=("", "_predicted"))
+    both = lines.merge(known[[*keys, "speedup"]], on=keys, suffixes=("", "_predicted"))
     parts = []
     for temperature, group in both.groupby("temperature"):
         best = group.loc[group["speedup"].idxmax()]
@@ -62,14 +69,16 @@ def finding_crossover(lines: pd.DataFrame) -> str:
     for (temperature, method), curve in methods.groupby(["temperature", "method"]):
         curve = curve.sort_values("batch_size")
         values, speedup = curve["batch_size"].to_numpy(float), curve["speedup"].to_numpy(float)
-        where = crossings(values, speedup)
-        if where:
-            text = f"stops paying near batch size {where[0]:.2g}"
-        elif (speedup >= 1).all():
+        where = crossing(values, np.log(speedup))
+        if 0 < where < np.inf:
+            text = f"stops paying near batch size {where:.2g}"
+        elif where == np.inf:
             text = f"pays up to batch size {values[-1]:.0f}, where it is {with_interval(curve.iloc[-1])}"
         else:
             text = (
-                f"is slower from batch size {values[0]:.0f} on" if (speedup < 1).all() else "crosses 1 more than once"
+                f"is slower from batch size {values[0]:.0f} on"
+                if (speedup < 1).all()
+                else "pays at some larger batch only"
             )
         parts.append(f"{METHOD_NAMES[method]} at T = {temperature:g} {text}")
     return f"Crossover: {'; '.join(parts)}." if parts else NOTHING
@@ -79,7 +88,7 @@ def finding_pareto(costs: pd.DataFrame) -> str:
     """Which settings no other beats in latency and cost at once, and how many of them speculate."""
     parts = []
     for temperature, group in costs.groupby("temperature"):
-        front = group[on_front(group["tpot_ms"], group["usd_per_million_tokens"])].sort_values("tpot_ms")
+        front = group[on_front(group)].sort_values("tpot_ms")
         fastest, cheapest = front.iloc[0], front.iloc[-1]
         speculative = int((front["method"] != BASELINE).sum())
         ends = [

@@ -2,8 +2,8 @@
 
 The data sheet gives bandwidth and dense operations; what share of them decoding reaches, and what starting a kernel
 costs, are assumptions with a range. The band is the least and the most that any corner of these ranges and of the
-acceptance gives: it is no confidence interval. On CUDA the library starts its kernels one by one from the host, and is
-predicted so; what capturing them in a graph would give is a prediction of its own, since that is not built.
+acceptance gives: it is no confidence interval. On CUDA the library captures its steps in graphs, and is predicted so;
+what it would be if the host started one kernel after another, as with `compiled=False`, is a prediction of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from specdec_lib.analysis.cost import usd_per_million_tokens
 from specdec_lib.analysis.cost_model import BYTES, Machine, SpeculativeStep, speculative_step
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
-from specdec_lib.hardware.catalog import Gpu, Price, load_gpus
+from specdec_lib.hardware.catalog import Gpu, Price, load_gpus, usd_per_million_tokens
 from specdec_lib.measure.machine import NATURAL_PROMPT
 from specdec_lib.models.random_pair import PAIR_MODELS
 from specdec_lib.models.shape import ModelShape, known_shape
@@ -43,18 +42,19 @@ POWER_SHARE = Range(0.50, 0.75, 1.00)  # of the power limit while decoding
 
 
 class Engine(NamedTuple):
-    """How an engine starts its kernels."""
+    """What the host starts, while earlier kernels run: the device waits where that takes longer than its work."""
 
     kernels_per_layer: float
-    seconds: Range  # to start one, or between two
-    overlapped: bool
+    seconds: Range  # to start one
 
 
+GAPS_PER_LAYER = 10  # between kernels on the device, however they were started
+GAP_SECONDS = Range(1.5e-6, 2.5e-6, 4e-6)
 ENGINES = {
-    "graph": Engine(10, Range(1.5e-6, 2.5e-6, 4e-6), overlapped=False),  # gaps between the kernels of a captured graph
-    "eager": Engine(25, Range(6e-6, 10e-6, 16e-6), overlapped=True),  # the host starts one after another
+    "graph": Engine(0, Range(0, 0, 0)),  # a captured graph is started at once
+    "eager": Engine(25, Range(6e-6, 10e-6, 16e-6)),  # one kernel after another
 }
-OURS = {"eager": "specdec_lib", "graph": "specdec_lib, if captured in graphs (not built)"}
+OURS = {"graph": "specdec_lib", "eager": "specdec_lib, one kernel after another"}
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,23 @@ class Corner:
 
     bandwidth_share: float
     operations_share: float
-    kernel_seconds: float
+    gap_seconds: float
+    start_seconds: float
 
 
 def corners(engine: str) -> list[Corner]:
-    """The middle of all ranges first, then their corners."""
-    ranges = (BANDWIDTH_SHARE, OPERATIONS_SHARE, ENGINES[engine].seconds)
-    middle = Corner(*(one.value for one in ranges))
-    return [middle, *(Corner(*choice) for choice in itertools.product(*((one.low, one.high) for one in ranges)))]
+    """The middle of all ranges first, then their corners; what starts cost is low or high on device and host alike."""
+    starts = list(zip(GAP_SECONDS, ENGINES[engine].seconds, strict=True))
+    ends = itertools.product(BANDWIDTH_SHARE[::2], OPERATIONS_SHARE[::2], starts[::2])
+    middle = Corner(BANDWIDTH_SHARE.value, OPERATIONS_SHARE.value, *starts[1])
+    return [middle, *(Corner(read, operations, *start) for read, operations, start in ends)]
 
 
 def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str, num_gpus: int = 1) -> Machine:
     """A GPU, or several that split every matrix, by the data sheet and one choice of assumptions."""
     read = gpu.bandwidth_tb_per_s * 1e12 * corner.bandwidth_share * num_gpus
     operations = gpu.bf16_tflops * 1e12 * corner.operations_share * num_gpus
-    how = ENGINES[engine]
-    split = 2 * ALL_REDUCE_SECONDS / how.kernels_per_layer if num_gpus > 1 else 0.0
+    split = 2 * ALL_REDUCE_SECONDS / GAPS_PER_LAYER if num_gpus > 1 else 0.0
 
     def matrix_seconds(shape: ModelShape, rows: int) -> float:
         reading = shape.weights_read(rows) * BYTES[dtype] / read
@@ -90,14 +91,14 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str, num
         read_bytes_per_second=read,
         operations_per_second=operations,
         bytes_per_number=2.0,
-        call_seconds=corner.kernel_seconds + split,
-        calls_per_layer=how.kernels_per_layer,
-        overlapped=how.overlapped,
+        call_seconds=corner.gap_seconds + split,
+        calls_per_layer=GAPS_PER_LAYER,
+        host_layer_seconds=corner.start_seconds * ENGINES[engine].kernels_per_layer,
     )
 
 
 def predict(
-    params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE, start: Literal["eager", "graph"] = "eager"
+    params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE, start: Literal["eager", "graph"] = "graph"
 ) -> pd.DataFrame:
     """One line per batch size, prompt length and gamma (and the baseline) of a GPU preset; every number predicted.
 
@@ -105,7 +106,7 @@ def predict(
     As in measured lines, throughput, dollars and joules are of whole calls, the prefills of target and draft included.
 
     Args:
-        start: how the library starts its kernels: "eager" is how it does.
+        start: how the library starts its kernels: "graph" is how it does.
 
     Raises:
         ValueError: the price is of no GPU, or the pair's geometry is unknown.

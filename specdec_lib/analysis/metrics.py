@@ -39,8 +39,8 @@ def speedups(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     repetition: median over repetitions, geometric mean over groups, 95 % BCa interval in `*_low` and `*_high`.
 
     Args:
-        rows: the results table; failed rows are left out here and listed by `failures`, and rows of a throttled or
-            shared device are left out and listed by `disturbed`.
+        rows: the results table; failed rows are left out here and listed by `failures`, and rows of a throttled,
+            shared or drifting device are left out and listed by `disturbed`.
         seed: of the bootstrap.
 
     Raises:
@@ -130,6 +130,12 @@ def token_gaps(rows: pd.DataFrame) -> pd.DataFrame:
     return _numbered(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame(columns=[*LINE, "gap_ms"])
 
 
+def memory_column(lines: pd.DataFrame) -> str:
+    """The column that holds the memory of this device: a CPU run has no device memory."""
+    on_device = lines["peak_memory_allocated_bytes"].notna().any()
+    return "peak_memory_allocated_bytes" if on_device else "process_peak_rss_bytes"
+
+
 def failures(rows: pd.DataFrame) -> pd.DataFrame:
     """The failed rows: what was tried and why it failed."""
     failed = rows[rows["status"] == "failed"]
@@ -137,23 +143,29 @@ def failures(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def disturbed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are kept out of every line: the device was throttled, or others computed on it; and why."""
+    """The rows that are kept out of every line, and why: the device was throttled, shared, or changed its speed."""
     measured = rows[(rows["status"] == "ok") & (rows["evidence"] == "measured") & _is_disturbed(rows)]
     reasons = [
-        ", ".join([reason] * pd.notna(reason) + [f"{foreign} other process(es)"] * bool(pd.notna(foreign) and foreign))
-        for reason, foreign in zip(measured["throttle_reasons"], measured["foreign_processes"], strict=True)
+        ", ".join(
+            [reason] * pd.notna(reason)
+            + [f"{foreign} other process(es)"] * bool(pd.notna(foreign) and foreign)
+            + ["drift"] * bool(pd.notna(drifted) and drifted)
+        )
+        for reason, foreign, drifted in zip(
+            measured["throttle_reasons"], measured["foreign_processes"], measured["drifted"], strict=True
+        )
     ]
     columns = ["cell_id", *LINE, "prompt_group", "repetition", "tpot_ms"]
     return _numbered(measured[columns].assign(reason=reasons))
 
 
 def _is_disturbed(rows: pd.DataFrame) -> pd.Series:
-    throttled = rows["throttled"].fillna(False).astype(bool)
-    return throttled | (rows["foreign_processes"].fillna(0).astype(int) > 0)
+    flagged = rows["throttled"].fillna(False).astype(bool) | rows["drifted"].fillna(False).astype(bool)
+    return flagged | (rows["foreign_processes"].fillna(0).astype(int) > 0)
 
 
 def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that count: measured, not failed, on a device that was neither throttled nor shared."""
+    """The rows that count: measured, not failed, on a device neither throttled nor shared, that did not drift."""
     ok = (rows["status"] == "ok") & (rows["evidence"] == "measured")
     return _numbered(rows[ok & ~_is_disturbed(rows)])
 

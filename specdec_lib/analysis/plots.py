@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from specdec_lib.analysis.metrics import BASELINE
-from specdec_lib.analysis.prediction import crossings, predicted_speedups
+from specdec_lib.analysis.crossover import crossing
+from specdec_lib.analysis.metrics import BASELINE, memory_column
 from specdec_lib.analysis.style import (
     AXIS_NAMES,
     METHOD_COLORS,
@@ -31,18 +31,18 @@ DrawPanel = Callable[[Axes, pd.DataFrame], list[EndLabel]]
 
 
 @in_house_style
-def speedup_figure(lines: pd.DataFrame, axis: str) -> Figure:
+def speedup_figure(lines: pd.DataFrame, axis: str, predicted: pd.DataFrame | None = None) -> Figure:
     """Speedup with its 95 % interval along one axis, a panel for each temperature, a curve for each method.
 
-    Along gamma a dashed curve shows what `prediction.predicted_speedups` says, a ring the best measured point. Along
-    the batch size a cross marks where a curve falls through 1.
+    Along gamma a ring marks the best measured point. Along the batch size a cross marks where a curve falls through 1.
 
     Args:
         lines: from `metrics.along(lines, params, axis)`.
+        predicted: from `prediction.predicted_speedups`, drawn dashed.
     """
     methods = lines[lines["method"] != BASELINE]
     by_gamma = axis == "num_draft_tokens"
-    predicted = predicted_speedups(methods) if by_gamma else methods.iloc[:0]
+    known = methods.iloc[:0] if predicted is None else predicted[predicted["speedup"].notna()]
 
     def draw(axes: Axes, panel: pd.DataFrame) -> list[EndLabel]:
         axes.axhline(1, color=METHOD_COLORS[BASELINE], linewidth=1.2)
@@ -52,20 +52,20 @@ def speedup_figure(lines: pd.DataFrame, axis: str) -> Figure:
             beside = x + 0.05 * (2 * index - 1)
             interval: dict[str, Any] = {"color": METHOD_COLORS[method], "alpha": 0.4, "linewidth": 1.6}
             axes.vlines(beside, curve["speedup_low"], curve["speedup_high"], **interval)
-            here = predicted[predicted["method"] == method]
-            here = here[here["temperature"] == panel["temperature"].iloc[0]].sort_values("num_draft_tokens")
+            here = known[known["method"] == method]
+            here = here[here["temperature"] == panel["temperature"].iloc[0]].sort_values(axis)
             if len(here) > 1:
-                axes.plot(x, here["speedup"], "--", color=METHOD_COLORS[method], linewidth=1.3)
+                known_x = x[curve[axis].isin(here[axis]).to_numpy(bool)]
+                axes.plot(known_x, here["speedup"], "--", color=METHOD_COLORS[method], linewidth=1.3)
                 text = f"{METHOD_NAMES[method]}, predicted"
                 labels.append(EndLabel(here["speedup"].iloc[-1], text, METHOD_COLORS[method]))
             if axis == "batch_size":
-                _mark_crossings(axes, curve, x, 7 if index == 0 else -13)
+                _mark_crossing(axes, curve, x, 7 if index == 0 else -13)
         if by_gamma and panel["speedup"].notna().any():
             _mark_best(axes, panel)
         return labels
 
-    evidence = pd.concat([methods, predicted])
-    title = titled(evidence, f"Speedup by {AXIS_NAMES[axis]}")
+    title = titled(pd.concat([methods, known]), f"Speedup by {AXIS_NAMES[axis]}")
     return by_temperature(methods, title, "speedup over autoregressive (×)", draw)
 
 
@@ -84,12 +84,6 @@ def memory_figure(lines: pd.DataFrame, axis: str = "batch_size") -> Figure:
     place = "device memory" if column == "peak_memory_allocated_bytes" else "memory of the process"
     gibibytes = pd.to_numeric(lines[column]) / GIB
     return _quantity_figure(lines, axis, gibibytes, f"Peak memory by {AXIS_NAMES[axis]}", f"peak {place} (GiB)")
-
-
-def memory_column(lines: pd.DataFrame) -> str:
-    """The column that holds the memory of this device: a CPU run has no device memory."""
-    on_device = lines["peak_memory_allocated_bytes"].notna().any()
-    return "peak_memory_allocated_bytes" if on_device else "process_peak_rss_bytes"
 
 
 @in_house_style
@@ -171,10 +165,11 @@ def _mark_best(axes: Axes, panel: pd.DataFrame) -> None:
     axes.annotate(f"best γ = {best['num_draft_tokens']}", (place, best["speedup"]), color=color, **above)
 
 
-def _mark_crossings(axes: Axes, curve: pd.DataFrame, x: np.ndarray, offset: float) -> None:
+def _mark_crossing(axes: Axes, curve: pd.DataFrame, x: np.ndarray, offset: float) -> None:
     """A cross and the batch size where a curve falls through 1."""
     values = curve["batch_size"].to_numpy(float)
-    for value in crossings(values, curve["speedup"].to_numpy(float)):
+    value = crossing(values, np.log(curve["speedup"].to_numpy(float)))
+    if 0 < value < np.inf:
         place = float(np.interp(np.log(value), np.log(values), x))
         color = METHOD_COLORS[curve["method"].iloc[0]]
         axes.plot(place, 1, "x", color=color, markersize=9, markeredgewidth=2, zorder=5)

@@ -1,4 +1,4 @@
-"""What the formula of Leviathan et al. 2022 says the speedup should be, and where it crosses 1."""
+"""What the formula of Leviathan et al. 2022 says the speedup should be, from measured acceptance and costs."""
 
 from __future__ import annotations
 
@@ -6,49 +6,41 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.metrics import BASELINE
+from specdec_lib.analysis.step_table import StepTable
 from specdec_lib.analysis.theory import walltime_improvement
+from specdec_lib.analysis.waterfall import PIECES
+from specdec_lib.measure.machine import NATURAL_PROMPT
+
+COLUMNS = ["method", "temperature", "num_draft_tokens", "acceptance_rate", "cost_ratio", "verification_cost", "speedup"]
 
 
-def predicted_speedups(lines: pd.DataFrame) -> pd.DataFrame:
-    """The i.i.d. prediction (Theorem 3.8) for each method, temperature and gamma; `evidence` is predicted.
+def predicted_speedups(lines: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """The i.i.d. prediction for each method, temperature and gamma; `evidence` is predicted.
 
-    The acceptance rate is pooled over all gammas. The cost ratio comes from the smallest gamma alone: its time per step
-    over an ordinary step, less one, shared among its draft tokens; so it holds what verification costs as well.
+    Theorem 3.8 with the acceptance rate pooled over all gammas, and with the costs c of drafting a token and
+    v(gamma + 1) of verification, measured over an ordinary pass: E[tokens] / (v + gamma c). No time of the sweep enters
+    it. NaN where a cost was not measured.
 
     Args:
         lines: from `metrics.along(lines, params, "num_draft_tokens")`.
+        costs: the step costs of the same run.
     """
     methods = lines[(lines["method"] != BASELINE) & lines["speedup"].notna() & (lines["tested_tokens"] > 0)]
-    frames = []
-    for _, curve in methods.groupby(["method", "temperature"]):
-        curve = curve.sort_values("num_draft_tokens")
+    table, found = StepTable(costs), []
+    for (method, temperature), curve in methods.groupby(["method", "temperature"]):
         rate = float(curve["accepted_tokens"].sum() / curve["tested_tokens"].sum())
-        first = curve.iloc[0]
-        step = first["mean_acceptance_length"] / first["speedup"]  # a speculative step over an ordinary one
-        ratio = max(0.0, float(step - 1) / int(first["num_draft_tokens"]))
-        speedup = [walltime_improvement(rate, int(gamma), ratio) for gamma in curve["num_draft_tokens"]]
-        columns = ["method", "temperature", "num_draft_tokens"]
-        frames.append(curve[columns].assign(acceptance_rate=rate, cost_ratio=ratio, speedup=speedup))
-    columns = ["method", "temperature", "num_draft_tokens", "acceptance_rate", "cost_ratio", "speedup"]
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-    return table.assign(evidence="predicted")
+        for _, line in curve.sort_values("num_draft_tokens").iterrows():
+            gamma, (drafting, verifying) = int(line["num_draft_tokens"]), _ratios(line, table)
+            known = np.isfinite(drafting + verifying)
+            speedup = walltime_improvement(rate, gamma, drafting, verifying) if known else np.nan
+            found.append((method, temperature, gamma, rate, drafting, verifying, speedup))
+    return pd.DataFrame(found, columns=COLUMNS).assign(evidence="predicted")
 
 
-def crossings(values: np.ndarray, speedups: np.ndarray) -> list[float]:
-    """Where a curve falls through 1, by straight lines between its points over the logarithm of `values`."""
-    places = []
-    for left in range(len(values) - 1):
-        above, below = speedups[left], speedups[left + 1]
-        if above >= 1 > below:
-            share = (above - 1) / (above - below)
-            places.append(float(np.exp(np.log(values[left]) * (1 - share) + np.log(values[left + 1]) * share)))
-    return places
-
-
-def on_front(latency: pd.Series, dollars: pd.Series) -> pd.Series:
-    """Which settings no other beats in latency and cost at once (ties stay)."""
-    beaten = [
-        bool(((latency <= x) & (dollars <= y) & ((latency < x) | (dollars < y))).any())
-        for x, y in zip(latency, dollars, strict=True)
-    ]
-    return ~pd.Series(beaten, index=latency.index, dtype=bool)
+def _ratios(line: pd.Series, table: StepTable) -> tuple[float, float]:
+    """c and v(gamma + 1) of a line halfway through its output."""
+    prompt = NATURAL_PROMPT if pd.isna(line["prompt_tokens"]) else int(line["prompt_tokens"])
+    gamma, batch, context = int(line["num_draft_tokens"]), int(line["batch_size"]), prompt + line["max_new_tokens"] / 2
+    one, many = (table.ms("target", batch, context, tokens, line["temperature"]) for tokens in (1, gamma + 1))
+    drafting = sum(table.ms(piece, batch, context, gamma, line["temperature"]) for piece in PIECES[line["method"]])
+    return drafting / gamma / one, many / one

@@ -12,8 +12,8 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from specdec_lib.analysis import findings, plots
-from specdec_lib.decoding.transcript import Transcript
 from specdec_lib.facts import escaped
+from specdec_lib.transcript_html import Transcript
 
 FEW_LINES = 25  # longer tables are folded away
 _NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?( to [\d.,]+)?")

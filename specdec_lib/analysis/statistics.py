@@ -1,4 +1,4 @@
-"""Intervals over prompts: the geometric mean of paired ratios with a BCa bootstrap."""
+"""Intervals: of a geometric mean over prompts by a BCa bootstrap, and of a median by order statistics."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -45,6 +46,18 @@ def geometric_mean(ratios: Sequence[float] | np.ndarray, rng: np.random.Generato
     logs = np.log(values)
     low, high = _mean_interval(logs, rng)
     return Estimate(float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high)), values.size)
+
+
+def median_interval(values: Sequence[float] | pd.Series) -> tuple[float, float]:
+    """95 % interval of a median from order statistics, for values that are independent; (NaN, NaN) for fewer than 6.
+
+    Nothing is assumed of their distribution: how many lie below the median is binomial with probability one half.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    rare = (
+        int(stats.binom.ppf((1 - CONFIDENCE) / 2, ordered.size, 0.5)) - 1
+    )  # so few below it in under 2.5 % of samples
+    return (np.nan, np.nan) if rare < 0 else (float(ordered[rare]), float(ordered[-1 - rare]))
 
 
 def _mean_interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:

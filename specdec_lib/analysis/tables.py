@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from specdec_lib.analysis.style import METHOD_NAMES
+from specdec_lib.measure.drift import BLOCK, LIMIT
 
 _SETTING = {
     "engine": "engine",
@@ -62,16 +63,28 @@ def cost_columns(costs: pd.DataFrame) -> pd.DataFrame:
 def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Every row that failed, was skipped or ran while the device throttled, with its reason; empty if all went well.
 
+    Of a block that drifted only the last baseline row: the flag is of the block.
+
     Args:
         rows: the results table.
     """
     throttled = (rows["status"] == "ok") & rows["throttled"].fillna(False).astype(bool)
-    rows = rows[(rows["status"] != "ok") | throttled]
-    reasons = (
-        rows["error"].fillna("no reason was recorded").where(~throttled[rows.index], "the device lowered its clock")
+    drifted = ~throttled & _last_of_drifted_blocks(rows)
+    rows = rows[(rows["status"] != "ok") | throttled | drifted]
+    throttled, drifted = throttled[rows.index], drifted[rows.index]
+    reasons = rows["error"].fillna("no reason was recorded").mask(throttled, "the device lowered its clock")
+    reasons = reasons.mask(
+        drifted, f"the baseline's time per token changed by over {LIMIT:.0%} in this block: not used"
     )
-    what = rows["status"].where(~throttled[rows.index], "throttled")
+    what = rows["status"].mask(throttled, "throttled").mask(drifted, "drifted")
     return _setting(rows).assign(repetition=rows["repetition"], what=what, reason=reasons).reset_index(drop=True)
+
+
+def _last_of_drifted_blocks(rows: pd.DataFrame) -> pd.Series:
+    baseline = (rows["engine"] == "specdec_lib") & (rows["method"] == "autoregressive")
+    drifted = rows[baseline & (rows["status"] == "ok") & rows["drifted"].fillna(False).astype(bool)]
+    last = drifted.sort_values("repetition").drop_duplicates(list(BLOCK), keep="last")
+    return pd.Series(rows.index.isin(last.index), index=rows.index)
 
 
 def _readable(lines: pd.DataFrame, columns: list[str], interval: str = "", memory: Sequence[str] = ()) -> pd.DataFrame:

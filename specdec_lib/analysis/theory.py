@@ -37,12 +37,19 @@ def expected_tokens_by_position(acceptance_rates: Sequence[float]) -> float:
     return tokens
 
 
-def walltime_improvement(acceptance_rate: float, num_draft_tokens: int, cost_ratio: float) -> float:
-    """Expected speedup in wall time (Theorem 3.8), if verifying gamma + 1 tokens costs as much as decoding one.
+def walltime_improvement(
+    acceptance_rate: float, num_draft_tokens: int, cost_ratio: float, verification_cost: float = 1.0
+) -> float:
+    """Expected speedup in wall time (Theorem 3.8, where verifying gamma + 1 tokens costs as much as decoding one).
+
+    Args:
+        verification_cost: v(gamma + 1), what verifying does cost, over decoding one.
 
     Raises:
-        ValueError: the cost ratio is negative, or `expected_tokens` refuses its arguments.
+        ValueError: a ratio of costs is negative, or `expected_tokens` refuses its arguments.
     """
     if cost_ratio < 0:
         raise ValueError(f"cost_ratio is {cost_ratio}: it is a ratio of two times, give 0 or more")
-    return expected_tokens(acceptance_rate, num_draft_tokens) / (num_draft_tokens * cost_ratio + 1)
+    if verification_cost <= 0:
+        raise ValueError(f"verification_cost is {verification_cost}: it is a ratio of two times, give more than 0")
+    return expected_tokens(acceptance_rate, num_draft_tokens) / (verification_cost + num_draft_tokens * cost_ratio)

@@ -63,9 +63,9 @@ def verification_figure(lines: pd.DataFrame) -> Figure:
         verifying.plot(curve["num_tokens"], curve["verification_cost"], label=label, **look)
         drafting.plot(curve["num_tokens"], curve["cost_ratio"], **look)
     verifying.set_xlabel("tokens m of a pass")
-    verifying.set_ylabel("v(m): pass over m tokens / over one")
+    verifying.set_ylabel("v(m), in passes over one token")
     drafting.set_xlabel("drafted tokens γ")
-    drafting.set_ylabel("c: drafting one token / pass over one")
+    drafting.set_ylabel("c, in passes over one token")
     for axes in (verifying, drafting):
         axes.set_ylim(bottom=0)
     names = verifying.get_legend_handles_labels()

@@ -9,7 +9,8 @@ import torch
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.sampling import choose, probabilities
-from specdec_lib.decoding.state import DecodeState, check_generator
+from specdec_lib.decoding.state import DecodeState, check_generator, check_prompts
+from specdec_lib.decoding.step_loop import run_steps
 from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel
@@ -38,19 +39,37 @@ def autoregressive_decode(
         ValueError: a prompt that cannot be decoded (empty, too long, unknown token), or NaN logits, naming the step.
     """
     check_generator(generator, target)
-    state = DecodeState(target, prompts, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids, slack=1)
-    streams = RowStreams.of(generator, state.batch_size, width=1)
-    cache = prefill(target, state, sampling, streams)
-    finished = state.look()
-    while not finished:
-        cache.set_lengths(state.lengths - 1, state.max_length - 1)
-        step = target.forward(state.last_tokens(1), cache)
-        probs = probabilities(target.logits(step.hidden[:, -1]), sampling)
+    check_prompts(target, prompts, max_new_tokens)
+    step = run_steps(
+        lambda state, streams: BaselineStep(target, state, sampling, streams),
+        target,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_token_ids=stop_token_ids,
+        slack=1,
+        generator=generator,
+        capture_key=("autoregressive", sampling),
+    )
+    return decode_result(step.state)
+
+
+class BaselineStep:
+    """One target pass, and one token for every row."""
+
+    def __init__(self, target: LanguageModel, state: DecodeState, sampling: SamplingConfig, streams: RowStreams):
+        self.target, self.state, self.sampling, self.streams = target, state, sampling, streams
+
+    def start(self) -> None:
+        self.cache = prefill(self.target, self.state, self.sampling, self.streams)
+
+    def __call__(self) -> None:
+        state = self.state
+        self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
+        step = self.target.forward(state.last_tokens(1), self.cache)
+        probs = probabilities(self.target.logits(step.hidden[:, -1]), self.sampling)
         state.check(probs)
-        streams.next_passage()
-        state.emit(choose(probs, sampling, streams)[:, None], torch.ones_like(state.lengths))
-        finished = state.look()
-    return decode_result(state)
+        self.streams.next_passage()
+        state.emit(choose(probs, self.sampling, self.streams)[:, None], torch.ones_like(state.lengths))
 
 
 def prefill(
@@ -61,7 +80,7 @@ def prefill(
     also: Callable[[int, int, torch.Tensor], None] = lambda start, end, features: None,
 ) -> RaggedStaticCache:
     """Read the prompts and emit the first token of every row; `also` is handed each chunk and its features."""
-    cache = target.new_cache(state.batch_size, state.capacity)
+    cache = state.new_cache(target, "target")
     last = state.prompt_lengths - 1
     hidden = features = torch.empty(0)
     for start, end in state.prompt_chunks():
@@ -77,7 +96,7 @@ def prefill(
     probs = probabilities(target.logits(hidden[:, 0]), sampling)
     state.check(probs)
     state.emit(choose(probs, sampling, generator)[:, None], torch.ones_like(state.lengths))
-    state.features = features
+    state.features[:, :1].copy_(features)  # those behind it are of tokens that are read again when they are known
     return cache
 
 
@@ -88,5 +107,7 @@ def decode_result(state: DecodeState) -> DecodeResult:
         tokens=state.output(),
         ttft_s=state.times[0],
         step_s=step_s,
-        step_tokens=torch.stack(state.emitted)[1:].tolist(),
+        step_tokens=state.emitted[1:],
+        capture_s=state.capture_s,
+        replayed=state.replayed,
     )

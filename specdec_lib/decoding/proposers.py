@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Protocol, Self
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.sampling import choose, probabilities
 from specdec_lib.decoding.state import DecodeState, check_context
+from specdec_lib.decoding.step_loop import capture_key
 from specdec_lib.decoding.streams import uniforms
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
@@ -22,7 +24,8 @@ class Proposer(Protocol):
     """Proposes gamma tokens for every row, with the distributions that they were drawn from.
 
     Where it has nothing to propose, the row of `draft_probs` is zero. It must propose from `state` alone: what it may
-    keep between steps is a cache.
+    keep between steps is a cache. If `propose` is nothing but operators on tensors, a property `capture_key` says what
+    else decides what it does, and its steps are captured on a GPU (see `step_loop.capture_key`).
     """
 
     def start(self, state: DecodeState) -> None:
@@ -52,9 +55,13 @@ class ModelProposer:
         self.draft = draft
         self.alone = True  # a composite says no: then accepted tokens may be none that this draft has read
 
+    @property
+    def capture_key(self) -> Hashable:
+        return self.draft, self.alone
+
     def start(self, state: DecodeState) -> None:
         check_context(self.draft, state.longest_prompt, state.max_new_tokens)
-        self.cache = self.draft.new_cache(state.batch_size, state.capacity)
+        self.cache = state.new_cache(self.draft, "draft")
 
     def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
         self._forward(state.tokens[:, start:end])
@@ -104,9 +111,13 @@ class HeadProposer(ModelProposer):
         assert isinstance(draft, DraftHead)
         self.head = draft
 
+    @property
+    def capture_key(self) -> Hashable:
+        return self.head
+
     def start(self, state: DecodeState) -> None:
         check_context(self.head, state.longest_prompt, state.max_new_tokens)
-        self.cache: RaggedStaticCache = self.head.new_cache(state.batch_size, state.capacity)
+        self.cache: RaggedStaticCache = state.new_cache(self.head, "draft")
 
     def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
         # The pair of the last prompt position waits for the first emitted token: `propose` reads it.
@@ -154,6 +165,10 @@ class NgramProposer:
             raise ValueError(f"n-grams of {shortest} to {longest} tokens: give 1 <= shortest <= longest")
         self.longest, self.shortest = longest, shortest
 
+    @property
+    def capture_key(self) -> Hashable:
+        return self.longest, self.shortest
+
     def start(self, state: DecodeState) -> None:
         pass
 
@@ -196,6 +211,11 @@ class CompositeProposer:
         if isinstance(draft, ModelProposer):
             draft.alone = False
 
+    @property
+    def capture_key(self) -> Hashable:
+        keys = capture_key(self.draft), capture_key(self.lookup)
+        return None if None in keys else keys
+
     def start(self, state: DecodeState) -> None:
         self.draft.start(state)
 
@@ -207,8 +227,8 @@ class CompositeProposer:
     ) -> Proposal:
         copied, copied_probs = self.lookup.propose(state, num_draft_tokens, sampling, generator)
         found = copied_probs[:, 0].any(dim=-1)[:, None]  # [B, 1]
-        # On a CPU, to look is no wait: if every row copies, the draft only reads on, which its cache needs.
-        idle = found.device.type == "cpu" and bool(found.all())
+        # Where to look is no wait: if every row copies, the draft only reads on, which its cache needs.
+        idle = state.reading_is_free and bool(found.all())
         drafted, drafted_probs = self.draft.propose(state, 1 if idle else num_draft_tokens, sampling, generator)
         if idle:
             return copied, copied_probs

@@ -9,9 +9,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec_lib.facts import facts_table
+from specdec_lib.transcript_html import Transcript
 
 if TYPE_CHECKING:
-    from specdec_lib.decoding.transcript import Recording, Transcript
+    from specdec_lib.decoding.transcript import Recording
 
 
 @dataclass
@@ -27,6 +28,8 @@ class DecodeResult:
         drafted, tested, accepted: draft tokens; a token is tested if all before it in its step were accepted. What is
             drafted behind the last token that a row may emit is paid for, and counts as drafted.
         tested_by_position, accepted_by_position: the same by position in the draft, gamma numbers each.
+        capture_s: seconds that went into capturing steps in CUDA graphs during the call; in no other time here.
+        replayed: whether steps were replays of such graphs.
     """
 
     tokens: list[torch.Tensor]
@@ -37,6 +40,8 @@ class DecodeResult:
     drafted: int = 0
     tested_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
+    capture_s: float = 0.0
+    replayed: bool = False
 
     @property
     def new_tokens(self) -> int:

@@ -15,11 +15,13 @@ from specdec_lib.decoding.baseline import decode_result, prefill
 from specdec_lib.decoding.proposers import Proposer
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.sampling import probabilities
-from specdec_lib.decoding.state import DecodeState, check_generator
+from specdec_lib.decoding.state import DecodeState, check_generator, check_prompts
+from specdec_lib.decoding.step_loop import capture_key, run_steps
 from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.decoding.verification import Verification, verify
 from specdec_lib.models.runner import LanguageModel
 
+# A verifier that counts steps, on the device, has a `restart(state)` that is called when a call begins.
 Verifier = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator], Verification]
 VERIFICATIONS: dict[str, Verifier] = {"token": verify}
 
@@ -57,39 +59,72 @@ def speculative_decode(
         raise ValueError(f"num_draft_tokens is {num_draft_tokens}: give at least 1, or use autoregressive_decode")
     verifier = _verifier(verification)
     check_generator(generator, target)
-    state = DecodeState(
+    check_prompts(target, prompts, max_new_tokens)
+    keys = capture_key(proposer), capture_key(verifier)
+    step = run_steps(
+        lambda state, streams: SpeculativeStep(target, proposer, verifier, state, num_draft_tokens, sampling, streams),
         target,
         prompts,
         max_new_tokens=max_new_tokens,
         stop_token_ids=stop_token_ids,
         slack=num_draft_tokens + 1,
+        generator=generator,
+        capture_key=None if None in keys else ("speculative", num_draft_tokens, sampling, *keys),
     )
-    streams = RowStreams.of(generator, state.batch_size, width=num_draft_tokens + 1)
-    proposer.start(state)
-    cache = prefill(target, state, sampling, streams, also=lambda *chunk: proposer.read_prompt(state, *chunk))
-    counters = _Counters(num_draft_tokens, target.device)
-    finished = state.look()
-    while not finished:
-        streams.next_passage()
-        draft_tokens, draft_probs = proposer.propose(state, num_draft_tokens, sampling, streams)
+    result = decode_result(step.state)
+    step.counters.write_into(result)
+    return result
+
+
+class SpeculativeStep:
+    """Propose, verify, commit: up to gamma + 1 tokens for every row, for one target pass."""
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        proposer: Proposer,
+        verifier: Verifier,
+        state: DecodeState,
+        num_draft_tokens: int,
+        sampling: SamplingConfig,
+        streams: RowStreams,
+    ):
+        self.target, self.proposer, self.verifier, self.state = target, proposer, verifier, state
+        self.num_draft_tokens, self.sampling, self.streams = num_draft_tokens, sampling, streams
+        self.counters = _Counters(num_draft_tokens, target.device)
+
+    def start(self) -> None:
+        self.counters.restart()
+        if restart := getattr(self.verifier, "restart", None):
+            restart(self.state)
+        self.proposer.start(self.state)
+        self.cache = prefill(
+            self.target,
+            self.state,
+            self.sampling,
+            self.streams,
+            also=lambda *chunk: self.proposer.read_prompt(self.state, *chunk),
+        )
+
+    def __call__(self) -> None:
+        state = self.state
+        self.streams.next_passage()
+        draft_tokens, draft_probs = self.proposer.propose(state, self.num_draft_tokens, self.sampling, self.streams)
         state.check(draft_probs)
         proposed = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
         draft_probs = _leave_room(draft_probs, state.remaining)
 
-        cache.set_lengths(state.lengths - 1, state.max_length - 1)  # what the last step wrote too much is rolled back
-        step = target.forward(torch.cat([state.last_tokens(1), draft_tokens], dim=1), cache)
-        target_probs = probabilities(target.logits(step.hidden), sampling)  # [B, gamma+1, V]
+        # What the last step wrote too much is rolled back.
+        self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
+        step = self.target.forward(torch.cat([state.last_tokens(1), draft_tokens], dim=1), self.cache)
+        target_probs = probabilities(self.target.logits(step.hidden), self.sampling)  # [B, gamma+1, V]
         state.check(target_probs)
-        streams.next_passage()
-        verdict = verifier(target_probs, draft_probs, draft_tokens, streams)
+        self.streams.next_passage()
+        verdict = self.verifier(target_probs, draft_probs, draft_tokens, self.streams)
 
-        state.features = step.features
+        state.features.copy_(step.features)
         state.emit(*_emission(draft_tokens, verdict))
-        counters.add(draft_tokens, draft_probs, proposed, verdict, state.num_emitted)
-        finished = state.look()
-    result = decode_result(state)
-    counters.write_into(result)
-    return result
+        self.counters.add(draft_tokens, draft_probs, proposed, verdict, state.num_emitted)
 
 
 def _verifier(verification: str | Verifier) -> Verifier:
@@ -122,6 +157,10 @@ class _Counters:
         self.drafted = torch.zeros_like(self.steps)
         self.tested = torch.zeros_like(self.position)
         self.accepted = torch.zeros_like(self.position)
+
+    def restart(self) -> None:
+        for counter in (self.steps, self.drafted, self.tested, self.accepted):
+            counter.zero_()
 
     def add(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
 
@@ -14,14 +15,15 @@ from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
 class DecodeState:
     """A ragged batch while it is decoded. Baseline and speculation share it, so stopping and timing cannot differ.
 
+    Its tensors are made once and then changed in place, so that a captured step finds them where they were.
+
     Args:
-        prompts: B one-dimensional int64 tensors of token ids, of any lengths.
+        prompts: B one-dimensional int64 tensors of token ids, of any lengths; checked by `check_prompts`.
         max_new_tokens: exactly how many tokens each row gets unless a stop token ends it earlier.
         stop_token_ids: a row ends with the first of these it emits.
-        slack: how many positions behind its length a step may write.
-
-    Raises:
-        ValueError: no prompts, an empty one, a token id outside the vocabulary, or more tokens than the context holds.
+        slack: the most tokens that a step emits in a row, and so how far behind its length a step may write.
+        capacity: positions to hold for each row, if more than these prompts need.
+        caches: where caches are kept to be used again by other states of this batch size and capacity.
     """
 
     def __init__(
@@ -32,34 +34,70 @@ class DecodeState:
         max_new_tokens: int,
         stop_token_ids: Sequence[int],
         slack: int,
+        capacity: int = 0,
+        caches: dict[object, RaggedStaticCache] | None = None,
     ):
-        _check_prompts(target, prompts, max_new_tokens)
-        device = target.device
+        device, batch = target.device, len(prompts)
         self.started = time.perf_counter()
-        self.max_new_tokens, self.slack = max_new_tokens, slack
-        self.vocab_size = target.vocab_size
-        prompt_lengths = [len(prompt) for prompt in prompts]
-        self.batch_size = len(prompts)
-        self.longest_prompt = max(prompt_lengths)
-        self.max_length = self.longest_prompt  # a bound the host knows without asking the device
-        self.capacity = self.longest_prompt + max_new_tokens + slack
-        self.prompt_lengths = torch.tensor(prompt_lengths, device=device)  # [B]
-        self.lengths = self.prompt_lengths.clone()  # [B], prompt and emitted tokens
-        self.tokens = torch.zeros(self.batch_size, self.capacity, dtype=torch.int64, device=device)
-        for row, prompt in enumerate(prompts):
-            self.tokens[row, : len(prompt)] = prompt.to(device)
-        self.done = torch.zeros(self.batch_size, dtype=torch.bool, device=device)
+        self.slack, self.caches = slack, caches
+        self.batch_size, self.vocab_size = batch, target.vocab_size
+        self.capacity = max(capacity, positions_needed(prompts, max_new_tokens, slack))
+        self.prompt_lengths = torch.zeros(batch, dtype=torch.int64, device=device)  # [B]
+        self.lengths = torch.zeros_like(self.prompt_lengths)  # [B], prompt and emitted tokens
+        self.ends = torch.zeros_like(self.prompt_lengths)  # [B], the length that ends a row
+        self.tokens = torch.zeros(batch, self.capacity, dtype=torch.int64, device=device)
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)
         self.broken = torch.zeros((), dtype=torch.bool, device=device)
-        self.stops = torch.tensor(list(stop_token_ids), dtype=torch.int64, device=device)
-        self.num_emitted = torch.zeros(self.batch_size, dtype=torch.int64, device=device)  # by the last step
-        self.features = torch.empty(0, device=device)  # [B, m, F] of the tokens that the last step verified
-        self.emitted: list[torch.Tensor] = []  # [B] for prefill and each step
+        self.stops = torch.zeros(len(stop_token_ids), dtype=torch.int64, device=device)
+        self.num_emitted = torch.zeros_like(self.prompt_lengths)  # by the last step
+        width = target.hidden_size * (1 + len(target.feature_layers))
+        self.features = torch.zeros(
+            batch, slack, width, dtype=target.dtype, device=device
+        )  # of the tokens verified last
+        self.report = torch.zeros(3 + batch, dtype=torch.int64, device=device)  # what the host learns of a step
+        self.restart(prompts, max_new_tokens, stop_token_ids)
+
+    def restart(self, prompts: Sequence[torch.Tensor], max_new_tokens: int, stop_token_ids: Sequence[int]) -> None:
+        """Begin anew with as many other prompts and stop tokens, which fit the capacity."""
+        assert positions_needed(prompts, max_new_tokens, self.slack) <= self.capacity
+        assert (len(prompts), len(stop_token_ids)) == (self.batch_size, len(self.stops))
+        self.started = time.perf_counter()
+        self.max_new_tokens = max_new_tokens
+        self.longest_prompt = self.longest = max(map(len, prompts))  # `longest` as the host last saw it
+        self.max_length = self.longest  # a bound the host knows without asking the device
+        self.left = max_new_tokens  # the most tokens that an unfinished row may still emit, as the host last saw it
+        self.prompt_lengths.copy_(torch.tensor([len(prompt) for prompt in prompts]))
+        self.lengths.copy_(self.prompt_lengths)
+        self.ends.copy_(self.prompt_lengths + max_new_tokens)
+        self.stops.copy_(torch.tensor(list(stop_token_ids), dtype=torch.int64))
+        for row, prompt in enumerate(prompts):
+            self.tokens[row, : len(prompt)] = prompt.to(self.tokens.device)
+        for buffer in (self.done, self.broken, self.num_emitted, self.features):
+            buffer.zero_()
+        self.emitted: list[list[int]] = []  # B numbers for prefill and each step
         self.times: list[float] = []  # seconds since the start, for prefill and each step
+        self.capture_s = 0.0  # seconds spent on capturing steps, which `times` leave out
+        self.replayed = False  # whether steps were replayed
+
+    def new_cache(self, model: LanguageModel | DraftHead, role: str) -> RaggedStaticCache:
+        """An empty cache of `model` for these rows; with `caches`, the same one whenever it plays this `role`."""
+        if self.caches is None:
+            return model.new_cache(self.batch_size, self.capacity)
+        if (role, model) not in self.caches:
+            self.caches[role, model] = model.new_cache(self.batch_size, self.capacity)
+        cache = self.caches[role, model]
+        cache.set_lengths(torch.zeros_like(self.lengths), 0)
+        return cache
+
+    @property
+    def reading_is_free(self) -> bool:
+        """Whether code may branch on the value of a tensor: on a CPU, where it waits for nothing, unless captured."""
+        return self.tokens.device.type == "cpu" and self.caches is None
 
     @property
     def remaining(self) -> torch.Tensor:  # [B]
         """Tokens that each row may still emit."""
-        return self.max_new_tokens - (self.lengths - self.prompt_lengths)
+        return self.ends - self.lengths
 
     def last_tokens(self, count: int) -> torch.Tensor:  # [B, count]
         """The last `count` tokens of each row."""
@@ -74,29 +112,35 @@ class DecodeState:
         """Append the first `num_tokens` `[B]` of `tokens` `[B, n]` to each unfinished row, up to a stop token."""
         index = torch.arange(tokens.shape[1], device=tokens.device)
         offered = (index < num_tokens[:, None]) & ~self.done[:, None]
-        stops = torch.isin(tokens, self.stops) & offered
+        stops = (tokens[:, :, None] == self.stops).any(dim=2) & offered
         kept = offered & (stops.cumsum(dim=1) - stops.long() == 0)
         self.tokens.scatter_(1, self.lengths[:, None] + index, tokens)
-        self.num_emitted = kept.sum(dim=1)
-        self.emitted.append(self.num_emitted)
-        self.lengths = self.lengths + self.num_emitted
-        self.done = self.done | stops.any(dim=1) | (self.remaining <= 0)
+        self.num_emitted.copy_(kept.sum(dim=1))
+        self.lengths += self.num_emitted
+        self.done |= stops.any(dim=1) | (self.remaining <= 0)
+        left, longest = (self.remaining * ~self.done).amax(dim=0, keepdim=True), self.lengths.amax(dim=0, keepdim=True)
+        torch.cat([left, longest, self.broken[None], self.num_emitted], out=self.report)
 
     def look(self) -> bool:
-        """The step's one synchronisation: whether every row is done; notes the time and the longest row.
+        """The step's one synchronisation: read its report. Whether every row is done; see `note`."""
+        return self.note(self.report.tolist())
+
+    def note(self, report: list[int]) -> bool:
+        """Take in what `report` says of the next step: its time, what it emitted; returns whether every row is done.
 
         Raises:
             ValueError: the target's or the draft's logits held a NaN in this step.
         """
-        done, longest, broken = torch.stack([self.done.all(), self.lengths.max(), self.broken]).tolist()
         self.times.append(time.perf_counter() - self.started)
+        self.left, self.longest, broken, *emitted = report
         if broken:
             raise ValueError(
                 f"the logits hold NaN at step {len(self.times) - 1} (0 is the prefill): "
                 "check the weights, or load them in float32"
             )
-        self.max_length = longest
-        return bool(done)
+        self.emitted.append(emitted)
+        self.max_length = self.longest
+        return self.left == 0
 
     def output(self) -> list[torch.Tensor]:
         """New tokens of each row, on the CPU."""
@@ -113,7 +157,17 @@ class DecodeState:
         return (self.prompt_lengths - start).clamp(0, end - start)
 
 
-def _check_prompts(target: LanguageModel, prompts: Sequence[torch.Tensor], max_new_tokens: int) -> None:
+def positions_needed(prompts: Sequence[torch.Tensor], max_new_tokens: int, slack: int) -> int:
+    """Positions that a row of these prompts may reach."""
+    return max(map(len, prompts)) + max_new_tokens + slack
+
+
+def check_prompts(target: LanguageModel, prompts: Sequence[torch.Tensor], max_new_tokens: int) -> None:
+    """Refuse what cannot be decoded.
+
+    Raises:
+        ValueError: no prompts, an empty one, a token id outside the vocabulary, or more tokens than the context holds.
+    """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
     if not prompts:

@@ -78,13 +78,53 @@ class RowStreams(torch.Generator):
         while width < needed:
             width *= 2
         self.first, passages = self.passage, max(1, min(AHEAD // width, AT_ONCE // (width * batch)))
-        device = self.rows.device
+        self.made = self.numbers_of(self.first, passages, width)
+
+    def numbers_of(self, first: int, passages: int, width: int) -> torch.Tensor:  # [B, passages, width]
+        """The first `width` numbers, which is even, of so many passages."""
+        batch, device = len(self.rows), self.rows.device
         place = torch.arange(width // 2, device=device)  # four words make two numbers
-        passage = torch.arange(self.first, self.first + passages, device=device)[:, None]
+        passage = torch.arange(first, first + passages, device=device)[:, None]
         counter = torch.broadcast_tensors(place, passage, self.rows[:, None, None], torch.zeros_like(place))
         words = philox(torch.stack(counter).flatten(1), self.round_keys, self.multipliers)
         bits = words[::2] << 21 | words[1::2] >> 11  # [2, B * passages * width / 2], 53 bits
-        self.made = (bits.T.double() * 2.0**-53).reshape(batch, passages, width)
+        return (bits.T.double() * 2.0**-53).reshape(batch, passages, width)
+
+
+class CountedStreams(RowStreams):
+    """The numbers of other streams, made for a whole call, with the passage counted on the device.
+
+    A captured step finds in them what it would have drawn at this point of the call.
+
+    Args:
+        passages: the most that a call enters.
+        width: the most numbers that a passage takes.
+    """
+
+    def __init__(self, batch_size: int, passages: int, width: int, device: torch.device):
+        super().__init__(0, range(batch_size), device)
+        width += width % 2
+        self.made = torch.zeros(batch_size, passages, width, dtype=torch.float64, device=device)
+        self.place = torch.zeros(1, dtype=torch.int64, device=device)  # of this passage in `made`
+
+    def __new__(cls, batch_size: int, passages: int, width: int, device: torch.device) -> Self:  # noqa: ARG004
+        return super().__new__(cls, 0, (), device)
+
+    def restart(self, source: RowStreams, passages: int) -> None:
+        """Take the numbers of so many passages from `source`, beginning with the one that it is in."""
+        self.made[:, :passages] = source.numbers_of(source.passage, passages, self.made.shape[2])
+        self.place.zero_()
+        self.passage = self.taken = 0
+
+    def next_passage(self) -> None:
+        super().next_passage()
+        self.place += 1
+
+    def take(self, count: int) -> torch.Tensor:
+        numbers = self.made.index_select(1, self.place)[:, 0, self.taken : self.taken + count]
+        self.taken += count
+        assert self.taken <= self.made.shape[2], "a passage takes more numbers than were said"
+        return numbers
 
 
 def uniforms(like: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -1,13 +1,11 @@
 """One generation token by token: which were accepted, which the target drew itself, with what probabilities.
 
 `Recording` listens to `verify` during a call; `transcript` joins what it heard with the call's tokens and times.
-`transcript_html` shows the outcome.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.verification import Verification, verify
+from specdec_lib.transcript_html import Transcript, TranscriptToken
 
 Seen = tuple[int, str, float | None, float | None]  # token id, kind, target probability, draft probability
 
@@ -64,49 +63,6 @@ class Recording:
             )
         )
         return verdict
-
-
-KINDS = {  # what each kind of token is called
-    "accepted": "accepted draft token",
-    "rejected": "rejected draft token, not emitted",
-    "resampled": "resampled after a rejection",
-    "bonus": "bonus after full acceptance",
-    "own": "the target's own, nothing drafted here",
-    "last": "last of its step",
-}
-
-
-class TranscriptToken(NamedTuple):
-    """One token: what it is called in `KINDS`, its text, and its probabilities where they were recorded."""
-
-    kind: str
-    text: str
-    target_prob: float | None = None
-    draft_prob: float | None = None
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """One row of a decoding call, step by step. JupyterLab shows it as coloured text above a timeline.
-
-    Attributes:
-        title: what was decoded.
-        steps: the tokens of the prefill and of each step; a rejected draft token stands before its replacement.
-        seconds: how long the prefill and each step took.
-        emitted: how many tokens the prefill and each step emitted.
-        baseline_seconds: the same for the baseline's calls, which emit one token each; empty without a baseline.
-    """
-
-    title: str
-    steps: list[list[TranscriptToken]]
-    seconds: list[float]
-    emitted: list[int]
-    baseline_seconds: list[float]
-
-    def _repr_html_(self) -> str:
-        from specdec_lib.decoding.transcript_html import STYLE, transcript_html
-
-        return f"<style>{STYLE.read_text(encoding='utf-8')}</style>{transcript_html(self)}"
 
 
 def transcript(

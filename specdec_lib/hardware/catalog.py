@@ -171,6 +171,19 @@ def price(name: str) -> Price:
     return prices[name]
 
 
+def usd_per_million_tokens(tokens_per_second: float, usd_per_hour: float) -> float:
+    """Dollars for a million emitted tokens, prefill time included, on a device that does nothing else.
+
+    Raises:
+        ValueError: the rate is not positive, or the price is negative.
+    """
+    if not tokens_per_second > 0:
+        raise ValueError(f"tokens_per_second is {tokens_per_second}: give a measured positive rate")
+    if usd_per_hour < 0:
+        raise ValueError(f"usd_per_hour is {usd_per_hour}: give 0 or a positive price")
+    return usd_per_hour / 3600 / tokens_per_second * 1e6
+
+
 def _load(path: Path, kind: type[Entry]) -> dict[str, Entry]:
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(entries, dict):

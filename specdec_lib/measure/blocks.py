@@ -24,10 +24,10 @@ from tqdm import tqdm
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.state import check_context
-from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.decode_cell import decode_cell, fingerprint
+from specdec_lib.measure.engine_facts import compiler_of
 from specdec_lib.measure.environment import device_name
 from specdec_lib.measure.given_acceptance import given_columns
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
@@ -91,8 +91,7 @@ class BlockRunner:
             target_id=pair.target_id,
             draft_id=pair.draft_id,
             weights=hashlib.sha256(json.dumps(pair.files, sort_keys=True).encode()).hexdigest()[:16],
-            software=f"torch {torch.__version__}, transformers {transformers.__version__}, "
-            f"kernels {'none' if pair.target.fused is None else kernel_facts()['kernels']}",
+            software=f"torch {torch.__version__}, transformers {transformers.__version__}, " + compiler_of(pair.target),
             dtype=params.dtype,
             threads=torch.get_num_threads(),
             prompt_set=params.prompt_set,
@@ -162,9 +161,13 @@ class BlockRunner:
         try:
             tokens = [ids for _, ids in prompts]
             self._warm_up(cell, tokens)
-            with self.telemetry:
-                result = self._decode(cell, tokens, cell.max_new_tokens, seed)
-            row["compiled"] = cell.engine != "transformers" and self.pair.target.fused is not None
+            for _ in range(2):
+                with self.telemetry:
+                    result = self._decode(cell, tokens, cell.max_new_tokens, seed)
+                if not result.capture_s:
+                    break  # else energy and memory are those of capturing, too: once more, with what was captured
+            row["compiled"] = cell.engine != "transformers" and self.pair.target.engine != "eager"
+            row["replayed"] = result.replayed
             row |= _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
             if self.params.accepted_per_step:
                 row |= given_columns(row)

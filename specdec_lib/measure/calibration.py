@@ -1,29 +1,36 @@
-"""Three short microbenchmarks of a machine: how fast it reads memory, multiplies matrices, and starts an operation."""
+"""Short microbenchmarks of a machine: reading memory, multiplying matrices, attention, and starting an operation."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.measure.environment import device_name, now
+from specdec_lib.measure.results import write_at_once
 from specdec_lib.models import fused
+from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import ModelShape
 
-MATRIX_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+MATRIX_ROWS = (*range(1, 17), 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)  # kernels work in blocks: their cost has steps
 READ_BYTES = 2**28  # far more than any cache holds
+ATTENTION_BATCH = 8
+ATTENTION_TOKENS = (1, 4)  # a pass of more tokens computes more and reads no more
+ATTENTION_CONTEXTS = (64, 576)  # the difference is of more keys and values than any cache holds
 REPEATS = 7
 CALLS = 300
 FILE = "calibration.json"
@@ -33,7 +40,7 @@ Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [R, K], [N, K
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a machine was measured to do, in seconds and bytes; medians of interleaved repetitions."""
+    """What a machine was measured to do, in seconds and bytes; lower quartiles of interleaved repetitions."""
 
     device_name: str
     dtype: str
@@ -46,6 +53,10 @@ class Calibration:
     target: ModelShape
     draft: ModelShape
     draft_is_head: bool  # on the target's hidden states: its first pass reads all that the target verified
+    draft_seconds_per_weight: tuple[float, ...] | None = None  # as for the matrices, over the draft's own in turn
+    cache_bytes_per_second: float | None = None  # attention reading keys and values
+    attention_operations_per_second: float | None = None  # attention computing with them
+    attention_missing: str | None = None  # why these two are null
 
 
 def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
@@ -59,6 +70,9 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
     weights = matrix_weights(target)
     count = sum(weight.numel() for weight in weights)
     matrix = _matrix_seconds(weights, multiply, rows)
+    of_draft = draft_weights(pair.draft)
+    drafting = _matrix_seconds(of_draft, linear if pair.draft.fused is None else fused.linear, rows)
+    attention = attention_rates(target)
     return Calibration(
         device_name=device_name(target.device.type),
         dtype=str(target.dtype).removeprefix("torch."),
@@ -71,13 +85,17 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
         target=ModelShape.of(target),
         draft=ModelShape.of(pair.draft),
         draft_is_head=isinstance(pair.draft, DraftHead),
+        draft_seconds_per_weight=tuple(seconds / sum(w.numel() for w in of_draft) for seconds in drafting),
+        cache_bytes_per_second=attention.cache_bytes_per_second,
+        attention_operations_per_second=attention.operations_per_second,
+        attention_missing=attention.missing,
     )
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Write `calibration.json` into a run's folder."""
     text = json.dumps({"evidence": "measured", **asdict(calibration)}, indent=1)
-    (Path(folder) / FILE).write_text(text + "\n", encoding="utf-8")
+    write_at_once(Path(folder) / FILE, text + "\n")
 
 
 def read_calibration(folder: Path) -> Calibration:
@@ -98,6 +116,37 @@ def read_calibration(folder: Path) -> Calibration:
     return Calibration(**facts | lists | shapes)
 
 
+class AttentionRates(NamedTuple):
+    """How fast attention reads what is cached, and computes with it; or why that is not known."""
+
+    cache_bytes_per_second: float | None
+    operations_per_second: float | None
+    missing: str | None = None
+
+
+def attention_rates(target: LanguageModel) -> AttentionRates:
+    """The rates from how much longer passes of one token and of several take behind a longer context.
+
+    Products and everything else that does not depend on the context cancel in the differences.
+    """
+    short, long = ATTENTION_CONTEXTS
+    few, many = ATTENTION_TOKENS
+    if target.context_length < long + many:
+        return AttentionRates(None, None, f"the model has no {long + many} positions")
+    try:
+        seconds = _pass_seconds(target)
+    except torch.OutOfMemoryError:
+        return AttentionRates(None, None, "no memory for the keys and values")
+    shape, longer = ModelShape.of(target), ATTENTION_BATCH * (long - short)
+    one, several = (seconds[tokens, long] - seconds[tokens, short] for tokens in ATTENTION_TOKENS)
+    computing = (several - one) / (many - few)  # of one token in each row
+    reading = one - few * computing
+    if min(computing, reading) <= 0:
+        return AttentionRates(None, None, "lost in the noise of everything else that a pass does")
+    read = longer * shape.key_values_per_token() * target.dtype.itemsize
+    return AttentionRates(read / reading, shape.attention_operations(longer) / computing)
+
+
 def matrix_weights(target: LanguageModel) -> list[torch.Tensor]:
     """The matrices `[N, K]` that every pass reads whole: those of the layers, and the output rows."""
     head = target.head.weight
@@ -107,12 +156,19 @@ def matrix_weights(target: LanguageModel) -> list[torch.Tensor]:
     return [weight.data for weight in [*layers, head]]
 
 
+def draft_weights(draft: LanguageModel | DraftHead) -> list[torch.Tensor]:
+    """The same of a draft, the output rows that a head shares with its target among them."""
+    if isinstance(draft, LanguageModel):
+        return matrix_weights(draft)
+    return [*(weight.data for weight in draft.parameters() if weight.dim() == 2), draft.output_rows]
+
+
 def calls_per_pass(target: LanguageModel) -> int:
     """How many operations one pass over one token starts."""
     cache = target.new_cache(1, 8)
     token = torch.zeros(1, 1, dtype=torch.int64, device=target.device)
     with _CallCounter() as counter:
-        target.logits(target.forward(token, cache).hidden)
+        _pass(target, token, cache)
     return counter.calls
 
 
@@ -129,6 +185,26 @@ class _CallCounter(TorchDispatchMode):
 
 
 @torch.inference_mode()
+def _pass_seconds(target: LanguageModel) -> dict[tuple[int, int], float]:
+    """Passes by their number of tokens and their context."""
+    cache = target.new_cache(ATTENTION_BATCH, ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1])
+    seen: dict[tuple[int, int], list[float]] = {
+        point: [] for point in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS)
+    }
+    for repeat in range(REPEATS + 1):
+        for tokens, context in random.Random(repeat).sample(list(seen), len(seen)):
+            ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
+            cache.set_lengths(torch.full_like(cache.lengths, context), context)
+            seconds = _seconds(target.device, partial(_pass, target, ids, cache))
+            seen[tokens, context] += [seconds] * (repeat > 0)  # the first warms up
+    return {point: _undisturbed(seconds) for point, seconds in seen.items()}
+
+
+def _pass(target: LanguageModel, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
+    return target.logits(target.forward(tokens, cache).hidden)
+
+
+@torch.inference_mode()
 def _matrix_seconds(weights: list[torch.Tensor], multiply: Multiply, rows: Sequence[int]) -> list[float]:
     def pass_over(count: int) -> float:
         inputs = {k: torch.ones(count, k, dtype=weights[0].dtype, device=weights[0].device) for k in widths}
@@ -141,13 +217,13 @@ def _matrix_seconds(weights: list[torch.Tensor], multiply: Multiply, rows: Seque
     for repeat in range(REPEATS):
         for count in random.Random(repeat).sample(list(rows), len(rows)):
             seen[count].append(pass_over(count))
-    return [statistics.median(seconds) for seconds in seen.values()]
+    return [_undisturbed(seconds) for seconds in seen.values()]
 
 
 def _read_rate(device: torch.device) -> float:
     buffer = torch.ones(READ_BYTES // 4, device=device)
     seconds = [_seconds(device, buffer.sum) for _ in range(REPEATS + 1)]
-    return READ_BYTES / statistics.median(seconds[1:])
+    return READ_BYTES / _undisturbed(seconds[1:])
 
 
 @torch.inference_mode()
@@ -159,7 +235,12 @@ def _call_seconds(target: LanguageModel) -> float:
         for _ in range(CALLS):
             torch.add(x, x)
 
-    return statistics.median([_seconds(target.device, many) for _ in range(REPEATS + 1)][1:]) / CALLS
+    return _undisturbed([_seconds(target.device, many) for _ in range(REPEATS + 1)][1:]) / CALLS
+
+
+def _undisturbed(seconds: list[float]) -> float:
+    """The lower quartile: others on the machine only ever add time, for seconds on end, and a median has that in it."""
+    return statistics.quantiles(seconds, n=4)[0]
 
 
 def _seconds(device: torch.device, call: Callable[[], object]) -> float:

@@ -77,11 +77,27 @@ def write_environment(folder: Path, facts: dict[str, object], run_id: str) -> No
     _write(folder, {"run_id": run_id, **facts, "runs": read_environment(folder).get("runs", {}) | {run_id: facts}})
 
 
+def adopt_environment(folder: Path, theirs: dict[str, Any]) -> None:
+    """Add what another machine wrote with `write_environment` about its runs of the same study."""
+    _write(folder, theirs | {"runs": read_environment(folder).get("runs", {}) | theirs["runs"]})
+
+
+def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
+    """Weight files that are not the ones that the last run in `folder` loaded."""
+    before: dict[str, str] = read_environment(folder).get("files", files)
+    return sorted(name for name in files.keys() | before.keys() if files.get(name) != before.get(name))
+
+
 def stamp_end(folder: Path, run_id: str) -> None:
     """Say that a run that wrote its environment has ended now."""
+    add_facts(folder, run_id, ended=now())
+
+
+def add_facts(folder: Path, run_id: str, **facts: object) -> None:
+    """Add to, or replace, what `environment.json` says of a run."""
     known = read_environment(folder)
-    known["runs"][run_id]["ended"] = now()
-    _write(folder, known | ({"ended": now()} if known["run_id"] == run_id else {}))
+    known["runs"][run_id] |= facts
+    _write(folder, known | (facts if known["run_id"] == run_id else {}))
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

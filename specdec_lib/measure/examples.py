@@ -8,9 +8,10 @@ from specdec_lib.config import SamplingConfig, StudyParams
 from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import make_proposer
 from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.decoding.transcript import Recording, Transcript, transcript
+from specdec_lib.decoding.transcript import Recording, transcript
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, random_prompts
 from specdec_lib.models.pair import Pair
+from specdec_lib.transcript_html import Transcript
 
 MAX_NEW_TOKENS = 40
 WARM_UP_TOKENS = 4

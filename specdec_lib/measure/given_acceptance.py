@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from specdec_lib.decoding.state import DecodeState
 from specdec_lib.decoding.verification import Verification, verify
 from specdec_lib.measure.results import Row
 
@@ -24,8 +25,20 @@ class GivenAcceptance:
     """
 
     def __init__(self, accepted_per_step: Sequence[int]):
-        self.accepted_per_step = list(accepted_per_step)
-        self.step = 0
+        self.accepted_per_step = tuple(accepted_per_step)
+        self.place = self.sequence = torch.zeros(0, dtype=torch.int64)
+
+    @property
+    def capture_key(self) -> tuple[int, ...]:
+        return self.accepted_per_step
+
+    def restart(self, state: DecodeState) -> None:
+        """Begin anew; what counts the steps lies on the device, so that a step can be captured."""
+        device = state.tokens.device
+        if len(self.place) != state.batch_size:
+            self.sequence = torch.tensor(self.accepted_per_step, device=device)
+            self.place = torch.zeros(state.batch_size, dtype=torch.int64, device=device)
+        self.place.copy_(torch.arange(state.batch_size))
 
     def __call__(
         self,
@@ -36,10 +49,8 @@ class GivenAcceptance:
     ) -> Verification:
         verdict = verify(target_probs, draft_probs, draft_tokens, generator)
         drafted = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
-        count = len(self.accepted_per_step)
-        places = [(self.step + row) % count for row in range(len(draft_tokens))]
-        self.step += 1
-        given = torch.tensor([self.accepted_per_step[place] for place in places], device=draft_tokens.device)
+        given = self.sequence[self.place % len(self.sequence)]
+        self.place += 1
         return Verification(torch.minimum(given, drafted.long().cumprod(dim=1).sum(dim=1)), verdict.next_token)
 
 

@@ -142,7 +142,9 @@ def draft_checkpoint(plain: Pair, folder: Path) -> str:
 def load_draft(plain: Pair, where: str) -> PreTrainedModel:
     """The checkpoint as transformers loads it, like the target of `plain` on its device."""
     with _quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=plain.target.dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=plain.target.dtype, use_safetensors=True, trust_remote_code=False
+        )
     return model.to(plain.target.device).eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from specdec_lib.hardware.catalog import usd_per_million_tokens
+from specdec_lib.measure.drift import mark_drift
 
 INTEGERS = pa.list_(pa.int64())
 NUMBERS = pa.list_(pa.float64())
@@ -21,7 +25,7 @@ SCHEMA = pa.schema(
     + [(name, pa.string()) for name in ("engine", "pair")]
     + [(name, pa.string()) for name in ("target_id", "draft_id", "method", "verification")]
     + [("num_draft_tokens", pa.int64()), ("temperature", pa.float64()), ("top_k", pa.int64()), ("top_p", pa.float64())]
-    + [("dtype", pa.string()), ("compiled", pa.bool_())]
+    + [("dtype", pa.string()), ("compiled", pa.bool_()), ("replayed", pa.bool_())]
     + [(name, pa.int64()) for name in ("batch_size", "prompt_tokens", "max_new_tokens")]
     + [("mean_prompt_tokens", pa.float64()), ("prompt_set", pa.string()), ("prompt_group", pa.int64())]
     + [("prompt_ids", pa.string()), ("category", pa.string()), ("repetition", pa.int64()), ("seed", pa.int64())]
@@ -35,9 +39,10 @@ SCHEMA = pa.schema(
     + [(f"{name}_bytes", pa.int64()) for name in ("device_memory_used", "process_peak_rss")]
     + [(name, pa.float64()) for name in ("gpu_utilization_percent", "energy_joules_per_token")]
     + [("throttled", pa.bool_()), ("throttle_reasons", pa.string()), ("sm_clock_mhz", pa.float64())]
-    + [("foreign_processes", pa.int64()), ("telemetry_note", pa.string())]
+    + [("foreign_processes", pa.int64()), ("telemetry_note", pa.string()), ("drifted", pa.bool_())]
     + [("cost_usd_per_million_tokens", pa.float64())]
 )
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
 
 Row = dict[str, object]
 
@@ -52,10 +57,11 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        if error.errno not in UNWRITABLE:
+            raise
         raise RuntimeError(
-            f"cannot write to {folder} ({reason}): what is finished there is kept; make room or choose another folder "
-            "with --outputs, then run the same command again"
+            f"cannot write to {folder} ({error.strerror}): what is finished there is kept; make room or choose another "
+            "folder with --outputs, then run the same command again"
         ) from error
 
 
@@ -87,6 +93,17 @@ def read_cell(folder: Path, cell_id: str) -> list[Row]:
     return rows if isinstance(rows, list) else []
 
 
+def cells_on_disk(folder: Path) -> set[str]:
+    """The ids of all cells that have a file, of whatever study."""
+    return {path.stem for path in (folder / "cells").glob("*.json")}
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote."""
+    for path in (*folder.glob("*.tmp"), *folder.glob("cells/*.tmp")):
+        path.unlink(missing_ok=True)
+
+
 def whole_runs(rows: list[Row]) -> list[Row]:
     """The rows of those runs of a cell in which nothing failed."""
     failed = {row["run_id"] for row in rows if row["status"] != "ok"}
@@ -100,11 +117,13 @@ def finished(folder: Path, cell_id: str) -> bool:
 
 
 def write_results(folder: Path, cell_ids: list[str], usd_per_hour: float) -> pd.DataFrame:
-    """Gather the rows of these cells into `results.parquet`, priced, and return the table."""
+    """Gather the rows of these cells into `results.parquet`, priced, with `drifted` marked; returns the table."""
     rows = [row for cell_id in cell_ids for row in read_cell(folder, cell_id)]
+    mark_drift(rows)
     for row in rows:
         if row["status"] == "ok":
-            row["cost_usd_per_million_tokens"] = usd_per_hour / 3600 / float(str(row["tokens_per_second"])) * 1e6
+            rate = float(str(row["tokens_per_second"]))
+            row["cost_usd_per_million_tokens"] = usd_per_million_tokens(rate, usd_per_hour)
     columns = {field.name: [row.get(field.name) for row in rows] for field in SCHEMA}
     table = pa.table(columns, schema=SCHEMA)
     temporary = folder / "results.parquet.tmp"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +26,11 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.state import DecodeState
 from specdec_lib.decoding.verification import Verification, verify
+from specdec_lib.measure.results import write_at_once
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel, Step
 
-COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms"]
+COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms", "samples_ms"]
 STEPS = 3  # timed in each call, after one that warms up
 FILE = "step_costs.json"
 
@@ -54,7 +56,8 @@ def measure_step_costs(
         token_counts: the numbers of tokens instead, if not all of them are wanted.
 
     Returns:
-        One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`, with its `ms`:
+        One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`, with its `ms` and all the
+        times, `samples_ms`, that it is the median of:
         "target" is a pass of the target over `num_tokens` tokens of each row, logits included; "draft" and "ngram" are
         a proposal of `num_tokens` tokens, the choice of them included; "sampling" is everything else of a step whose
         pass took `num_tokens` tokens: probabilities, verification or choice, bookkeeping, and the host's look.
@@ -77,17 +80,14 @@ def measure_step_costs(
             except torch.OutOfMemoryError:
                 points.remove(point)  # the table lacks it
                 torch.cuda.empty_cache()
-    rows = [(*key, float(pd.Series(ms).median())) for key, ms in sorted(seen.items())]
+    rows = [(*key, statistics.median(ms), [round(each, 4) for each in ms]) for key, ms in sorted(seen.items())]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def write_step_costs(folder: Path, costs: pd.DataFrame) -> None:
     """Write `step_costs.json` into a run's folder, at once."""
-    path = Path(folder) / FILE
-    temporary = path.with_suffix(".tmp")
     rows = costs.astype(object).where(costs.notna(), None).to_dict(orient="records")
-    temporary.write_text(json.dumps({"evidence": "measured", "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_at_once(Path(folder) / FILE, json.dumps({"evidence": "measured", "rows": rows}, indent=1) + "\n")
 
 
 def read_step_costs(folder: Path) -> pd.DataFrame:
@@ -105,6 +105,8 @@ def read_step_costs(folder: Path) -> pd.DataFrame:
 
 class _TimedTarget:
     """The target, with the seconds of each of its passes."""
+
+    compiled = False  # of a captured step the pieces could not be timed
 
     def __init__(self, target: LanguageModel):
         self.target = target

@@ -25,11 +25,12 @@ from specdec_lib.measure.results import read_cell, whole_runs, write_cell
 PACKAGES = Path(__file__).resolve().parents[2]  # where this very library lies
 COMMAND = (sys.executable, "-m", "specdec_lib.measure.worker")
 LOOK_S = 0.2  # between looks at a worker
+MOST_READS = 64  # of what it prints, in one look
 GRACE_S = 2.0  # from asking a stuck worker where it is to killing it
 LOAD_LIMIT_S = 4 * 3600.0  # a model may have to be fetched
 MACHINE_LIMIT_S = 3600.0
 REPETITION_LIMIT_S, TOKEN_LIMIT_S = 600.0, 2.0  # compiling included; a repetition's limit grows with its new tokens
-DEATHS = {
+DEATHS: dict[int, str] = {
     signal.SIGKILL: "killed by SIGKILL - perhaps for want of memory",
     signal.SIGSEGV: "killed by SIGSEGV - a crash in native code",
     signal.SIGABRT: "killed by SIGABRT - native code gave up, perhaps for want of memory",
@@ -38,12 +39,10 @@ DEATHS = {
 
 @dataclass(frozen=True)
 class Ending:
-    """How a worker ended: its exit code, the reason if it did not finish, and where it was."""
+    """How a worker ended: the reason if it did not finish, and where it was."""
 
-    code: int
     reason: str | None
     last: Heartbeat
-    error: str  # the last line on its standard error
 
 
 def run_blocks(
@@ -68,32 +67,33 @@ def run_blocks(
 
     Raises:
         ValueError: the study cannot run here at all, in the worker's words.
-        RuntimeError: the folder cannot be written, or two workers in a row died before their first cell.
+        RuntimeError: the folder cannot be written, or two workers in a row died with no cell to blame.
     """
     order = worker.Order(params, folder.resolve(), None if blocks is None else tuple(blocks), machine=machine)
-    stillborn = 0
+    in_vain = 0
     while (ending := _run_worker(order, command, limit_s)).reason is not None:
         if ending.last.phase == heartbeat.MACHINE:
             leave_unmeasured(folder, ending.reason)
             return
-        stillborn = stillborn + 1 if ending.last.phase == heartbeat.LOAD else 0
-        if stillborn == 2:
-            raise RuntimeError(f"two workers in a row died before their first cell: {ending.reason}")
-        print(f"the worker was {ending.reason}; a fresh one goes on", flush=True)
-        if failed := _blame(folder, ending):
-            order = replace(order, skip=(*order.skip, failed))
+        failed = _blame(folder, ending)
+        in_vain = 0 if failed else in_vain + 1
+        if in_vain == 2:
+            where = "before their first cell" if ending.last.phase == heartbeat.LOAD else "between two cells"
+            raise RuntimeError(f"two workers in a row died {where}: {ending.reason}")
+        print(f"a worker died and a fresh one goes on: {ending.reason}", flush=True)
+        order = replace(order, skip=(*order.skip, *filter(None, [failed])))
 
 
 def _blame(folder: Path, ending: Ending) -> str | None:
-    """Give the cell in which a worker died a failed row, unless it had just been written; returns its id."""
+    """Give the cell in which a worker died a failed row, unless its repetition is on disk; returns its id."""
     row = ending.last.row
     if row is None:
         return None
     cell_id = str(row["cell_id"])
-    kept = whole_runs(read_cell(folder, cell_id))
-    if any(known["run_id"] == row["run_id"] for known in kept):
+    rows = read_cell(folder, cell_id)
+    if any(all(known[name] == row[name] for name in ("run_id", "repetition")) for known in rows):
         return None
-    write_cell(folder, cell_id, [*kept, row | {"status": "failed", "error": ending.reason}])
+    write_cell(folder, cell_id, [*whole_runs(rows), row | {"status": "failed", "error": ending.reason}])
     return cell_id
 
 
@@ -122,7 +122,7 @@ def _run_worker(order: worker.Order, command: Sequence[str], limit_s: float | No
     if last.run_id in read_environment(order.folder).get("runs", {}):
         stamp_end(order.folder, str(last.run_id))
     heartbeat.forget(order.folder)
-    return Ending(code, overdue or _reason(code, echo.error()), last, echo.error())
+    return Ending(overdue or _reason(code, echo.error()), last)
 
 
 def _watch(order: worker.Order, process: subprocess.Popen[bytes], echo: _Echo, limit_s: float | None) -> str | None:
@@ -139,7 +139,7 @@ def _watch(order: worker.Order, process: subprocess.Popen[bytes], echo: _Echo, l
                 process.wait(GRACE_S)
             _end(process)
             echo.pass_on(0)
-            return f"stopped: it passed its time limit of {limit:g} s"
+            return f"passed its time limit of {limit:g} s and was stopped"
     echo.pass_on(0)
     return None
 
@@ -156,8 +156,8 @@ def _reason(code: int, error: str) -> str | None:
     """What an exit code means, None if all is well."""
     if code >= 0:
         return f"ended with exit code {code}: {error}" if code else None
-    number = signal.Signals(-code)
-    return DEATHS.get(number, f"killed by {number.name}")
+    known = {number.value: f"killed by {number.name}" for number in signal.Signals} | DEATHS
+    return known.get(-code, f"killed by signal {-code}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -176,29 +176,29 @@ class _Echo:
         decoder = codecs.getincrementaldecoder("utf-8")
         for stream, to in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
             assert stream is not None
-            os.set_blocking(stream.fileno(), False)
-            self.selector.register(stream, selectors.EVENT_READ, (to, decoder("replace")))
+            self.selector.register(stream, selectors.EVENT_READ, (to, decoder("replace"), stream is process.stderr))
 
     def pass_on(self, timeout_s: float) -> None:
-        """What there is by now; waits this long for something to come."""
+        """What there is by now, within bounds; waits this long for something to come."""
         if not self.selector.get_map():
             time.sleep(timeout_s)
-        while events := self.selector.select(timeout_s):
-            for key, _ in events:
+        for _ in range(MOST_READS):
+            for key, _ in (events := self.selector.select(timeout_s)):
                 self._pass_on(key)
             timeout_s = 0
+            if not events:
+                return
 
     def _pass_on(self, key: selectors.SelectorKey) -> None:
         to: TextIO
-        to, decoder = key.data
-        stream = key.fileobj
+        to, decoder, is_error = key.data
         data = os.read(key.fd, 65536)
         if not data:
-            self.selector.unregister(stream)
+            self.selector.unregister(key.fileobj)
         text = decoder.decode(data)
         to.write(text)
         to.flush()
-        if to is sys.stderr:
+        if is_error:
             self.tail = (self.tail + text)[-4000:]
 
     def error(self) -> str:

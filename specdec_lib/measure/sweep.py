@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +14,11 @@ from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.blocks import plan
 from specdec_lib.measure.cells import Source
-from specdec_lib.measure.environment import check_device, read_environment, stamp_end
+from specdec_lib.measure.cluster import ADDRESS, run_blocks_on_cluster
+from specdec_lib.measure.environment import add_facts, check_device, read_environment, stamp_end
+from specdec_lib.measure.heartbeat import forget
 from specdec_lib.measure.lock import locked
-from specdec_lib.measure.results import write_results, writing
+from specdec_lib.measure.results import cells_on_disk, remove_temporary_files, write_results, writing
 from specdec_lib.measure.supervisor import COMMAND, run_blocks
 from specdec_lib.measure.worker import Order, work
 
@@ -27,7 +31,8 @@ def run_sweep(
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
     Cells run in a worker process, which loads the weights once; what kills it costs the cell it was in, which leaves a
-    failed row, and the sweep goes on. Also writes `results.parquet`, `environment.json`, `step_costs.json` and
+    failed row, and the sweep goes on. With `SPECDEC_CLUSTER` set to a Ray cluster's address, each of its devices of the
+    wanted type has such a worker. Also writes `results.parquet`, `environment.json`, `step_costs.json` and
     `calibration.json`.
 
     Args:
@@ -39,40 +44,49 @@ def run_sweep(
             fit the models, or another run is at work in `folder`.
         RuntimeError: the folder cannot be written, or workers die before their first cell.
     """
-    _refuse_early(params)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, LOCK):
+    with _alone(params, folder):
+        if address := os.environ.get(ADDRESS):
+            run_blocks_on_cluster(params, folder, address, limit_s=limit_s, command=command)
+        else:
             run_blocks(params, folder, limit_s=limit_s, command=command)
-            return gather(params, folder)
+        return gather(params, folder)
 
 
 def run_sweep_here(params: StudyParams, folder: Path) -> pd.DataFrame:
     """As `run_sweep`, but in this process, which dies of what kills a cell: for debuggers and tests of toys."""
-    _refuse_early(params)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, LOCK):
-            work(Order(params, folder))
-            stamp_end(folder, read_environment(folder)["run_id"])
-            return gather(params, folder)
+    with _alone(params, folder):
+        work(Order(params, folder))
+        stamp_end(folder, read_environment(folder)["run_id"])
+        forget(folder)
+        return gather(params, folder)
 
 
 def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
     """Write `results.parquet` from the finished and failed cells that `folder` holds of this study, and return it.
 
-    Which cells are the study's depends on the machine that the latest run in `environment.json` found.
+    Which cells are the study's depends on the machine that the latest run in `environment.json` found. Cells of other
+    params, weights, versions or devices stay on disk for whoever goes back to these; they are counted and left out.
     """
-    source = Source(**read_environment(folder)["source"])
-    ids = [cell.id for block in plan(params, source) for cell in block.cells]
+    facts = read_environment(folder)
+    ids = [cell.id for block in plan(params, Source(**facts["source"])) for cell in block.cells]
+    if others := len(cells_on_disk(folder) - set(ids)):
+        print(f"{others} cells of other params, weights, versions or devices are kept, out of the table", flush=True)
+    add_facts(folder, facts["run_id"], cells_of_other_studies=others)
     return write_results(folder, ids, price(params.price).usd_per_hour)
 
 
-def _refuse_early(params: StudyParams) -> None:
-    """What is wrong for sure without a worker. This process must not start CUDA: to the worker it would be a stranger
+@contextlib.contextmanager
+def _alone(params: StudyParams, folder: Path) -> Iterator[None]:
+    """Refuse what is wrong for sure, then hold the folder's lock.
 
-    that computes on the same device, and its rows would count as disturbed.
+    This process must not start CUDA: the worker would see a stranger on its device, and its rows would count as
+    disturbed. So on such a machine the worker checks the device.
     """
     price(params.price)
     if params.device == "cpu" or not torch.cuda.is_available():
         check_device(params)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, LOCK):
+            remove_temporary_files(folder)
+            yield

@@ -8,9 +8,11 @@ if the study cannot run here, with 3 and one line if the folder cannot be writte
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,16 +21,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from specdec_lib.config import StudyParams, validate_params
-from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.blocks import BlockRunner
-from specdec_lib.measure.environment import check_device, describe_environment, write_environment
+from specdec_lib.measure.engine_facts import engine_facts
+from specdec_lib.measure.environment import (
+    add_facts,
+    changed_files,
+    check_device,
+    describe_environment,
+    write_environment,
+)
 from specdec_lib.measure.machine import measure_machine
 from specdec_lib.measure.results import writing
 from specdec_lib.models.pair import load_study_pair
 
 REFUSED, UNWRITABLE = 2, 3  # exit codes with a line that begins with ERROR
 ERROR = "error: "
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @dataclass(frozen=True)
@@ -67,12 +76,15 @@ def work(order: Order) -> None:
     facts = describe_environment(params)
     started = time.monotonic()
     pair = load_study_pair(params)
-    facts |= {"load_s": round(time.monotonic() - started, 2)} | (kernel_facts() if params.device == "cpu" else {})
+    facts |= {"load_s": round(time.monotonic() - started, 2)} | engine_facts(pair)
     facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
+    if changed := changed_files(folder, pair.files):
+        print(f"weights that are not those of the last run here: {', '.join(changed)}", flush=True)
     runner = BlockRunner(params, folder, pair)
     with writing(folder):
         write_environment(folder, facts | {"source": asdict(runner.source)}, runner.run_id)
         runner.run(order.blocks, order.skip)
+        add_facts(folder, runner.run_id, **engine_facts(pair))  # what was compiled and captured on the way
         if order.machine:
             heartbeat.beat(folder, heartbeat.MACHINE, runner.run_id)
             measure_machine(params, pair, folder, runner.source)
@@ -88,9 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--leash", action="store_true", help="end at once when standard input ends, as it does with who"
     )
     options = parser.parse_args(arguments)
-    faulthandler.enable()  # a crash in native code says where
     if options.leash:
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+        _leash()
     try:
         work(options.order)
     except ValueError as error:
@@ -104,12 +115,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _leash() -> None:
+    """End this process with who started it, however that ended: standard input is a pipe that they never write to.
+
+    On Linux the kernel sees to it too, also where native code hangs and lets no other thread run.
+    """
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _end_with_stdin() -> None:
-    """Who started this process holds the other end of a pipe and never writes: its end is theirs, however they died."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(1)
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash in native code says where
     sys.exit(main())

@@ -28,6 +28,18 @@ class Placement:
     view: int  # attention reads positions 0..view
 
 
+def write_and_view(
+    kept: torch.Tensor,  # [B, H, capacity, D]
+    states: torch.Tensor,  # [B, H, m, D]
+    rows: torch.Tensor,  # [B, 1]
+    positions: torch.Tensor,  # [B, m]
+    view: int,
+) -> torch.Tensor:  # [B, H, view, D]
+    """Write m positions of each row, and return the prefix that attention may read."""
+    kept[rows, :, positions] = states.transpose(1, 2)
+    return kept[:, :, :view]
+
+
 class RaggedLayer(CacheLayerMixin):
     """One layer's keys and values, `[B, H, capacity, D]`, written at the positions that its cache dictates."""
 
@@ -54,9 +66,10 @@ class RaggedLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:  # 2 x [B, H, view, D]
         """Write m positions behind each row's length and return the prefix that attention may read."""
         where = self.placement
-        self.keys[where.rows, :, where.positions] = key_states.transpose(1, 2)
-        self.values[where.rows, :, where.positions] = value_states.transpose(1, 2)
-        return self.keys[:, :, : where.view], self.values[:, :, : where.view]
+        return (
+            write_and_view(self.keys, key_states, where.rows, where.positions, where.view),
+            write_and_view(self.values, value_states, where.rows, where.positions, where.view),
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.placement.view, 0

@@ -23,6 +23,7 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel, grouped_attention
+from specdec_lib.models.weights import sha256
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -103,6 +104,11 @@ class DraftHead(nn.Module):
         return self.output_norm.dtype
 
     @property
+    def output_rows(self) -> torch.Tensor:
+        """The target's output rows of the tokens that are scored, `[scored, H]`."""
+        return self._shared["output"]
+
+    @property
     def num_parameters(self) -> int:
         """Weights of its own; what is shared with the target does not count."""
         return sum(p.numel() for p in self.parameters())
@@ -131,9 +137,7 @@ class DraftHead(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write weights (bfloat16) and config; the target's embedding stays behind."""
-        write_config(folder, "draft_head", asdict(self.config))
-        tensors = {name: t.detach().contiguous() for name, t in self.state_dict().items()}
-        save_file({n: t.bfloat16() if t.is_floating_point() else t.int() for n, t in tensors.items()}, folder / WEIGHTS)
+        save_draft(self, folder, "draft_head", asdict(self.config))
 
     def share_output_rows(self) -> None:
         """Gather the output rows `[scored, H]` from the target's tied embedding."""
@@ -196,10 +200,9 @@ class DraftHead(nn.Module):
     @torch.inference_mode()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states `[..., H]` to the logits of the tokens `scored_ids`, `[..., scored]`; all others have -inf."""
-        rows = self._shared["output"]
         if self.fused is not None:
-            return fused.norm_linear(hidden, self.output_norm, self.config.norm_eps, rows)
-        return linear(self.normed(hidden), rows)
+            return fused.norm_linear(hidden, self.output_norm, self.config.norm_eps, self.output_rows)
+        return linear(self.normed(hidden), self.output_rows)
 
     @torch.inference_mode()
     def draft(
@@ -290,20 +293,25 @@ def read_config(folder: Path, kind: str) -> dict:
     return config["settings"]
 
 
-def write_config(folder: Path, kind: str, settings: dict) -> None:
-    """Write what `read_config` reads."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"kind": kind, "settings": settings}, indent=2)
-    (Path(folder) / CONFIG).write_text(text + "\n", encoding="utf-8")
+def save_draft(module: nn.Module, folder: Path, kind: str, settings: dict) -> None:
+    """Write what `read_config` and `load_weights` read: weights in bfloat16, their SHA-256, and settings."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().contiguous() for name, t in module.state_dict().items()}
+    save_file({n: t.bfloat16() if t.is_floating_point() else t.int() for n, t in tensors.items()}, folder / WEIGHTS)
+    text = json.dumps({"kind": kind, "sha256": sha256(folder / WEIGHTS), "settings": settings}, indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:
-    """Fill `module` from the safetensors file in `folder`; ValueError when it is missing, truncated or another's."""
+    """Fill `module` from the safetensors file in `folder`; ValueError when it is missing, changed or another's."""
     path = Path(folder) / WEIGHTS
     if not path.exists():
         raise ValueError(f"{path} is missing; check the repository out in full, or write it with `make draft`")
+    if sha256(path) != json.loads((path.parent / CONFIG).read_text(encoding="utf-8")).get("sha256"):
+        raise ValueError(f"{path} is not the file that {CONFIG} beside it describes; check both out again")
     try:
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged or incomplete ({reason}); check it out again") from error
+        raise ValueError(f"{path} does not fit its settings ({reason}); check it out again") from error

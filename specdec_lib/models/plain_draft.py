@@ -10,14 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specdec_lib.models import fused
-from specdec_lib.models.draft_head import WEIGHTS, load_weights, read_config, write_config
+from specdec_lib.models.draft_head import load_weights, read_config, save_draft
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 
 
@@ -61,9 +60,7 @@ class PlainDraft(nn.Module):
     def save(self, folder: Path) -> None:
         """Write weights (bfloat16) and config; the target's embedding stays behind."""
         sizes = {"target_width": self.target_width, "num_scored": len(self.scored_ids)}
-        write_config(folder, "plain_draft", {"llama": self.config.to_diff_dict(), **sizes})
-        tensors = {name: t.detach().contiguous() for name, t in self.state_dict().items()}
-        save_file({n: t.bfloat16() if t.is_floating_point() else t.int() for n, t in tensors.items()}, folder / WEIGHTS)
+        save_draft(self, folder, "plain_draft", {"llama": self.config.to_diff_dict(), **sizes})
 
 
 def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
@@ -76,7 +73,7 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
     model = _causal_model(draft, embeddings, tied=False)
     model.lm_head = rows = ScoredRows(embeddings, draft.scored_ids.to(target.device))
     model.to(device=target.device, dtype=target.dtype)
-    joined = LanguageModel(model, name=Path(folder).name, compiled=target.fused is not None)
+    joined = LanguageModel(model, name=Path(folder).name, compiled=target.compiled)
     rows.kernels = joined.fused is not None
     return joined
 

@@ -47,3 +47,15 @@ PRESETS = {
         "12fd25f77366fa6b3b4b768ec3050bf629380bac",
     ),
 }
+
+# SHA-256 of weight files by model and commit, as far as they are known here: of the other files, the hub's own SHA-256
+# for the pinned commit is what is checked. Each was read on 2026-11-25 in several unrelated public projects that pin
+# the same commit and agree.
+KNOWN_WEIGHTS = {
+    ("Qwen/Qwen3-0.6B", "c1899de289a04d12100db370d81485cdf75e47ca"): {
+        "model.safetensors": "f47f71177f32bcd101b7573ec9171e6a57f4f4d31148d38e382306f42996874b",
+    },
+    ("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac"): {
+        "model.safetensors": "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",
+    },
+}

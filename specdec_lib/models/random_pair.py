@@ -35,7 +35,7 @@ def config_of(name: str) -> Any:
     if name in models:
         return AutoConfig.for_model(**models[name].config)
     if (Path(name) / "config.json").is_file():
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     raise ValueError(
         f"weights: random needs the shape of {name!r}: give a folder with a config.json, or one of {', '.join(models)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.compiled import CompiledLayers, NotCompiledError
+from specdec_lib.models.tensor_parallel import key_value_heads
 
 ATTENTION = "specdec_grouped"
 KERNEL_DIFFERENCE = 0.1  # of logits, relative: bfloat16 rounds differently when less often
 PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
+
+logger = logging.getLogger(__name__)
 
 
 def grouped_attention(
@@ -36,6 +41,11 @@ def grouped_attention(
     mask = attention_mask.repeat(1, 1, group, 1) if group > 1 else attention_mask
     out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
     return out.reshape(batch, heads, m, dim).transpose(1, 2), None
+
+
+def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Norm of the difference over the norm."""
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)
@@ -73,10 +83,40 @@ class LanguageModel:
         self.device: torch.device = self.head.weight.device
         self.dtype: torch.dtype = self.head.weight.dtype
         self.feature_layers = feature_layers
+        self.compiled = compiled
         self.fused = fused.fused_layers(self.body) if compiled else None
+        self.inductor: CompiledLayers | None = None
+        self.why_not_compiled: str | None = None
+        self.kept: object = None  # what decoding keeps for this model between calls
         self._tapped: list[torch.Tensor] = []
         for layer in feature_layers:
             self.body.layers[layer].register_forward_hook(lambda _, __, output: self._tapped.append(output))
+
+    @property
+    def engine(self) -> str:
+        """What computes the layers: our C++ "kernels", "inductor", or "eager", the model as Hugging Face wrote it."""
+        return "kernels" if self.fused is not None else "eager" if self.inductor is None else "inductor"
+
+    @torch.inference_mode()
+    def compile(self) -> None:
+        """Compute the layers with `torch.compile` from now on, if it can and computes the same; some ten seconds."""
+        tokens = self._some_tokens().view(2, -1)
+        expected = self.forward(tokens, self.new_cache(*tokens.shape)).features
+        try:
+            self.inductor = CompiledLayers(self.body)
+            found = self._compiled_forward(self.inductor, tokens, self.new_cache(*tokens.shape)).features
+            if (difference := relative_difference(found, expected)) > KERNEL_DIFFERENCE:
+                raise NotCompiledError(f"compiled layers compute something else: off by {difference:.1%}")
+        except NotCompiledError as error:
+            self._give_up_compiling(error)
+
+    def _give_up_compiling(self, error: Exception) -> None:
+        self.inductor = None
+        self.why_not_compiled = str(error)
+        logger.warning("%s runs as it is, slower: it is not compiled (%s)", self.name, self.why_not_compiled)
+
+    def _some_tokens(self) -> torch.Tensor:  # [1, 64]
+        return torch.randint(self.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0)).to(self.device)
 
     def to(self, device: str) -> LanguageModel:
         """Move the weights, in place."""
@@ -92,15 +132,14 @@ class LanguageModel:
         Raises:
             ValueError: they differ, as with models that scale or cap their logits.
         """
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(self.vocab_size, (1, 64), generator=generator).to(self.device)
+        tokens = self._some_tokens()
         theirs = self._call(self.model, tokens, self.new_cache(*tokens.shape)).logits.float()
         hidden = self._call(self.body, tokens, self.new_cache(*tokens.shape)).last_hidden_state
         if not torch.allclose(self.head(hidden).float(), theirs, rtol=0.01, atol=0.01):
             raise ValueError(f"{self.name} does more to its logits than an output layer: such models are not supported")
         if self.fused is not None:
             ours = self.logits(self.forward(tokens, self.new_cache(*tokens.shape)).hidden)
-            difference = float((ours - theirs).norm() / theirs.norm())
+            difference = relative_difference(ours, theirs)
             assert difference < KERNEL_DIFFERENCE, f"the kernels compute another model: off by {difference:.1%}"
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
@@ -110,7 +149,7 @@ class LanguageModel:
             batch_size=batch_size,
             capacity=capacity,
             num_layers=config.num_hidden_layers,
-            num_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            num_heads=key_value_heads(self.model),
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
             dtype=self.dtype,
             device=self.device,
@@ -124,6 +163,11 @@ class LanguageModel:
         """
         if self.fused is not None:
             return self._fused_forward(self.fused, tokens, cache)
+        if self.inductor is not None:
+            try:
+                return self._compiled_forward(self.inductor, tokens, cache)
+            except NotCompiledError as error:  # a shape that it cannot do; nothing is committed yet
+                self._give_up_compiling(error)
         self._tapped.clear()
         hidden = self._call(self.body, tokens, cache).last_hidden_state
         features = torch.cat([*self._tapped, hidden], dim=-1) if self._tapped else hidden
@@ -136,6 +180,12 @@ class LanguageModel:
         hidden = rms_norm(state, state.shape[1:], self.body.norm.weight.float(), layers.eps).to(self.dtype)
         features = torch.cat([features, hidden], dim=1) if self.feature_layers else hidden
         return Step(hidden.unflatten(0, tokens.shape), features.unflatten(0, tokens.shape))
+
+    def _compiled_forward(self, layers: CompiledLayers, tokens: torch.Tensor, cache: RaggedStaticCache) -> Step:
+        positions = cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)
+        outputs = layers(tokens, positions, cache.attention_mask(self.dtype), cache)
+        tapped = [outputs[layer] for layer in self.feature_layers]
+        return Step(outputs[-1], torch.cat([*tapped, outputs[-1]], dim=-1) if tapped else outputs[-1])
 
     def _call(self, model: Any, tokens: torch.Tensor, cache: RaggedStaticCache) -> Any:
         positions = cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)  # drafts may overshoot; unused

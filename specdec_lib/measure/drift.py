@@ -1,0 +1,47 @@
+"""Whether the machine changed under a block of cells: its first baseline repetition against its last."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+Row = dict[str, object]
+BLOCK = ("run_id", "temperature", "batch_size", "prompt_tokens", "max_new_tokens", "prompt_group")
+LIMIT = 0.2
+SHORTEST_MS = 100.0  # shorter calls are at the mercy of the scheduler, and tell nothing of the machine
+
+
+def mark_drift(rows: Iterable[Row]) -> None:
+    """Set `drifted` in every measured row: whether its block's baseline TPOT changed by more than `LIMIT`.
+
+    Ratios are paired within a repetition, in random order. Of a steady change over the three repetitions of a block a
+    fifth or so is left in the ratio of one repetition (half of it passes in a repetition, over which two cells lie 0.41
+    of its length apart, root mean square): 4 % at the limit of 20 %, about as much as repetitions scatter anyway. What
+    drifts further is no measurement. Null where there are no two baseline repetitions of `SHORTEST_MS` to compare.
+    """
+    blocks: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["status"] == "ok":
+            blocks[tuple(row[name] for name in BLOCK)].append(row)
+    for block in blocks.values():
+        changed = _drifted(
+            [row for row in block if (row["engine"], row["method"]) == ("specdec_lib", "autoregressive")]
+        )
+        for row in block:
+            row["drifted"] = changed
+
+
+def _drifted(baseline: list[Row]) -> bool | None:
+    """Of the rows of one block's baseline; None if that cannot be said."""
+    long = [row for row in baseline if row["tpot_ms"] and _decode_ms(row) >= SHORTEST_MS]
+    if len(long) < 2 or len(long) < len(baseline):
+        return None
+    first, *_, last = sorted(long, key=lambda row: int(str(row["repetition"])))
+    return abs(math.log(float(str(last["tpot_ms"])) / float(str(first["tpot_ms"])))) > math.log(1 + LIMIT)
+
+
+def _decode_ms(row: Row) -> float:
+    step_ms = row["step_ms"]
+    assert isinstance(step_ms, list)
+    return sum(step_ms)

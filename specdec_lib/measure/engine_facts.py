@@ -1,0 +1,29 @@
+"""How a pair is computed on this machine, for environment.json: kernels, compiled or as it is; captured or not."""
+
+from __future__ import annotations
+
+from specdec_lib.decoding.step_loop import graph_facts
+from specdec_lib.kernels.build import kernel_facts
+from specdec_lib.models.compiled import compile_seconds
+from specdec_lib.models.pair import Pair
+from specdec_lib.models.runner import LanguageModel
+
+
+def engine_facts(pair: Pair) -> dict[str, object]:
+    """What computes target and draft, whether steps are captured, and the seconds of getting there, as known by now."""
+    draft = pair.draft.engine if isinstance(pair.draft, LanguageModel) else "kernels" if pair.draft.fused else "eager"
+    engine: dict[str, object] = {
+        "target": pair.target.engine,
+        "draft": draft,
+        "not_compiled": pair.target.why_not_compiled,
+        "torch_compile_s": round(compile_seconds(), 2),
+        "graphs": graph_facts(pair.target),
+    }
+    return {"engine": engine} | (kernel_facts() if pair.target.device.type == "cpu" else {})
+
+
+def compiler_of(target: LanguageModel) -> str:
+    """What decides a cell's numbers beside the versions of packages."""
+    if target.fused is None:
+        return "kernels none" if target.engine == "eager" else target.engine
+    return f"kernels {kernel_facts()['kernels']}"

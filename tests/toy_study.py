@@ -1,0 +1,31 @@
+"""`python toy_study.py ROOT ARGUMENTS...`: the command line on the study of `toy_sweep`, with one notebook: its sweep.
+
+The worker is started with the command in the environment variable TOY_WORKER (JSON), if there is one.
+"""
+
+import sys
+from pathlib import Path
+
+from test_report import write_notebook
+from toy_sweep import toy_params
+
+from specdec_lib import __main__ as cli
+from specdec_lib import report
+
+SWEEP = """
+import json, os, pathlib
+from specdec_lib.config import StudyParams, validate_params
+from specdec_lib.measure import supervisor, sweep
+params = validate_params({key: globals()[key] for key in StudyParams.model_fields}, "the notebook")
+command = json.loads(os.environ.get("TOY_WORKER", "null")) or supervisor.COMMAND
+sweep.run_sweep(params, pathlib.Path(output_folder), command=command)
+"""
+
+if __name__ == "__main__":
+    notebooks = Path(sys.argv[1]) / "notebooks"
+    write_notebook(notebooks, "02_latency_sweep", SWEEP)
+    real = report.run_notebooks
+    report.run_notebooks = lambda params, root: real(params, root, notebooks)
+    cli.load_params = lambda name: toy_params()
+    sys.argv[:2] = ["specdec_lib"]
+    cli.run_and_exit()
