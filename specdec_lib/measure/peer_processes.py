@@ -17,6 +17,8 @@ from specdec_lib.measure.peer_openvino import openvino_model
 from specdec_lib.measure.timing import result_of_arrivals
 from specdec_lib.models.pair import Pair
 
+GREEDY_ONLY = {(OPENVINO, "draft")}  # sampling, it kept more draft tokens here than an exact rule can
+
 
 def installed_ways(
     plain: Pair, target: str, draft: str, gammas: Sequence[int], context: int, stack: ExitStack
@@ -51,7 +53,8 @@ def installed_ways(
             except (RuntimeError, ValueError) as error:
                 ways.append(Way(engine, "unknown", method, plain.name, draft_id, gamma, _failing(str(error))))
             else:
-                ways.append(Way(engine, worker.version, method, plain.name, draft_id, gamma, asking(worker)))
+                greedy = (engine, method) in GREEDY_ONLY
+                ways.append(Way(engine, worker.version, method, plain.name, draft_id, gamma, asking(worker), greedy))
     return ways
 
 
