@@ -3,6 +3,7 @@
 The worker is started with the command in the environment variable TOY_WORKER (JSON), if there is one.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ sweep.run_sweep(params, pathlib.Path(output_folder), command=command)
 """
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in whatever a shell runs in the background
     notebooks = Path(sys.argv[1]) / "notebooks"
     write_notebook(notebooks, "02_latency_sweep", SWEEP)
     real = report.run_notebooks

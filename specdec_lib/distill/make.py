@@ -36,7 +36,11 @@ SHAPES = {
 }
 NUM_SCORED = {HEAD: 8192, LAYERS: 8192, NARROW: 8192}
 RECIPES = {  # one after another, each with its own warm-up
-    HEAD: (Recipe(num_batches=600, steps=3, unroll_from=0.4), Recipe(num_batches=2000, steps=2, unroll_from=0.35)),
+    HEAD: (
+        Recipe(num_batches=600, steps=3, unroll_from=0.4),
+        Recipe(num_batches=1500, steps=2, unroll_from=0.35),
+        Recipe(num_batches=4500, steps=2, unroll_from=0.45, learning_rate=8e-4),
+    ),
     LAYERS: (Recipe(num_batches=530),),
     NARROW: (Recipe(num_batches=330),),
 }
