@@ -21,6 +21,7 @@ KEPT = (
     *("results.parquet", "environment.json", "exactness.json", "step_costs.json", "calibration.json"),
     *("index.html", "reports"),
 )
+OF_PEERS = ("peers.parquet", "peer_rows.parquet")  # where the run was also compared with other engines
 
 
 def publish(params: StudyParams, folder: Path, published: Path) -> Path:
@@ -35,7 +36,8 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
     readme = with_headline(README.read_text(encoding="utf-8"), params, rows)
     shutil.rmtree(published, ignore_errors=True)
     published.mkdir(parents=True)
-    for name in KEPT:
+    compared = [name for name in OF_PEERS if (folder / name).exists()]
+    for name in (*KEPT, *compared):
         source = folder / name
         if not source.exists():
             raise ValueError(f"{source} is missing: run the study to its end before publishing it")
