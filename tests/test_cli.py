@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from specdec_lib import __main__ as cli
+from specdec_lib import commands
 from specdec_lib.config import load_params
 from specdec_lib.measure.sweep import run_sweep_here
 
@@ -30,7 +31,7 @@ def test_a_gpu_study_without_that_gpu_names_both(capsys, tmp_path):
 @pytest.mark.parametrize(("change", "message"), [({"pair": "nope"}, "unknown pair"), ({"price": "nope"}, "nope")])
 def test_what_does_not_exist_is_refused_before_the_first_notebook(change, message):
     with pytest.raises(ValueError, match=message):
-        cli.check_study(load_params("smoke").model_copy(update=change))
+        commands.check_study(load_params("smoke").model_copy(update=change))
 
 
 COMMANDS = [

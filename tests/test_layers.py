@@ -22,6 +22,7 @@ LAYERS = [
     "publish",
     "audit",
     "gpu_check",
+    "commands",
     "__main__",
 ]
 BESIDE = {"distill": "models", "__init__": "decoding"}  # the layer each of these counts as

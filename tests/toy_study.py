@@ -11,7 +11,7 @@ from test_report import write_notebook
 from toy_sweep import toy_params
 
 from specdec_lib import __main__ as cli
-from specdec_lib import report
+from specdec_lib import commands, report
 
 SWEEP = """
 import json, os, pathlib
@@ -28,6 +28,6 @@ if __name__ == "__main__":
     write_notebook(notebooks, "02_latency_sweep", SWEEP)
     real = report.run_notebooks
     report.run_notebooks = lambda params, root: real(params, root, notebooks)
-    cli.load_params = lambda name: toy_params()
+    commands.load_params = lambda name: toy_params()
     sys.argv[:2] = ["specdec_lib"]
     cli.run_and_exit()

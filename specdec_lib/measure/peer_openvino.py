@@ -10,7 +10,7 @@ from pathlib import Path
 
 from specdec_lib.measure.peer_gguf import write_gguf
 from specdec_lib.measure.peer_install import PEERS, WORKERS, environment
-from specdec_lib.models.embedded import sha256
+from specdec_lib.models.weights import sha256
 
 ENGINE = "openvino"
 FORMAT = "GGUF float16 as OpenVINO GenAI reads it, 1"  # raise the number when what is written changes
