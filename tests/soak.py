@@ -1,7 +1,8 @@
 """A long sweep of toys with random real faults: `python tests/soak.py --minutes 60`, or `make soak`.
 
 First the study runs undisturbed, then again while workers are killed, stopped and short of memory, and the whole run is
-killed and started again. Nothing may be lost or doubled, and no process may grow.
+killed and started again. Nothing may be lost or doubled, and no process may grow. A round that ended too early is
+followed by another, until the time is over.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from specdec_lib.measure.sweep import run_sweep, run_sweep_here
 GROWTH = 0.05  # of resident memory, from after the warm-up to the end of a process
 WARM_UP_S, LEAST_S = 20.0, 60.0  # a shorter life says nothing of growth
 LOOK_S = 0.5
+CELLS_PER_PROMPT = 15
 
 
 @dataclass
@@ -139,6 +141,7 @@ class Verdict:
     cells: int
     rows: int
     seconds: float
+    calm_cells_per_second: float
     struck: Counter[str]
     failed: int
     growth: dict[str, float]
@@ -175,6 +178,7 @@ def soak(
     started, memory, params = time.monotonic(), Memory(), study(num_prompts)
     calm = Run(params, root / "undisturbed", limit_s=600.0, memory=memory)
     calm.wait()
+    calm_s = time.monotonic() - started
     expected = read_results(root / "undisturbed")
     run = Run(params, root / "disturbed", limit_s, memory)
     struck = disturb(run, random.Random(seed), mean_s, faults, time.monotonic() + disturb_s)
@@ -196,8 +200,8 @@ def soak(
         wrong.append(f"left behind: {', '.join(strays)}")
     growth = memory.growth()
     wrong += [f"the {kind} grew by {share:.1%}" for kind, share in growth.items() if share > GROWTH]
-    seconds = time.monotonic() - started
-    return Verdict(found["cell_id"].nunique(), len(found), seconds, struck, failed, growth, wrong)
+    cells, seconds = found["cell_id"].nunique(), time.monotonic() - started
+    return Verdict(cells, len(found), seconds, cells / calm_s, struck, failed, growth, wrong)
 
 
 def work_with_faults(arguments: list[str]) -> int:
@@ -229,22 +233,24 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="about how long (default: 60)")
     parser.add_argument("--seed", type=int, default=0, help="of the faults (default: 0)")
     options = parser.parse_args()
+    until, verdicts = time.monotonic() + 60 * options.minutes, list[Verdict]()
     with TemporaryDirectory(prefix="soak-") as place:
         rate = cells_per_second(Path(place))
-        third = options.minutes * 60 / 3
-        per_prompt = 15  # cells that a further prompt adds
-        num_prompts = max(4, int(rate * third / per_prompt))
-        print(f"{rate:.0f} cells per second: {num_prompts} prompts, for a third of {options.minutes:g} min", flush=True)
-        verdict = soak(
-            Path(place),
-            num_prompts=num_prompts,
-            seed=options.seed,
-            faults=10**6,
-            mean_s=15.0,
-            disturb_s=2 * third - 30,
-        )
-    print(verdict)
-    return 1 if verdict.wrong else 0
+        while (left := until - time.monotonic()) > LEAST_S or not verdicts:
+            num_prompts = max(4, int(rate * left / 3 / CELLS_PER_PROMPT))
+            print(f"{rate:.0f} cells per second: {num_prompts} prompts, for a third of {left / 60:.1f} min", flush=True)
+            verdict = soak(
+                Path(place) / f"round-{len(verdicts)}",
+                num_prompts=num_prompts,
+                seed=options.seed + len(verdicts),
+                faults=10**6,
+                mean_s=15.0,
+                disturb_s=left / 3,
+            )
+            print(verdict, flush=True)
+            verdicts.append(verdict)
+            rate = verdict.calm_cells_per_second
+    return 1 if any(verdict.wrong for verdict in verdicts) else 0
 
 
 if __name__ == "__main__":
