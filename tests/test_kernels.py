@@ -1,9 +1,11 @@
 """The C++ kernels against plain PyTorch: the same numbers, whatever is computed beside them."""
 
+import shutil
 import subprocess
 
 import pytest
 import torch
+from torch.utils import cpp_extension
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec_lib.config import SamplingConfig
@@ -11,7 +13,7 @@ from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import HeadProposer, NgramProposer
 from specdec_lib.decoding.sampling import invert, probabilities
 from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.decoding.verification import residual_probs
+from specdec_lib.decoding.verification import count_accepted, residual_probs
 from specdec_lib.distill.students import HeadStudent, layers_of_target
 from specdec_lib.kernels import build, vocabulary
 from specdec_lib.models import fused
@@ -22,6 +24,15 @@ from specdec_lib.models.runner import ATTENTION, LanguageModel
 REASON = build.why_no_kernels()
 needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no kernels: {REASON}")
 PROMPTS = [torch.arange(3, 12), torch.tensor([9, 2]), torch.arange(80, 50, -1)]
+
+
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported() or shutil.which(cpp_extension.get_cxx_compiler()) is None,
+    reason="no AVX-512 BF16 or no C++ compiler",
+)
+def test_the_kernels_compile_where_they_can():
+    """Else every other test of them would be skipped."""
+    assert REASON is None
 
 
 def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
@@ -222,15 +233,35 @@ def test_a_vocabulary_is_drawn_from_as_in_pytorch():
 
 
 @needs_kernels
-def test_the_residual_is_drawn_from_as_in_pytorch():
+def test_tokens_are_verified_as_in_pytorch():
     """Two in 10^7 draws may differ, where PyTorch rounds the residual once more to normalise it."""
     target, draft = distributions(400, 4, 2000), distributions(500, 3, 2000)[100:]
-    num_accepted = torch.arange(400) % 4
-    draft[:8] = target[:8, :3]  # nothing is left of the target
-    draft[8:16] = 0  # nothing was drafted
-    uniforms = torch.rand(400, generator=seeded(1), dtype=torch.float64)
-    expected = invert(residual_probs(target, draft, num_accepted), uniforms)
-    assert torch.equal(vocabulary.draw_residual(target, draft, num_accepted, uniforms), expected)
+    draft[:100] = 0.5 * draft[:100] + 0.5 * target[:100, :3]  # so that some are accepted
+    tokens = draft.flatten(0, 1).multinomial(1, generator=seeded(2)).view(400, 3)
+    target[100:150, :3] = draft[100:150]  # nothing is left of the target
+    draft[150:200, 1:] = 0  # nothing was drafted
+    tests = torch.rand(400, 3, generator=seeded(1), dtype=torch.float64)
+    numbers = torch.rand(400, generator=seeded(3), dtype=torch.float64)
+    num_accepted, token = vocabulary.verify(target, draft, tokens, tests, numbers)
+    assert set(num_accepted.tolist()) == {0, 1, 2, 3}
+    assert torch.equal(num_accepted, count_accepted(target, draft, tokens, tests))
+    assert torch.equal(token, invert(residual_probs(target, draft, num_accepted), numbers))
+
+
+@needs_kernels
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_probabilities_are_those_of_pytorch(temperature):
+    """Also where logits are equal or -inf, and in the last lanes of a vector; a NaN spoils its row and no other."""
+    sampling = SamplingConfig(temperature=temperature)
+    logits = 5 * torch.randn(2, 4, 1031, generator=seeded())
+    logits[0, 1, 1000:] = 40.0
+    logits[1, 2, 7:] = float("-inf")
+    expected = probabilities(logits.double(), sampling).float()
+    assert torch.allclose(probabilities(logits, sampling), expected, rtol=1e-5, atol=1e-9)
+    logits[0, 3, 1030] = float("nan")
+    rows = probabilities(logits, sampling).isnan()
+    assert rows[0, 3].all()
+    assert rows.sum() == 1031
 
 
 def test_toys_and_other_types_are_drawn_from_by_pytorch():

@@ -67,7 +67,7 @@ class BaselineStep:
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
         step = self.target.forward(state.last_tokens(1), self.cache)
         probs = probabilities(self.target.logits(step.hidden[:, -1]), self.sampling)
-        state.check(probs)
+        state.check(probs[:, 0])
         self.streams.next_passage()
         state.emit(choose(probs, self.sampling, self.streams)[:, None], torch.ones_like(state.lengths))
 
@@ -94,7 +94,7 @@ def prefill(
         features = chunk_features if start == 0 else torch.where(newer, chunk_features, features)
         also(start, end, step.features)
     probs = probabilities(target.logits(hidden[:, 0]), sampling)
-    state.check(probs)
+    state.check(probs[:, 0])
     state.emit(choose(probs, sampling, generator)[:, None], torch.ones_like(state.lengths))
     state.features[:, :1].copy_(features)  # those behind it are of tokens that are read again when they are known
     return cache

@@ -16,12 +16,15 @@ def probabilities(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tenso
 
     Temperature comes first, then top-k, then top-p. Greedy is an exact one-hot. The result is float32 (float64 for
     float64 logits); `logits` is left as it was. Logits of -inf get probability 0. A NaN among the logits of a row makes
-    the row's sum NaN, so that `DecodeState` can notice it without a synchronisation of its own.
+    all of the row NaN, so that `DecodeState` can notice it without a synchronisation of its own.
     """
+    if (sampling.top_k, sampling.top_p) == (0, 1) and vocabulary.serves(logits):
+        return vocabulary.probabilities(logits, sampling.temperature)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if sampling.temperature == 0:
         best, token = logits.max(dim=-1, keepdim=True)
-        return torch.zeros_like(logits).scatter_(-1, token, best - best + 1)
+        nothing = best - best  # 0, or NaN
+        return nothing.expand_as(logits).clone().scatter_(-1, token, nothing + 1)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k, dim=-1).values[..., -1:]

@@ -110,21 +110,22 @@ class SpeculativeStep:
         state = self.state
         self.streams.next_passage()
         draft_tokens, draft_probs = self.proposer.propose(state, self.num_draft_tokens, self.sampling, self.streams)
-        state.check(draft_probs)
-        proposed = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
-        draft_probs = _leave_room(draft_probs, state.remaining)
+        chances = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0]  # [B, gamma]
+        state.check(chances)
+        room = torch.arange(self.num_draft_tokens, device=chances.device) < state.remaining[:, None] - 1
+        draft_probs = draft_probs * room[:, :, None]  # undraft the rest: a step emits one token more than it accepts
 
         # What the last step wrote too much is rolled back.
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
         step = self.target.forward(torch.cat([state.last_tokens(1), draft_tokens], dim=1), self.cache)
         target_probs = probabilities(self.target.logits(step.hidden), self.sampling)  # [B, gamma+1, V]
-        state.check(target_probs)
+        state.check(target_probs[:, :, 0])
         self.streams.next_passage()
         verdict = self.verifier(target_probs, draft_probs, draft_tokens, self.streams)
 
         state.features.copy_(step.features)
         state.emit(*_emission(draft_tokens, verdict))
-        self.counters.add(draft_tokens, draft_probs, proposed, verdict, state.num_emitted)
+        self.counters.add(chances > 0, room, verdict, state.num_emitted)
 
 
 def _verifier(verification: str | Verifier) -> Verifier:
@@ -133,12 +134,6 @@ def _verifier(verification: str | Verifier) -> Verifier:
     if verification not in VERIFICATIONS:
         raise ValueError(f"unknown verification {verification!r}: choose one of {', '.join(VERIFICATIONS)}")
     return VERIFICATIONS[verification]
-
-
-def _leave_room(draft_probs: torch.Tensor, remaining: torch.Tensor) -> torch.Tensor:
-    """Undraft what `remaining` `[B]` has no room for: a step emits one token more than it accepts."""
-    position = torch.arange(draft_probs.shape[1], device=draft_probs.device)
-    return draft_probs * (position < remaining[:, None] - 1)[:, :, None]
 
 
 def _emission(draft_tokens: torch.Tensor, verdict: Verification) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,17 +159,15 @@ class _Counters:
 
     def add(
         self,
-        draft_tokens: torch.Tensor,  # [B, gamma]
-        draft_probs: torch.Tensor,  # [B, gamma, V], zero where there was no room
-        proposed: torch.Tensor,  # [B, gamma], drafted, with or without room
+        proposed: torch.Tensor,  # [B, gamma], drafted
+        room: torch.Tensor,  # [B, gamma], where a draft token can be of use
         verdict: Verification,
         num_emitted: torch.Tensor,  # [B], 0 for a row that was done before
     ) -> None:
-        drafted = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
         active = (num_emitted > 0)[:, None]
         emitted = self.position < num_emitted[:, None]  # a stop token ends what counts
         accepted = emitted & (self.position < verdict.num_accepted[:, None])
-        tested = emitted & drafted & (self.position <= verdict.num_accepted[:, None])
+        tested = emitted & proposed & room & (self.position <= verdict.num_accepted[:, None])
         self.steps += active.sum()
         self.drafted += (proposed & active).sum()
         self.tested += tested.sum(dim=0)

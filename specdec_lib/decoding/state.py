@@ -105,19 +105,22 @@ class DecodeState:
         return self.tokens.gather(1, self.lengths[:, None] + behind)
 
     def check(self, probs: torch.Tensor) -> None:
-        """Remember whether probabilities `[..., V]` hold a NaN; `look` raises."""
-        self.broken |= probs.sum(dim=-1).isnan().any()
+        """Remember whether there is a NaN among `probs`, of which one a distribution is enough; `look` raises."""
+        self.broken |= probs.isnan().any()
 
     def emit(self, tokens: torch.Tensor, num_tokens: torch.Tensor) -> None:
         """Append the first `num_tokens` `[B]` of `tokens` `[B, n]` to each unfinished row, up to a stop token."""
         index = torch.arange(tokens.shape[1], device=tokens.device)
-        offered = (index < num_tokens[:, None]) & ~self.done[:, None]
-        stops = (tokens[:, :, None] == self.stops).any(dim=2) & offered
-        kept = offered & (stops.cumsum(dim=1) - stops.long() == 0)
         self.tokens.scatter_(1, self.lengths[:, None] + index, tokens)
-        self.num_emitted.copy_(kept.sum(dim=1))
+        torch.mul(num_tokens, ~self.done, out=self.num_emitted)
+        if len(self.stops):
+            offered = index < self.num_emitted[:, None]
+            stops = (tokens[:, :, None] == self.stops).any(dim=2) & offered
+            kept = offered & (stops.cumsum(dim=1) - stops.long() == 0)
+            self.num_emitted.copy_(kept.sum(dim=1))
+            self.done |= stops.any(dim=1)
         self.lengths += self.num_emitted
-        self.done |= stops.any(dim=1) | (self.remaining <= 0)
+        self.done |= self.lengths >= self.ends
         left, longest = (self.remaining * ~self.done).amax(dim=0, keepdim=True), self.lengths.amax(dim=0, keepdim=True)
         torch.cat([left, longest, self.broken[None], self.num_emitted], out=self.report)
 

@@ -33,9 +33,13 @@ def verify(
     generator: torch.Generator,
 ) -> Verification:
     """Accept a prefix of the draft and draw the token after it, so that both follow the target's distribution."""
-    numbers = uniforms(draft_tokens, draft_tokens.shape[1], generator)
-    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, numbers)
-    return Verification(num_accepted, draw_residual(target_probs, draft_probs, num_accepted, generator))
+    tests = uniforms(draft_tokens, draft_tokens.shape[1], generator)
+    numbers = uniforms(draft_tokens, 1, generator)[:, 0]
+    if vocabulary.serves(target_probs, draft_probs):  # the CPU kernels do the same in one call
+        return Verification(*vocabulary.verify(target_probs, draft_probs, draft_tokens, tests, numbers))
+    num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, tests)
+    residual = residual_probs(target_probs, draft_probs, num_accepted)
+    return Verification(num_accepted, invert(residual, numbers))
 
 
 def count_accepted(
@@ -70,16 +74,3 @@ def residual_probs(
     mass = residual.sum(dim=-1, keepdim=True)
     # Equal rows reject with probability 0; if rounding rejects all the same, there is no residual left to draw from.
     return torch.where(mass > 0, residual / mass, target)
-
-
-def draw_residual(
-    target_probs: torch.Tensor,  # [B, gamma+1, V]
-    draft_probs: torch.Tensor,  # [B, gamma, V]
-    num_accepted: torch.Tensor,  # [B]
-    generator: torch.Generator,
-) -> torch.Tensor:  # [B]
-    """One token of each row of `residual_probs`; the CPU kernels do not write those down first."""
-    numbers = uniforms(target_probs, 1, generator)[:, 0]
-    if vocabulary.serves(target_probs, draft_probs):
-        return vocabulary.draw_residual(target_probs, draft_probs, num_accepted, numbers)
-    return invert(residual_probs(target_probs, draft_probs, num_accepted), numbers)

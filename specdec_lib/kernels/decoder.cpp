@@ -27,6 +27,11 @@ namespace {
 constexpr int kFewRows = 32;  // so many are normalised by every thread for itself
 constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate
 
+// Weights are fetched before they are needed: far ahead, in the order of memory and past the larger caches, as long as
+// memory is what the product waits for; else, with many input rows, only the next four weight rows.
+enum class Fetch { kNone, kNear, kFar };
+constexpr int64_t kFarBytes = 8192;
+
 inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of four vectors
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
@@ -36,7 +41,7 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each
 }
 
 // out(r, 0..3) of R input rows `x` with four weight rows `w`; `k` numbers of each, a multiple of 32.
-template <int R, bool kFirst, typename Out>
+template <int R, Fetch kFetch, typename Out>
 inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const Out& out, int row) {
   __m512 sum[R][4];
   for (auto& of_row : sum)
@@ -44,8 +49,11 @@ inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const
   for (int64_t i = 0; i < k; i += 32) {
     __m512bh w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
     asm("" : "+v"(w0), "+v"(w1), "+v"(w2), "+v"(w3));  // else GCC loads them again for every input row
-    if (kFirst)
-      for (int j = 4; j < 8; ++j) _mm_prefetch(reinterpret_cast<const char*>(w + j * k + i), _MM_HINT_T0);
+    for (int j = 0; j < 4; ++j) {
+      if (kFetch == Fetch::kNear) _mm_prefetch(reinterpret_cast<const char*>(w + (4 + j) * k + i), _MM_HINT_T0);
+      if (kFetch == Fetch::kFar)
+        _mm_prefetch(reinterpret_cast<const char*>(w + 4 * i + 32 * j) + kFarBytes, _MM_HINT_NTA);
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const __m512bh v = load(x + r * k + i);
@@ -59,15 +67,15 @@ inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const
   for (int r = 0; r < R; ++r) out(row + r, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
 }
 
-template <bool kFirst, typename Out>
+template <Fetch kFetch, typename Out>
 inline void multiply_rows(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out, int row) {
   switch (rows) {
-    case 1: return multiply_tile<1, kFirst>(x, w, k, out, row);
-    case 2: return multiply_tile<2, kFirst>(x, w, k, out, row);
-    case 3: return multiply_tile<3, kFirst>(x, w, k, out, row);
-    case 4: return multiply_tile<4, kFirst>(x, w, k, out, row);
-    case 5: return multiply_tile<5, kFirst>(x, w, k, out, row);
-    case 6: return multiply_tile<6, kFirst>(x, w, k, out, row);
+    case 1: return multiply_tile<1, kFetch>(x, w, k, out, row);
+    case 2: return multiply_tile<2, kFetch>(x, w, k, out, row);
+    case 3: return multiply_tile<3, kFetch>(x, w, k, out, row);
+    case 4: return multiply_tile<4, kFetch>(x, w, k, out, row);
+    case 5: return multiply_tile<5, kFetch>(x, w, k, out, row);
+    case 6: return multiply_tile<6, kFetch>(x, w, k, out, row);
   }
 }
 
@@ -75,10 +83,13 @@ inline void multiply_rows(const BFloat16* x, int rows, const BFloat16* w, int64_
 template <typename Out>
 inline void multiply(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out) {
   const int tiles = (rows + kTile - 1) / kTile;
-  multiply_rows<true>(x, rows / tiles, w, k, out, 0);
+  if (tiles <= 2)
+    multiply_rows<Fetch::kFar>(x, rows / tiles, w, k, out, 0);
+  else
+    multiply_rows<Fetch::kNear>(x, rows / tiles, w, k, out, 0);
   for (int tile = 1, row = rows / tiles; tile < tiles; ++tile) {
     const int next = rows * (tile + 1) / tiles;
-    multiply_rows<false>(x + row * k, next - row, w, k, out, row);
+    multiply_rows<Fetch::kNone>(x + row * k, next - row, w, k, out, row);
     row = next;
   }
 }

@@ -7,7 +7,6 @@
 #include <torch/library.h>
 
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "decoder.h"
@@ -33,17 +32,6 @@ Tensor scaled_features(const Tensor& features, const Tensor& scale, int64_t widt
       store_bf16(to + i, _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + i), norm), load_bf16(factor + i % size)));
   }
   return out;
-}
-
-// The index of the largest of `scores`, the first of equals; `value` becomes 1, or NaN if there is one among them.
-int64_t greatest(const float* scores, int64_t n, float& value) {
-  int64_t best = 0;
-  value = 1;
-  for (int64_t i = 0; i < n; ++i) {
-    if (scores[i] > scores[best]) best = i;
-    if (std::isnan(scores[i])) value = scores[i];
-  }
-  return best;
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
-// Drawing a token from a distribution over a whole vocabulary in one or two passes over it.
+// Distributions over a whole vocabulary, drawing from them and accepting draft tokens, in a few passes over each.
 
 #include "sampling.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -35,6 +36,24 @@ void softmax(const float* logits, int64_t n, float temperature, float* probs) {
   const __m512 norm = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
   for (int64_t i = 0; i < n; i += 16)
     _mm512_mask_storeu_ps(probs + i, lanes(i), _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(i), probs + i), norm));
+}
+
+// The index of the largest of `scores`, the first of equals; `value` becomes 1, or NaN if there is one among them.
+int64_t greatest(const float* scores, int64_t n, float& value) {
+  __m512 top = _mm512_set1_ps(-INFINITY);
+  __mmask16 unordered = 0;
+  const auto lanes = [n](int64_t i) { return static_cast<__mmask16>(n - i >= 16 ? 0xFFFF : (1 << (n - i)) - 1); };
+  for (int64_t i = 0; i < n; i += 16) {
+    const __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), lanes(i), scores + i);
+    unordered |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    top = _mm512_max_ps(top, v);
+  }
+  value = unordered ? std::numeric_limits<float>::quiet_NaN() : 1.0f;
+  const __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+  for (int64_t i = 0; i < n; i += 16)
+    if (const __mmask16 found = _mm512_mask_cmp_ps_mask(lanes(i), _mm512_loadu_ps(scores + i), best, _CMP_EQ_OQ))
+      return i + __builtin_ctz(found);
+  return 0;
 }
 
 double sum(const float* x, int64_t n) {
@@ -69,6 +88,29 @@ int64_t invert(const float* weights, int64_t n, double uniform) {
   return last;
 }
 
+// softmax(logits / temperature) of each row of `logits` `[R, V]` float32, at temperature 0 a one-hot of the largest; all
+// NaN where there is a NaN among the logits.
+Tensor probabilities(const Tensor& logits, double temperature) {
+  check(logits, at::kFloat, "logits");
+  const int64_t n = logits.size(1);
+  Tensor probs = at::empty_like(logits);
+  const float* from = logits.const_data_ptr<float>();
+  float* to = probs.mutable_data_ptr<float>();
+  at::parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (temperature == 0) {
+        float value;
+        const int64_t best = greatest(from + r * n, n, value);
+        std::fill_n(to + r * n, n, value - value);
+        to[r * n + best] = value;
+      } else {
+        softmax(from + r * n, n, temperature, to + r * n);
+      }
+    }
+  });
+  return probs;
+}
+
 // One token from each row of `weights` `[R, V]` float32, which need not sum to 1, with `uniforms` `[R]` float64.
 Tensor draw(const Tensor& weights, const Tensor& uniforms) {
   check(weights, at::kFloat, "weights");
@@ -85,28 +127,38 @@ Tensor draw(const Tensor& weights, const Tensor& uniforms) {
   return tokens;
 }
 
-// One token for each row from max(0, target - draft) at its position `num_accepted` `[B]`, from the target alone where
-// nothing is left of that or where that is the position behind the draft. target `[B, gamma + 1, V]`, draft
-// `[B, gamma, V]`, both float32; uniforms `[B]` float64.
-Tensor draw_residual(const Tensor& target, const Tensor& draft, const Tensor& num_accepted, const Tensor& uniforms) {
+// Algorithm 1 of Leviathan et al. 2022 for B rows: how many of `drafted` `[B, gamma]` are accepted, of which each is
+// tested with its number of `tests` `[B, gamma]`, and the token behind them, drawn with `numbers` `[B]`: from
+// max(0, target - draft) at that position, from the target alone where nothing is left of that or nothing was drafted.
+// target `[B, gamma + 1, V]` and draft `[B, gamma, V]` are float32, random numbers float64.
+std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, const Tensor& drafted, const Tensor& tests,
+                                  const Tensor& numbers) {
   check(target, at::kFloat, "target");
   check(draft, at::kFloat, "draft");
-  check(num_accepted, at::kLong, "num_accepted");
-  check(uniforms, at::kDouble, "uniforms");
+  check(drafted, at::kLong, "drafted");
+  check(tests, at::kDouble, "tests");
+  check(numbers, at::kDouble, "numbers");
   const int64_t rows = target.size(0), gamma = draft.size(1), n = target.size(2);
   TORCH_CHECK(draft.size(0) == rows && target.size(1) == gamma + 1 && draft.size(2) == n, "the target's ", target.sizes(),
               " and the draft's ", draft.sizes(), " do not belong together");
-  TORCH_CHECK(num_accepted.numel() == rows && uniforms.numel() == rows, "one number a row is needed");
-  Tensor tokens = at::empty({rows}, num_accepted.options());
+  TORCH_CHECK(drafted.numel() == rows * gamma && tests.numel() == rows * gamma && numbers.numel() == rows,
+              "one token and random number a position, and one number a row, are needed");
+  Tensor num_accepted = at::empty({rows}, drafted.options()), next = at::empty({rows}, drafted.options());
   const float *p = target.const_data_ptr<float>(), *q = draft.const_data_ptr<float>();
-  const int64_t* accepted = num_accepted.const_data_ptr<int64_t>();
-  const double* uniform = uniforms.const_data_ptr<double>();
-  int64_t* token = tokens.mutable_data_ptr<int64_t>();
+  const double *test = tests.const_data_ptr<double>(), *number = numbers.const_data_ptr<double>();
+  const int64_t* token = drafted.const_data_ptr<int64_t>();
+  int64_t *accepted = num_accepted.mutable_data_ptr<int64_t>(), *behind = next.mutable_data_ptr<int64_t>();
   at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> residual(n);
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t position = accepted[r];
-      TORCH_CHECK(position >= 0 && position <= gamma, position, " tokens of ", gamma, " cannot have been accepted");
+      int64_t position = 0;
+      for (; position < gamma; ++position) {
+        const int64_t x = token[r * gamma + position];
+        TORCH_CHECK(x >= 0 && x < n, "token ", x, " is none of ", n);
+        const double chance = q[(r * gamma + position) * n + x];
+        if (!(chance > 0 && test[r * gamma + position] < p[(r * (gamma + 1) + position) * n + x] / chance)) break;
+      }
+      accepted[r] = position;
       const float *of_target = p + (r * (gamma + 1) + position) * n, *of_draft = q + (r * gamma + position) * n;
       bool left = false;
       if (position < gamma) {
@@ -116,15 +168,16 @@ Tensor draw_residual(const Tensor& target, const Tensor& draft, const Tensor& nu
           left |= difference > 0;
         }
       }
-      token[r] = invert(left ? residual.data() : of_target, n, uniform[r]);
+      behind[r] = invert(left ? residual.data() : of_target, n, number[r]);
     }
   });
-  return tokens;
+  return {num_accepted, next};
 }
 
 TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
   library.def("draw(Tensor weights, Tensor uniforms) -> Tensor", draw);
-  library.def("draw_residual(Tensor target, Tensor draft, Tensor num_accepted, Tensor uniforms) -> Tensor", draw_residual);
+  library.def("probabilities(Tensor logits, float temperature) -> Tensor", probabilities);
+  library.def("verify(Tensor target, Tensor draft, Tensor drafted, Tensor tests, Tensor numbers) -> (Tensor, Tensor)", verify);
 }
 
 }  // namespace specdec

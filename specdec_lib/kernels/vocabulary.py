@@ -1,4 +1,4 @@
-"""Drawing from distributions over whole vocabularies with the C++ kernels: a pass or two instead of a dozen."""
+"""Distributions over whole vocabularies with the C++ kernels: a pass or two instead of a dozen."""
 
 from __future__ import annotations
 
@@ -22,13 +22,19 @@ def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.ops.specdec_lib.draw(rows, uniforms.reshape(-1).contiguous()).view(uniforms.shape)
 
 
-def draw_residual(
+def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """softmax(logits / temperature) of `[..., V]`, a one-hot of the largest at temperature 0."""
+    rows = logits.reshape(-1, logits.shape[-1]).contiguous()
+    return torch.ops.specdec_lib.probabilities(rows, temperature).view(logits.shape)
+
+
+def verify(
     target_probs: torch.Tensor,  # [B, gamma+1, V]
     draft_probs: torch.Tensor,  # [B, gamma, V]
-    num_accepted: torch.Tensor,  # [B]
-    uniforms: torch.Tensor,  # [B]
-) -> torch.Tensor:  # [B]
-    """The same from max(target - draft, 0) at position `num_accepted`, or the target's row behind the draft."""
-    return torch.ops.specdec_lib.draw_residual(
-        target_probs.contiguous(), draft_probs.contiguous(), num_accepted.contiguous(), uniforms.contiguous()
-    )
+    draft_tokens: torch.Tensor,  # [B, gamma]
+    tests: torch.Tensor,  # [B, gamma]
+    numbers: torch.Tensor,  # [B]
+) -> tuple[torch.Tensor, torch.Tensor]:  # [B], [B]
+    """How many draft tokens pass their `tests`, and the token behind them drawn with `numbers`."""
+    tensors = target_probs, draft_probs, draft_tokens, tests, numbers
+    return torch.ops.specdec_lib.verify(*(tensor.contiguous() for tensor in tensors))
