@@ -1,10 +1,12 @@
 """The cost model of a step: counts from configs, time from counts, and what a fit can and cannot see."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from synthetic_rows import synthetic_rows
 from transformers import AutoConfig
 
@@ -13,7 +15,9 @@ from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, 
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.measure import calibration as calibration_module
 from specdec_lib.measure.calibration import (
+    REPEATS,
     Calibration,
+    _matrix_seconds,
     attention_rates,
     calibrate,
     read_calibration,
@@ -231,6 +235,20 @@ def test_calibrating_a_toy_writes_what_reading_returns(tmp_path):
     write_calibration(tmp_path, calibration)
     assert read_calibration(tmp_path) == calibration
     assert calibrated_machine(calibration).pass_(calibration.target, 1, 200, 10) > 0  # beyond what was measured
+
+
+def test_products_are_timed_into_memory_that_is_used_again():
+    """As in a pass: none is kept while the next is computed, so that the time is not that of getting new pages."""
+    made = []
+
+    def multiply(x, weight):
+        assert all(product() is None for product in made)
+        product = x @ weight.T
+        made.append(weakref.ref(product))
+        return product
+
+    _matrix_seconds([torch.ones(4, 4)] * 3, multiply, (1, 2))
+    assert len(made) == 2 * 3 * (REPEATS + 1)
 
 
 def test_attention_that_cannot_be_measured_is_null_and_says_why():
