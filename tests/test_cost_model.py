@@ -185,6 +185,44 @@ def test_every_point_has_the_interval_of_its_measurement():
     assert (lines["measured_ms"] < lines["measured_ms_high"]).all()
 
 
+def test_the_table_says_whether_a_miss_may_be_noise():
+    """Predicted as measured, then with times scattered around half of that, tightly and up to the prediction."""
+    costs = synthetic_costs()
+    model, point = fit(synthetic_calibration(), costs, synthetic_rows(), 4), {"batch_size": 4, "num_tokens": 2}
+    here = (costs["model"] == "target") & (costs[list(point)] == pd.Series(point)).all(axis=1)
+    expected = costs.loc[here, "ms"].item()
+    for spread, interval in (((1.0, 1.0), "within"), ((0.5, 0.5), "beyond"), ((0.5, 1.0), "across")):
+        times = [expected * factor for factor in np.linspace(*spread, 9)]
+        scattered = costs.assign(samples_ms=[times] * len(costs), ms=costs["ms"].mask(here, np.median(times)))
+        errors = error_table(model, scattered, synthetic_rows())
+        passes = errors[errors["quantity"] == "verification pass"]
+        assert passes[(passes[list(point)] == pd.Series(point)).all(axis=1)]["interval"].tolist() == [interval]
+    assert error_table(model, costs, synthetic_rows()).iloc[:32]["interval"].isna().all()  # one time each
+
+
+def test_what_interrupts_a_pass_is_no_work_of_its_rows():
+    """Of six times of each piece, four are quiet; the median of the pass that the fit sees is not, by 4 ms."""
+    quiet = synthetic_costs()
+    quiet["samples_ms"] = [[ms] * 4 + [3 * ms] * 2 for ms in quiet["ms"]]
+    seen = (quiet["model"] == "target") & (quiet["batch_size"] == 1) & (quiet["num_tokens"] == 5)
+    noisy = quiet.assign(ms=quiet["ms"] + 4.0 * seen)
+    of_quiet, of_noisy = (fit(synthetic_calibration(), costs, synthetic_rows(), 4).machine for costs in (quiet, noisy))
+    assert of_noisy.row_seconds == of_quiet.row_seconds == pytest.approx(1e-4)
+
+
+def test_the_same_work_has_the_same_prediction_whatever_was_measured():
+    """Of six calls of a setting, those of one prompt met a slow spell: they are off, not what was predicted."""
+    rows = synthetic_rows()
+    here = (rows["method"] == "autoregressive") & (rows["batch_size"] == rows["batch_size"].max())
+    slowed = rows.assign(tpot_ms=rows["tpot_ms"].where(~(here & (rows["prompt_group"] == 0)), 1.5 * rows["tpot_ms"]))
+    model = fit(synthetic_calibration(), synthetic_costs(), rows, 4)
+    key = ["batch_size", "context_tokens", "temperature"]
+    tables = [error_table(model, synthetic_costs(), each) for each in (rows, slowed)]
+    before, after = (table[table["quantity"] == "baseline TPOT"].set_index(key) for table in tables)
+    assert (after["measured_ms"] > before["measured_ms"] + 1e-6).any()
+    assert after["predicted_ms"].to_numpy() == pytest.approx(before["predicted_ms"].to_numpy())
+
+
 def test_the_error_table_says_what_the_fit_had_seen():
     costs = synthetic_costs()
     errors = error_table(fit(synthetic_calibration(), costs, synthetic_rows(), 4), costs, synthetic_rows())
