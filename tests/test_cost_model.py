@@ -23,11 +23,13 @@ from specdec_lib.measure.calibration import (
     read_calibration,
     write_calibration,
 )
+from specdec_lib.measure.stopwatch import Stopwatch
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shape import ModelShape, known_shape
 
 SHAPE = ModelShape("m", 10**9, 10**8, 0, 0.0, 20, 16, 4, 64, 1024, 50_000)
 DRAFT = ModelShape("d", 10**8, 10**7, 0, 0.0, 2, 16, 4, 64, 1024, 50_000)
+WATCH = Stopwatch(torch.device("cpu"))
 FITTED = ("pass_seconds", "row_seconds", "draft_pass_seconds", "choose_seconds", "verify_seconds")
 
 
@@ -285,17 +287,17 @@ def test_products_are_timed_into_memory_that_is_used_again():
         made.append(weakref.ref(product))
         return product
 
-    _matrix_seconds([torch.ones(4, 4)] * 3, multiply, (1, 2))
+    _matrix_seconds([torch.ones(4, 4)] * 3, multiply, (1, 2), WATCH)
     assert len(made) == 2 * 3 * (REPEATS + 1)
 
 
 def test_attention_that_cannot_be_measured_is_null_and_says_why():
     """A toy attends to nothing, so that what its passes differ by is noise; one with few positions has no context."""
     target = load_pair("toy").target
-    rates = attention_rates(target)
+    rates = attention_rates(target, WATCH)
     assert (rates.cache_bytes_per_second is None) == bool(rates.missing)
     target.context_length = 100
-    assert attention_rates(target) == (None, None, "the model has no 580 positions")
+    assert attention_rates(target, WATCH) == (None, None, "the model has no 580 positions")
 
 
 def test_attention_is_measured_from_what_longer_contexts_cost(monkeypatch):
@@ -303,8 +305,8 @@ def test_attention_is_measured_from_what_longer_contexts_cost(monkeypatch):
     target = load_pair("toy").target
     batch = calibration_module.ATTENTION_BATCH
     seconds = {(m, c): 5e-3 + batch * c * (3 + m) * 1e-9 for m in (1, 4) for c in (64, 576)}
-    monkeypatch.setattr(calibration_module, "_pass_seconds", lambda target: seconds)
-    rates, shape = attention_rates(target), ModelShape.of(target)
+    monkeypatch.setattr(calibration_module, "_pass_seconds", lambda target, watch: seconds)
+    rates, shape = attention_rates(target, WATCH), ModelShape.of(target)
     assert rates.cache_bytes_per_second == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
     assert rates.operations_per_second == pytest.approx(shape.attention_operations(1) / 1e-9)
 

@@ -15,7 +15,7 @@ import pandas as pd
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.cost_model import Machine, calibrated_machine, fitted
 from specdec_lib.analysis.statistics import median_interval
-from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.analysis.step_table import StepTable, why_unused
 from specdec_lib.analysis.waterfall import context_of, passes_per_token
 from specdec_lib.measure.calibration import Calibration
 from specdec_lib.models.shape import ModelShape
@@ -59,8 +59,12 @@ def fit(calibration: Calibration, costs: pd.DataFrame, rows: pd.DataFrame, num_d
         rows: results of a sweep on it, of which the baseline at batch 1 is looked at.
 
     Raises:
-        ValueError: the costs lack batch 1 or that gamma.
+        ValueError: the costs lack batch 1 or that gamma, or costs or calibration were timed in another way than the
+            steps of the rows ran.
     """
+    for timed in (costs, costs.head(1).assign(replayed=calibration.replayed)):
+        if reason := why_unused(timed, rows):
+            raise ValueError(reason)
     table = StepTable(costs.assign(ms=_undisturbed_ms(costs)))
     context = int(costs["context_tokens"].min())
     first = _first(calibration.draft_is_head, num_draft_tokens)
