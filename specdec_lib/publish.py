@@ -43,7 +43,7 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
             raise ValueError(f"{source} is missing: run the study to its end before publishing it")
         (shutil.copytree if source.is_dir() else shutil.copy)(source, published / name)
     by_gamma = metrics.along(metrics.speedups(rows), params, "num_draft_tokens")
-    predicted = predicted_speedups(by_gamma, read_step_costs(folder))
+    predicted = predicted_speedups(by_gamma, read_step_costs(folder), rows)
     plots.speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(published / "speedup.png", dpi=160)
     for root in (published.parent, published.parent.parent):
         write_page(root / "index.html", overview_page(root))

@@ -187,7 +187,7 @@ def test_a_run_without_calibration_says_so_and_one_with_it_lists_its_errors(tmp_
     finding, errors = calibrated_errors(comparison.read_run(folder))
     assert finding.startswith("fitted with γ = 6.")
     assert {"verification pass", "baseline TPOT"} <= set(errors["quantity"])
-    assert list(comparison_tables.error_columns(errors))[-1] == "error"
+    assert list(comparison_tables.error_columns(errors))[-2:] == ["error", "interval, to 15 %"]
 
 
 def test_throttled_rows_never_reach_the_comparison(tmp_path):

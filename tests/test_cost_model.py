@@ -1,10 +1,12 @@
 """The cost model of a step: counts from configs, time from counts, and what a fit can and cannot see."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from synthetic_rows import synthetic_rows
 from transformers import AutoConfig
 
@@ -13,17 +15,21 @@ from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, 
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.measure import calibration as calibration_module
 from specdec_lib.measure.calibration import (
+    REPEATS,
     Calibration,
+    _matrix_seconds,
     attention_rates,
     calibrate,
     read_calibration,
     write_calibration,
 )
+from specdec_lib.measure.stopwatch import Stopwatch
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shape import ModelShape, known_shape
 
 SHAPE = ModelShape("m", 10**9, 10**8, 0, 0.0, 20, 16, 4, 64, 1024, 50_000)
 DRAFT = ModelShape("d", 10**8, 10**7, 0, 0.0, 2, 16, 4, 64, 1024, 50_000)
+WATCH = Stopwatch(torch.device("cpu"))
 FITTED = ("pass_seconds", "row_seconds", "draft_pass_seconds", "choose_seconds", "verify_seconds")
 
 
@@ -181,6 +187,44 @@ def test_every_point_has_the_interval_of_its_measurement():
     assert (lines["measured_ms"] < lines["measured_ms_high"]).all()
 
 
+def test_the_table_says_whether_a_miss_may_be_noise():
+    """Predicted as measured, then with times scattered around half of that, tightly and up to the prediction."""
+    costs = synthetic_costs()
+    model, point = fit(synthetic_calibration(), costs, synthetic_rows(), 4), {"batch_size": 4, "num_tokens": 2}
+    here = (costs["model"] == "target") & (costs[list(point)] == pd.Series(point)).all(axis=1)
+    expected = costs.loc[here, "ms"].item()
+    for spread, interval in (((1.0, 1.0), "within"), ((0.5, 0.5), "beyond"), ((0.5, 1.0), "across")):
+        times = [expected * factor for factor in np.linspace(*spread, 9)]
+        scattered = costs.assign(samples_ms=[times] * len(costs), ms=costs["ms"].mask(here, np.median(times)))
+        errors = error_table(model, scattered, synthetic_rows())
+        passes = errors[errors["quantity"] == "verification pass"]
+        assert passes[(passes[list(point)] == pd.Series(point)).all(axis=1)]["interval"].tolist() == [interval]
+    assert error_table(model, costs, synthetic_rows()).iloc[:32]["interval"].isna().all()  # one time each
+
+
+def test_what_interrupts_a_pass_is_no_work_of_its_rows():
+    """Of six times of each piece, four are quiet; the median of the pass that the fit sees is not, by 4 ms."""
+    quiet = synthetic_costs()
+    quiet["samples_ms"] = [[ms] * 4 + [3 * ms] * 2 for ms in quiet["ms"]]
+    seen = (quiet["model"] == "target") & (quiet["batch_size"] == 1) & (quiet["num_tokens"] == 5)
+    noisy = quiet.assign(ms=quiet["ms"] + 4.0 * seen)
+    of_quiet, of_noisy = (fit(synthetic_calibration(), costs, synthetic_rows(), 4).machine for costs in (quiet, noisy))
+    assert of_noisy.row_seconds == of_quiet.row_seconds == pytest.approx(1e-4)
+
+
+def test_the_same_work_has_the_same_prediction_whatever_was_measured():
+    """Of six calls of a setting, those of one prompt met a slow spell: they are off, not what was predicted."""
+    rows = synthetic_rows()
+    here = (rows["method"] == "autoregressive") & (rows["batch_size"] == rows["batch_size"].max())
+    slowed = rows.assign(tpot_ms=rows["tpot_ms"].where(~(here & (rows["prompt_group"] == 0)), 1.5 * rows["tpot_ms"]))
+    model = fit(synthetic_calibration(), synthetic_costs(), rows, 4)
+    key = ["batch_size", "context_tokens", "temperature"]
+    tables = [error_table(model, synthetic_costs(), each) for each in (rows, slowed)]
+    before, after = (table[table["quantity"] == "baseline TPOT"].set_index(key) for table in tables)
+    assert (after["measured_ms"] > before["measured_ms"] + 1e-6).any()
+    assert after["predicted_ms"].to_numpy() == pytest.approx(before["predicted_ms"].to_numpy())
+
+
 def test_the_error_table_says_what_the_fit_had_seen():
     costs = synthetic_costs()
     errors = error_table(fit(synthetic_calibration(), costs, synthetic_rows(), 4), costs, synthetic_rows())
@@ -233,13 +277,27 @@ def test_calibrating_a_toy_writes_what_reading_returns(tmp_path):
     assert calibrated_machine(calibration).pass_(calibration.target, 1, 200, 10) > 0  # beyond what was measured
 
 
+def test_products_are_timed_into_memory_that_is_used_again():
+    """As in a pass: none is kept while the next is computed, so that the time is not that of getting new pages."""
+    made = []
+
+    def multiply(x, weight):
+        assert all(product() is None for product in made)
+        product = x @ weight.T
+        made.append(weakref.ref(product))
+        return product
+
+    _matrix_seconds([torch.ones(4, 4)] * 3, multiply, (1, 2), WATCH)
+    assert len(made) == 2 * 3 * (REPEATS + 1)
+
+
 def test_attention_that_cannot_be_measured_is_null_and_says_why():
     """A toy attends to nothing, so that what its passes differ by is noise; one with few positions has no context."""
     target = load_pair("toy").target
-    rates = attention_rates(target)
+    rates = attention_rates(target, WATCH)
     assert (rates.cache_bytes_per_second is None) == bool(rates.missing)
     target.context_length = 100
-    assert attention_rates(target) == (None, None, "the model has no 580 positions")
+    assert attention_rates(target, WATCH) == (None, None, "the model has no 580 positions")
 
 
 def test_attention_is_measured_from_what_longer_contexts_cost(monkeypatch):
@@ -247,8 +305,8 @@ def test_attention_is_measured_from_what_longer_contexts_cost(monkeypatch):
     target = load_pair("toy").target
     batch = calibration_module.ATTENTION_BATCH
     seconds = {(m, c): 5e-3 + batch * c * (3 + m) * 1e-9 for m in (1, 4) for c in (64, 576)}
-    monkeypatch.setattr(calibration_module, "_pass_seconds", lambda target: seconds)
-    rates, shape = attention_rates(target), ModelShape.of(target)
+    monkeypatch.setattr(calibration_module, "_pass_seconds", lambda target, watch: seconds)
+    rates, shape = attention_rates(target, WATCH), ModelShape.of(target)
     assert rates.cache_bytes_per_second == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
     assert rates.operations_per_second == pytest.approx(shape.attention_operations(1) / 1e-9)
 

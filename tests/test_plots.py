@@ -33,7 +33,7 @@ def along(axis):
     return metrics.along(LINES, PARAMS, axis)
 
 
-PREDICTED = predicted_speedups(along("num_draft_tokens"), step_costs())
+PREDICTED = predicted_speedups(along("num_draft_tokens"), step_costs(), ROWS)
 FIGURES = {
     "speedup by gamma": lambda: plots.speedup_figure(along("num_draft_tokens"), "num_draft_tokens", PREDICTED),
     "speedup by prompt length": lambda: plots.speedup_figure(along("prompt_tokens"), "prompt_tokens"),

@@ -11,6 +11,7 @@ from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
 
 GAMMAS = [1, 2, 4]
+ROWS = synthetic_rows()
 
 
 def costs(verify_ms=2.0):
@@ -32,14 +33,14 @@ def lines(speedups):
 def test_a_machine_that_obeys_the_theorem_is_predicted_exactly():
     """Passes cost the same whatever their length, and a draft token a tenth of one."""
     expected = [walltime_improvement(0.6, gamma, 0.1) for gamma in GAMMAS]
-    predicted = predicted_speedups(lines(expected), costs(verify_ms=0))
+    predicted = predicted_speedups(lines(expected), costs(verify_ms=0), ROWS)
     assert predicted["speedup"].tolist() == pytest.approx(expected)
     assert predicted["cost_ratio"].tolist() == pytest.approx([0.1] * 3)
     assert set(predicted["evidence"]) == {"predicted"}
 
 
 def test_what_verification_costs_is_paid_and_no_time_of_the_sweep_is_looked_at():
-    predicted, other = (predicted_speedups(lines([ratio] * 3), costs()) for ratio in (1.0, 2.0))
+    predicted, other = (predicted_speedups(lines([ratio] * 3), costs(), ROWS) for ratio in (1.0, 2.0))
     assert predicted["verification_cost"].tolist() == pytest.approx([1.2, 1.4, 1.8])
     expected = [expected_tokens(0.6, g) / (1 + 0.2 * g + 0.1 * g) for g in GAMMAS]
     assert predicted["speedup"].tolist() == pytest.approx(expected)
@@ -48,8 +49,8 @@ def test_what_verification_costs_is_paid_and_no_time_of_the_sweep_is_looked_at()
 
 def test_what_was_not_timed_is_not_predicted():
     known = costs()
-    assert predicted_speedups(lines([1.0] * 3), known[known["model"] != "draft"])["speedup"].isna().all()
-    assert predicted_speedups(lines([1.0] * 3), known[known["num_tokens"] < 4])["speedup"].notna().tolist() == [
+    assert predicted_speedups(lines([1.0] * 3), known[known["model"] != "draft"], ROWS)["speedup"].isna().all()
+    assert predicted_speedups(lines([1.0] * 3), known[known["num_tokens"] < 4], ROWS)["speedup"].notna().tolist() == [
         *(True, True, False)
     ]
 
@@ -57,9 +58,9 @@ def test_what_was_not_timed_is_not_predicted():
 def test_every_measured_curve_has_a_prediction_and_the_baseline_has_none():
     params = study()
     measured = metrics.along(metrics.speedups(synthetic_rows(params)), params, "num_draft_tokens")
-    predicted = predicted_speedups(measured, costs())
+    predicted = predicted_speedups(measured, costs(), ROWS)
     assert len(predicted) == (measured["method"] != metrics.BASELINE).sum()
-    assert predicted_speedups(measured[measured["method"] == metrics.BASELINE], costs()).empty
+    assert predicted_speedups(measured[measured["method"] == metrics.BASELINE], costs(), ROWS).empty
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import pandas as pd
 import pytest
+from synthetic_rows import synthetic_rows
 
 from specdec_lib.analysis import verification_cost as cost
+
+ROWS = synthetic_rows()
 
 
 def known_costs():
@@ -17,7 +20,7 @@ def known_costs():
 
 
 def test_v_is_the_pass_over_m_tokens_over_one_and_c_a_drafted_token_over_the_same():
-    lines = cost.verification_costs(known_costs()).set_index(["batch_size", "context_tokens", "num_tokens"])
+    lines = cost.verification_costs(known_costs(), ROWS).set_index(["batch_size", "context_tokens", "num_tokens"])
     assert len(lines) == 9
     assert lines.loc[(1, 100, 1), "verification_cost"] == 1
     assert lines.loc[(1, 100, 16), "verification_cost"] == pytest.approx(25 / 10)
@@ -27,7 +30,7 @@ def test_v_is_the_pass_over_m_tokens_over_one_and_c_a_drafted_token_over_the_sam
 
 
 def test_the_figure_has_a_curve_for_each_batch_and_context_and_the_finding_the_numbers():
-    lines = cost.verification_costs(known_costs())
+    lines = cost.verification_costs(known_costs(), ROWS)
     figure = cost.verification_figure(lines)
     figure.canvas.draw()
     assert [len(axes.lines) for axes in figure.axes] == [3, 3]
@@ -36,7 +39,7 @@ def test_the_figure_has_a_curve_for_each_batch_and_context_and_the_finding_the_n
 
 
 def test_nothing_measured_is_said_and_not_drawn():
-    lines = cost.verification_costs(known_costs().iloc[:0])
+    lines = cost.verification_costs(known_costs().iloc[:0], ROWS)
     assert "not measured here" in cost.finding_verification(lines)
     with pytest.raises(ValueError, match="were not measured"):
         cost.verification_figure(lines)

@@ -13,13 +13,17 @@ from specdec_lib.measure.step_costs import read_step_costs
 def calibrated_errors(run: Run) -> tuple[str, pd.DataFrame]:
     """What the cost model gets wrong on this run's machine: a sentence, and the table behind it.
 
-    The fit sees the largest gamma of the params that was timed; a run that was not calibrated has an empty table.
+    The fit sees the largest gamma of the params that was timed; a run that was not calibrated, or not
+    as its steps ran, has an empty table.
     """
     try:
         calibration, costs = read_calibration(run.folder), read_step_costs(run.folder)
+        timed = set(costs.loc[costs["model"] == "draft", "num_tokens"])
+        if not timed:
+            raise ValueError("the costs of a step were not measured")
+        gamma = max((gamma for gamma in run.params.num_draft_tokens if gamma in timed), default=max(timed))
+        model = fit(calibration, costs, run.rows, gamma)
     except ValueError as error:
         return f"not calibrated: {error}", pd.DataFrame(columns=COLUMNS)
-    timed = set(costs.loc[costs["model"] == "draft", "num_tokens"])
-    gamma = max((gamma for gamma in run.params.num_draft_tokens if gamma in timed), default=max(timed))
-    errors = error_table(fit(calibration, costs, run.rows, gamma), costs, run.rows)
+    errors = error_table(model, costs, run.rows)
     return f"fitted with γ = {gamma}. {finding_error(errors)}", errors

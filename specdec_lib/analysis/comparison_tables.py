@@ -33,6 +33,7 @@ _HEADINGS = {  # column: heading, format
     "measured_ms": ("measured (ms)", "{:.2f}"),
     "predicted_ms": ("predicted (ms)", "{:.2f}"),
     "error": ("error", "{:+.0%}"),
+    "interval": ("interval, to 15 %", "{}"),
     "quantity": ("quantity", "{}"),
     "context_tokens": ("context", "{:.0f}"),
     "num_tokens": ("tokens of a pass", "{:.0f}"),
@@ -106,7 +107,7 @@ def cheapest_table(table: pd.DataFrame) -> pd.DataFrame:
 def error_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Measured against predicted, point by point."""
     columns = ["quantity", "batch_size", "context_tokens", "num_tokens", "temperature", "sample"]
-    return readable(table, [*columns, "measured_ms", "predicted_ms", "error"])
+    return readable(table, [*columns, "measured_ms", "predicted_ms", "error", "interval"])
 
 
 def honesty_columns(table: pd.DataFrame) -> pd.DataFrame:

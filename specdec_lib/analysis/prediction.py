@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.metrics import BASELINE
-from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.analysis.step_table import StepTable, costs_of
 from specdec_lib.analysis.theory import walltime_improvement
 from specdec_lib.analysis.waterfall import PIECES
 from specdec_lib.measure.machine import NATURAL_PROMPT
@@ -14,7 +14,7 @@ from specdec_lib.measure.machine import NATURAL_PROMPT
 COLUMNS = ["method", "temperature", "num_draft_tokens", "acceptance_rate", "cost_ratio", "verification_cost", "speedup"]
 
 
-def predicted_speedups(lines: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+def predicted_speedups(lines: pd.DataFrame, costs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """The i.i.d. prediction for each method, temperature and gamma; `evidence` is predicted.
 
     Theorem 3.8 with the acceptance rate pooled over all gammas, and with the costs c of drafting a token and
@@ -23,10 +23,11 @@ def predicted_speedups(lines: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame
 
     Args:
         lines: from `metrics.along(lines, params, "num_draft_tokens")`.
-        costs: the step costs of the same run.
+        costs: the step costs of the same run; not used if they were timed in another way than the rows' steps ran.
+        rows: the results table behind the lines.
     """
     methods = lines[(lines["method"] != BASELINE) & lines["speedup"].notna() & (lines["tested_tokens"] > 0)]
-    table, found = StepTable(costs), []
+    table, found = StepTable(costs_of(rows, costs)), []
     for (method, temperature), curve in methods.groupby(["method", "temperature"]):
         rate = float(curve["accepted_tokens"].sum() / curve["tested_tokens"].sum())
         for _, line in curve.sort_values("num_draft_tokens").iterrows():

@@ -5,7 +5,32 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from specdec_lib.analysis.metrics import OWN_ENGINE
+
+UNUSED = "The costs of the pieces of a step were timed {timed}, while steps of the rows were {ran}: not used."
+HOW = {False: "by calling them one operation at a time", True: "captured and replayed"}
 NEAR = 0.5  # a context is served by the nearest measured one up to this share of it away
+
+
+def why_unused(costs: pd.DataFrame, rows: pd.DataFrame) -> str | None:
+    """Why these costs are none of these rows' steps; None if they are.
+
+    A captured step starts nothing on the host, so that one operation at a time would cost what no row has paid.
+
+    Args:
+        costs: column `replayed`; without it, all pieces were called.
+        rows: results of the same run, of which the library's own are looked at, with the same mark.
+    """
+    if costs.empty or "replayed" not in rows:
+        return None
+    timed = "replayed" in costs and bool(costs["replayed"].any())
+    ran = bool(rows.loc[rows["engine"] == OWN_ENGINE, "replayed"].eq(True).any())
+    return None if timed == ran else UNUSED.format(timed=HOW[timed], ran=HOW[ran])
+
+
+def costs_of(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """The costs if they are of these rows' steps, or none: see `why_unused`."""
+    return costs.iloc[:0] if why_unused(costs, rows) else costs
 
 
 class StepTable:

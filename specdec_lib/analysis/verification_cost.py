@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from specdec_lib.analysis.comparison_plots import MARKERS, PALETTE
-from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.analysis.step_table import StepTable, costs_of
 from specdec_lib.analysis.style import in_house_style, new_figure
 
 
-def verification_costs(costs: pd.DataFrame) -> pd.DataFrame:
+def verification_costs(costs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """One line for each batch size, context and number of tokens m that a pass of the target was timed with.
 
     `verification_cost` is v(m), the pass over m tokens of each row over the pass over one; `cost_ratio` is c, the
@@ -21,8 +21,10 @@ def verification_costs(costs: pd.DataFrame) -> pd.DataFrame:
     temperatures.
 
     Args:
-        costs: the step costs of a run.
+        costs: the step costs of a run; not used if they were timed in another way than the rows' steps ran.
+        rows: the results table of the run.
     """
+    costs = costs_of(rows, costs)
     table = StepTable(
         costs.groupby(["model", "batch_size", "context_tokens", "num_tokens"])["ms"].median().reset_index()
     )

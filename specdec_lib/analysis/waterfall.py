@@ -19,7 +19,7 @@ import pandas as pd
 
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.statistics import geometric_mean
-from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.analysis.step_table import StepTable, costs_of, why_unused
 from specdec_lib.analysis.theory import expected_tokens, expected_tokens_by_position
 
 STAGES = {
@@ -41,7 +41,8 @@ PIECES = {  # method of a row: models of the step costs, of which it pays each
 def waterfall(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One line per speculative setting of the library: its speedup after each stage, and the unexplained share.
 
-    `unexplained` is measured / host_cost - 1; NaN where a cost was not measured.
+    `unexplained` is measured / host_cost - 1; NaN where a cost was not measured. `note` says why costs are not used
+    that were measured, but timed in another way than the rows' steps ran.
 
     Args:
         rows: the results table.
@@ -51,14 +52,14 @@ def waterfall(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.Data
     lines = metrics.speedups(rows, seed)
     lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["num_draft_tokens"].notna()]
     positions = metrics.acceptance_by_position(rows)
-    per_row = _per_row(rows, StepTable(costs))
+    per_row, note = _per_row(rows, StepTable(costs_of(rows, costs))), why_unused(costs, rows)
     table = []
     for _, line in lines.iterrows():
         stages = _formula(line, _of(positions, line)) | _measured_stages(_of(per_row, line), seed)
         stages["measured"] = line["speedup"]
         facts = {name: line[name] for name in metrics.LINE}
         table.append(facts | stages | {"unexplained": line["speedup"] / stages["host_cost"] - 1})
-    return pd.DataFrame(table, columns=[*metrics.LINE, *STAGES, "unexplained"])
+    return pd.DataFrame(table, columns=[*metrics.LINE, *STAGES, "unexplained"]).assign(note=note)
 
 
 def passes_per_token(row: pd.Series) -> float:

@@ -83,7 +83,8 @@ def finding_waterfall(stages: pd.DataFrame) -> str:
     """How much of the measured speedups the measured costs leave unexplained, and which cost takes most."""
     known = stages[stages["unexplained"].notna()]
     if known.empty:
-        return "The costs of the pieces of a step were not measured here."
+        notes = stages["note"].dropna()
+        return "The costs of the pieces of a step were not measured here." if notes.empty else notes.iloc[0]
     size = known["unexplained"].abs()
     names = list(STAGES)[2:-1]
     losses = {STAGES[b]: (1 - known[b] / known[a]).mean() for a, b in itertools.pairwise(names)}

@@ -115,6 +115,11 @@ def graph_facts(target: LanguageModel) -> str:
     return f"captured: {kept.captured} graphs" if isinstance(kept, KeptSteps) else "captured when decoding begins"
 
 
+def new_graphs(target: LanguageModel) -> CudaGraphs | None:
+    """Graphs to capture with as the steps of this model are captured, or None if they are not."""
+    return None if _why_not(target) else CudaGraphs(target.device)
+
+
 class KeptSteps:
     """What a target keeps between calls: steps with their graphs, and the caches that they share.
 

@@ -6,12 +6,11 @@ import itertools
 import json
 import random
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn.functional import linear
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.measure.environment import device_name, now
 from specdec_lib.measure.results import write_at_once
+from specdec_lib.measure.stopwatch import Stopwatch, Timer, timed_as_run
 from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
@@ -35,6 +35,7 @@ REPEATS = 7
 CALLS = 300
 FILE = "calibration.json"
 
+K = TypeVar("K")
 Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [R, K], [N, K] to [R, N]
 
 
@@ -57,6 +58,7 @@ class Calibration:
     cache_bytes_per_second: float | None = None  # attention reading keys and values
     attention_operations_per_second: float | None = None  # attention computing with them
     attention_missing: str | None = None  # why these two are null
+    replayed: bool = False  # whether all this was captured and replayed, as the steps of rows with the same mark
 
 
 def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
@@ -65,22 +67,27 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
     Args:
         rows: token counts to multiply with.
     """
+    return timed_as_run(pair.target, partial(_calibrate, pair, rows))
+
+
+@torch.inference_mode()
+def _calibrate(pair: Pair, rows: Sequence[int], watch: Stopwatch) -> Calibration:
     target = pair.target
     multiply = linear if target.fused is None else fused.linear
     weights = matrix_weights(target)
     count = sum(weight.numel() for weight in weights)
-    matrix = _matrix_seconds(weights, multiply, rows)
+    matrix = _matrix_seconds(weights, multiply, rows, watch)
     of_draft = draft_weights(pair.draft)
-    drafting = _matrix_seconds(of_draft, linear if pair.draft.fused is None else fused.linear, rows)
-    attention = attention_rates(target)
+    drafting = _matrix_seconds(of_draft, linear if pair.draft.fused is None else fused.linear, rows, watch)
+    attention = attention_rates(target, watch)
     return Calibration(
         device_name=device_name(target.device.type),
         dtype=str(target.dtype).removeprefix("torch."),
         measured=now(),
-        read_bytes_per_second=_read_rate(target.device),
+        read_bytes_per_second=_read_rate(watch),
         matrix_rows=tuple(rows),
         matrix_seconds_per_weight=tuple(seconds / count for seconds in matrix),
-        call_seconds=_call_seconds(target),
+        call_seconds=_call_seconds(target, watch),
         calls_per_pass=calls_per_pass(target),
         target=ModelShape.of(target),
         draft=ModelShape.of(pair.draft),
@@ -89,6 +96,7 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
         cache_bytes_per_second=attention.cache_bytes_per_second,
         attention_operations_per_second=attention.operations_per_second,
         attention_missing=attention.missing,
+        replayed=watch.graphs is not None,
     )
 
 
@@ -124,7 +132,7 @@ class AttentionRates(NamedTuple):
     missing: str | None = None
 
 
-def attention_rates(target: LanguageModel) -> AttentionRates:
+def attention_rates(target: LanguageModel, watch: Stopwatch) -> AttentionRates:
     """The rates from how much longer passes of one token and of several take behind a longer context.
 
     Products and everything else that does not depend on the context cancel in the differences.
@@ -134,7 +142,7 @@ def attention_rates(target: LanguageModel) -> AttentionRates:
     if target.context_length < long + many:
         return AttentionRates(None, None, f"the model has no {long + many} positions")
     try:
-        seconds = _pass_seconds(target)
+        seconds = _pass_seconds(target, watch)
     except torch.OutOfMemoryError:
         return AttentionRates(None, None, "no memory for the keys and values")
     shape, longer = ModelShape.of(target), ATTENTION_BATCH * (long - short)
@@ -184,50 +192,46 @@ class _CallCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@torch.inference_mode()
-def _pass_seconds(target: LanguageModel) -> dict[tuple[int, int], float]:
+def _pass_seconds(target: LanguageModel, watch: Stopwatch) -> dict[tuple[int, int], float]:
     """Passes by their number of tokens and their context."""
     cache = target.new_cache(ATTENTION_BATCH, ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1])
-    seen: dict[tuple[int, int], list[float]] = {
-        point: [] for point in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS)
-    }
-    for repeat in range(REPEATS + 1):
-        for tokens, context in random.Random(repeat).sample(list(seen), len(seen)):
-            ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
-            cache.set_lengths(torch.full_like(cache.lengths, context), context)
-            seconds = _seconds(target.device, partial(_pass, target, ids, cache))
-            seen[tokens, context] += [seconds] * (repeat > 0)  # the first warms up
-    return {point: _undisturbed(seconds) for point, seconds in seen.items()}
+
+    def pass_behind(ids: torch.Tensor, lengths: torch.Tensor, context: int) -> None:
+        cache.set_lengths(lengths, context)
+        _pass(target, ids, cache)
+
+    timers: dict[tuple[int, int], Timer] = {}
+    for tokens, context in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS):
+        ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
+        lengths = torch.full_like(cache.lengths, context)
+        timers[tokens, context] = watch.ready(partial(pass_behind, ids, lengths, context))
+    return _interleaved(timers)
 
 
 def _pass(target: LanguageModel, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
     return target.logits(target.forward(tokens, cache).hidden)
 
 
-@torch.inference_mode()
-def _matrix_seconds(weights: list[torch.Tensor], multiply: Multiply, rows: Sequence[int]) -> list[float]:
-    def pass_over(count: int) -> float:
-        inputs = {k: torch.ones(count, k, dtype=weights[0].dtype, device=weights[0].device) for k in widths}
-        return _seconds(weights[0].device, lambda: [multiply(inputs[w.shape[1]], w) for w in weights])
+def _matrix_seconds(
+    weights: list[torch.Tensor], multiply: Multiply, rows: Sequence[int], watch: Stopwatch
+) -> list[float]:
+    """All products of a pass over each number of rows."""
 
-    widths = {weight.shape[1] for weight in weights}
-    for count in rows:
-        pass_over(count)
-    seen: dict[int, list[float]] = {count: [] for count in rows}
-    for repeat in range(REPEATS):
-        for count in random.Random(repeat).sample(list(rows), len(rows)):
-            seen[count].append(pass_over(count))
-    return [_undisturbed(seconds) for seconds in seen.values()]
+    def products(inputs: dict[int, torch.Tensor]) -> None:
+        for weight in weights:
+            multiply(inputs[weight.shape[1]], weight)  # dropped at once: 128 rows of all are 100 MB of new pages
+
+    widths, like = {weight.shape[1] for weight in weights}, weights[0]
+    timers = {count: watch.ready(partial(products, {k: like.new_ones(count, k) for k in widths})) for count in rows}
+    return list(_interleaved(timers).values())
 
 
-def _read_rate(device: torch.device) -> float:
-    buffer = torch.ones(READ_BYTES // 4, device=device)
-    seconds = [_seconds(device, buffer.sum) for _ in range(REPEATS + 1)]
-    return READ_BYTES / _undisturbed(seconds[1:])
+def _read_rate(watch: Stopwatch) -> float:
+    buffer = torch.ones(READ_BYTES // 4, device=watch.device)
+    return READ_BYTES / _interleaved({"": watch.ready(buffer.sum)})[""]
 
 
-@torch.inference_mode()
-def _call_seconds(target: LanguageModel) -> float:
+def _call_seconds(target: LanguageModel, watch: Stopwatch) -> float:
     """The time between starts of many small additions, each waiting for the one before."""
     x = torch.ones(1, target.hidden_size, dtype=target.dtype, device=target.device)
 
@@ -235,19 +239,16 @@ def _call_seconds(target: LanguageModel) -> float:
         for _ in range(CALLS):
             torch.add(x, x)
 
-    return _undisturbed([_seconds(target.device, many) for _ in range(REPEATS + 1)][1:]) / CALLS
+    return _interleaved({"": watch.ready(many)})[""] / CALLS
 
 
-def _undisturbed(seconds: list[float]) -> float:
-    """The lower quartile: others on the machine only ever add time, for seconds on end, and a median has that in it."""
-    return statistics.quantiles(seconds, n=4)[0]
+def _interleaved(timers: dict[K, Timer]) -> dict[K, float]:
+    """Each piece's seconds: the lower quartile of `REPEATS` rounds over all pieces, each in an order of its own.
 
-
-def _seconds(device: torch.device, call: Callable[[], object]) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    Others on the machine only ever add time, for seconds on end, and a median has that in it.
+    """
+    seen: dict[K, list[float]] = {name: [] for name in timers}
+    for repeat in range(REPEATS + 1):
+        for name in random.Random(repeat).sample(list(timers), len(timers)):
+            seen[name] += [timers[name]()] * (repeat > 0)  # the first warms up
+    return {name: statistics.quantiles(spent, n=4)[0] for name, spent in seen.items()}
