@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from test_draft_head import tiny_target
+from tiny_models import save_head, tiny_target
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,7 +16,6 @@ from specdec_lib.decoding.speculative import SpeculativeStep, speculative_decode
 from specdec_lib.decoding.state import DecodeState
 from specdec_lib.decoding.streams import CountedStreams, RowStreams
 from specdec_lib.decoding.verification import verify
-from specdec_lib.distill.students import HeadStudent
 from specdec_lib.measure.given_acceptance import GivenAcceptance
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.toy import toy_draft, toy_model
@@ -28,11 +27,7 @@ SAMPLINGS = [SamplingConfig(0), SamplingConfig(), SamplingConfig(0.8, top_k=9, t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("head")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HeadStudent(tiny_target().model, (0, 1), torch.arange(48)).draft.save(folder)
-    return folder
+    return save_head(tmp_path_factory.mktemp("head"), tiny_target(), torch.arange(48))
 
 
 def models(method, folder):
