@@ -19,6 +19,7 @@ from specdec_lib.analysis.exactness import GAMMA, greedy_prompts, short_prompts
 from specdec_lib.analysis.exactness_law import decide, put_to_test
 from specdec_lib.analysis.exactness_mutants import without_residual
 from specdec_lib.analysis.exactness_numerics import greedy_agreement
+from specdec_lib.analysis.exactness_paths import path_table
 from specdec_lib.analysis.exactness_subjects import engine_sampler
 from specdec_lib.config import SamplingConfig, StudyParams
 from specdec_lib.decoding.baseline import autoregressive_decode
@@ -62,6 +63,7 @@ def gpu_check(params: StudyParams) -> Iterator[Verdict]:
         "telemetry": lambda: _telemetry(params),
         "greedy exactness": lambda: _greedy(params),
         "sampled exactness": lambda: _sampled(params),
+        "enumerated exactness": lambda: _enumerated(params),
         f"{params.dtype}, model as it is": lambda: sweep.run(compiled=False),
         f"{params.dtype}, compiled": lambda: sweep.run(compiled=True),
         "graph capture": sweep.capture,
@@ -137,7 +139,7 @@ def _greedy(params: StudyParams) -> str:
     agreed = []
     for name in dict.fromkeys((TOY, _pair_name(params))):
         pair = load_pair(name, device=params.device, dtype="float32")
-        table, _ = greedy_agreement(
+        table, divergences = greedy_agreement(
             pair.target,
             {str(method): make_proposer(method, pair) for method in params.methods},
             greedy_prompts(pair, params, long=False)[:2],
@@ -145,9 +147,18 @@ def _greedy(params: StudyParams) -> str:
             max_new_tokens=24,
         )
         differ = table[table["equal_rows"] < table["rows"]]
-        assert differ.empty, f"{name}: greedy output differs from token {differ['first_difference'].min()} on"
+        assert differ.empty, f"{name}: greedy output differs from token {divergences['position'].min()} on"
         agreed.append(f"{name} {table['rows'].sum()} rows")
     return f"equal token for token: {', '.join(agreed)}"
+
+
+def _enumerated(params: StudyParams) -> str:
+    """On every path the output of a tiny Llama has the target's law, as it is and through what this device compiles."""
+    compiled = "inductor" if params.device == "cuda" else "kernels"
+    table = path_table(params.device, engines=("eager", compiled))
+    off = table[(table["largest_error"] > table["tolerance"]) | (table["unexplained"] > 0)]
+    assert off.empty, f"another law than the target's through {' and '.join(off['path'].unique())}"
+    return f"{table['paths'].sum():,} paths through {' and '.join(f'({path})' for path in table['path'].unique())}"
 
 
 def _sampled(params: StudyParams) -> str:

@@ -1,5 +1,21 @@
-"""One thread for every process of the tests: toys lose more to threads that wait for one another than they gain."""
+"""One thread for every process of the tests, and what several of them set up alike."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # toys lose more to threads that wait for one another than they gain
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Every decoding in the test goes the way of a GPU, with a graph for each 8 positions."""
+    from recorded_steps import Recorder
+
+    from specdec_lib.decoding import step_loop
+
+    recorder = Recorder()
+    monkeypatch.setattr(step_loop, "CudaGraphs", lambda device: recorder)
+    monkeypatch.setattr(step_loop, "_why_not", lambda target: getattr(target.kept, "failure", None))
+    monkeypatch.setattr(step_loop, "BUCKET", 8)
+    return recorder

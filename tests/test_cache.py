@@ -5,7 +5,8 @@ import weakref
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_llama
+from transformers import LlamaForCausalLM
 
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 
@@ -13,18 +14,7 @@ from specdec_lib.models.runner import ATTENTION, LanguageModel
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
     """A tiny Llama with grouped heads, in float32."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        attn_implementation=ATTENTION,
-    )
-    return LanguageModel(LlamaForCausalLM(config), "tiny")
+    return LanguageModel(tiny_llama(), "tiny")
 
 
 def uncached_logits(model: LanguageModel, text: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,10 @@ import os
 
 import pytest
 import torch
+from tiny_models import tiny_llama
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.baseline import autoregressive_decode
@@ -14,33 +15,25 @@ from specdec_lib.decoding.proposers import NgramProposer
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.models import compiled
 from specdec_lib.models.compiled import NotCompiledError, compile_seconds
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import toy_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler uses what PyTorch deprecates
-SHAPE = {
-    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "initializer_range": 0.2,
-    "attn_implementation": ATTENTION,
-}  # fmt: skip
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 3, 1]), torch.tensor([2, 7, 1, 8])]
 
 
-def tiny(kind: str) -> LanguageModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**SHAPE)) if kind == "llama" else Qwen3ForCausalLM(Qwen3Config(**SHAPE))
-    return LanguageModel(model, kind, feature_layers=(0, 1))
+def tiny(kind=Qwen3ForCausalLM) -> LanguageModel:
+    return LanguageModel(tiny_llama(kind=kind, head_dim=16, tie_word_embeddings=False), "tiny", feature_layers=(0, 1))
 
 
 @pytest.fixture(scope="module")
 def qwen():
-    return tiny("qwen")
+    return tiny()
 
 
 @pytest.fixture(scope="module")
 def compiled_qwen():
-    model = tiny("qwen")
+    model = tiny()
     model.compile()
     return model
 
@@ -67,7 +60,7 @@ def test_compiled_layers_give_the_same_tokens_in_float32(qwen, compiled_qwen, sp
 @pytest.mark.slow
 def test_one_compiled_layer_serves_all_layers_lengths_and_capacities():
     """A Llama's three layers are one; only sizes of one, and a context that fills the cache, make variants."""
-    model, plain = tiny("llama"), tiny("llama")
+    model, plain = tiny(LlamaForCausalLM), tiny(LlamaForCausalLM)
     model.compile()
     before = counters["stats"]["unique_graphs"]
     for count, (batch, tokens, capacity) in enumerate([(2, 5, 80), (3, 9, 200), (2, 70, 130), (4, 2, 300), (2, 7, 8)]):
@@ -87,7 +80,7 @@ def test_a_model_of_another_shape_stays_as_it_is_and_says_why(caplog):
 
 
 def test_a_shape_that_cannot_be_compiled_runs_as_it_is(qwen, caplog):
-    model = tiny("qwen")
+    model = tiny()
 
     def fails(*arguments):
         raise NotCompiledError("Unsupported: this shape")

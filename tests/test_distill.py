@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_models import ONE_GROUP, tiny_llama
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -25,29 +26,11 @@ from specdec_lib.models.runner import ATTENTION, LanguageModel
 TURN, ASSISTANT, LENGTH = 1, 5, 24
 
 
-def tiny_target() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=64,
-        initializer_range=0.3,  # distributions with something to learn
-        tie_word_embeddings=True,
-        attn_implementation=ATTENTION,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return model
-
-
 @pytest.fixture
 def model() -> LlamaForCausalLM:
-    return tiny_target()
+    """Its distributions have something to learn."""
+    sizes = {"vocab_size": 64, "hidden_size": 24, "intermediate_size": 48, "max_position_embeddings": 64}
+    return tiny_llama(**sizes, **ONE_GROUP, initializer_range=0.3)
 
 
 @pytest.fixture

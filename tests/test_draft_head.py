@@ -6,34 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_target
+from transformers import AutoModelForCausalLM
 
 from specdec_lib.distill.students import HeadStudent, PlainStudent, layers_of_target, narrower
 from specdec_lib.models.draft_head import WEIGHTS, DraftHead
 from specdec_lib.models.plain_draft import export_plain_draft, load_plain_draft
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.runner import LanguageModel
 
 SCORED = torch.tensor([1, 2, 5, 8, 13, 21])
-
-
-def tiny_target(hidden_size: int = 24) -> LanguageModel:
-    """A random Llama of 3 layers, 3 heads in 1 group and 48 tokens, with layers 0 and 1 tapped."""
-    config = LlamaConfig(
-        vocab_size=48,
-        hidden_size=hidden_size,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        attn_implementation=ATTENTION,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return LanguageModel(model, "tiny", feature_layers=(0, 1))
 
 
 @pytest.fixture

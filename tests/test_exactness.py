@@ -9,6 +9,7 @@ from specdec_lib import __main__ as cli
 from specdec_lib.analysis import exactness
 from specdec_lib.analysis import exactness_tables as tables
 from specdec_lib.config import load_params
+from specdec_lib.kernels.build import why_no_kernels
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,17 @@ def test_the_certificate_holds_and_says_what_it_shows(certificate):
     assert record["passed"]
     assert record["sentence"] == found.sentence()
     assert found.sentence().startswith(
-        "toy (float32), draft model, at temperature 1, top-p 1, gamma 2, batch 4096: a total-variation bias in the law "
-        "of pairs over the 4 most likely tokens and 16 groups of the others above 0."
+        "toy (float32, eager), draft model, at temperature 1, top-p 1, gamma 2, batch 4096: a total-variation bias in "
+        "the law of pairs over the 4 most likely tokens and 16 groups of the others above 0."
     )
     assert "would have been detected with probability 0.999; none was. Up to " in found.sentence()
-    assert found.sentence().endswith("% of the mass was seen only in sums.")
+    assert (
+        "% of the mass was seen only in sums. Certified are texts enumerated through (float64, eager)"
+        in found.sentence()
+    )
+    assert found.sentence().endswith("sampled through (float32, eager); greedy through (float32, eager).")
+    assert record["paths"] == found.paths()
+    assert found.paths()["enumerated"] == ["float64, eager"] + ["bfloat16, kernels"] * (why_no_kernels() is None)
     assert {"enumeration", "tests", "mutants", "greedy", "divergences", "subjects", "environment"} < set(record)
 
 
@@ -50,9 +57,14 @@ def test_every_part_has_a_table_and_a_sentence(certificate):
 @pytest.mark.parametrize(
     ("part", "column", "value", "message"),
     [
-        ("enumeration", "largest_error", 1e-11, "enumeration: random, gamma 1 is off"),
-        ("enumeration", "unexplained", 0.1, "enumeration: random, gamma 1 is off"),
-        ("tests", "rejected", True, "joint law: toy (float32), draft model, gamma 2, T = 1 at position 0 is biased"),
+        ("enumeration", "largest_error", 1e-11, "enumeration: random (float64, eager), gamma 1 is off"),
+        ("enumeration", "unexplained", 0.1, "enumeration: random (float64, eager), gamma 1 is off"),
+        (
+            "tests",
+            "rejected",
+            True,
+            "joint law: toy (float32, eager), draft model, gamma 2, T = 1 at position 0 is biased",
+        ),
         ("mutants", "rejected", True, "mutants: wrong verdict on sound"),
         ("greedy", "equal_rows", 3, "greedy: draft, gamma 1 differs in float32"),
     ],

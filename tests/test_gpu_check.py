@@ -1,5 +1,6 @@
 """The first minute on a machine: a verdict for every item, whatever goes wrong with one of them."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -32,6 +33,8 @@ def test_a_cpu_passes_all_that_needs_no_gpu_and_says_why_the_rest_is_skipped():
     assert found["greedy exactness"].outcome == "pass"
     assert found["sampled exactness"].outcome == "pass"
     assert "the wrong one is rejected" in found["sampled exactness"].detail
+    assert found["enumerated exactness"].outcome == "pass"
+    assert "paths through (float64, eager)" in found["enumerated exactness"].detail
     assert found["float32, model as it is"].outcome == "pass"
     assert "has nothing compiled for toy" in found["float32, compiled"].detail
     assert found["graph capture"].detail == "no CUDA device"
@@ -48,6 +51,13 @@ def test_a_failing_item_is_a_verdict_and_the_others_run(monkeypatch):
     assert found["greedy exactness"].outcome == "fail"
     assert found["greedy exactness"].detail == "RuntimeError: no kernel for this device"
     assert found["sampled exactness"].outcome == "pass"
+
+
+def test_greedy_output_that_differs_is_named(monkeypatch):
+    found = pd.DataFrame({"rows": [2], "equal_rows": [1]}), pd.DataFrame({"position": [7]})
+    monkeypatch.setattr(gpu_check, "greedy_agreement", lambda *arguments, **options: found)
+    with pytest.raises(AssertionError, match="toy: greedy output differs from token 7 on"):
+        gpu_check._greedy(SMOKE)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from test_draft_head import tiny_target
+from tiny_models import save_head, tiny_target
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import HeadProposer, ModelProposer
 from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.distill.students import HeadStudent
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.toy import toy_model
 
@@ -23,10 +22,7 @@ def target():
 @pytest.fixture(scope="module")
 def head(target, tmp_path_factory):
     """An untrained head that scores every token: with two almost uniform models, acceptance is partial."""
-    folder = tmp_path_factory.mktemp("head")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HeadStudent(target.model, (0, 1), torch.arange(48)).draft.save(folder)
+    folder = save_head(tmp_path_factory.mktemp("head"), target, torch.arange(48))
     return DraftHead.load(folder, target)
 
 

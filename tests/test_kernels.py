@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 import torch
+from tiny_models import save_head, tiny_llama
 from torch.utils import cpp_extension
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.baseline import autoregressive_decode
@@ -14,12 +14,12 @@ from specdec_lib.decoding.proposers import HeadProposer, NgramProposer
 from specdec_lib.decoding.sampling import invert, probabilities
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.verification import count_accepted, residual_probs
-from specdec_lib.distill.students import HeadStudent, layers_of_target
+from specdec_lib.distill.students import layers_of_target
 from specdec_lib.kernels import build, vocabulary
 from specdec_lib.models import fused
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.plain_draft import load_plain_draft
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.runner import LanguageModel
 
 REASON = build.why_no_kernels()
 needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no kernels: {REASON}")
@@ -35,32 +35,13 @@ def test_the_kernels_compile_where_they_can():
     assert REASON is None
 
 
-def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        attn_implementation=ATTENTION,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).bfloat16()
-
-
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")
 def target():
-    return LanguageModel(tiny_llama(), "fused", feature_layers=(0, 1))
+    return LanguageModel(tiny_llama().bfloat16(), "fused", feature_layers=(0, 1))
 
 
 @needs_kernels
@@ -75,8 +56,8 @@ def test_the_product_is_the_product(rows, inputs, outputs):
 @needs_kernels
 def test_layers_compute_what_the_model_computes_in_float32(target):
     """bfloat16 inputs to each product, float32 between them: closer to float32 than the model in bfloat16."""
-    exact = LanguageModel(tiny_llama().float(), "float32", feature_layers=(0, 1))
-    eager = LanguageModel(tiny_llama(), "eager", feature_layers=(0, 1), compiled=False)
+    exact = LanguageModel(tiny_llama().bfloat16().float(), "float32", feature_layers=(0, 1))
+    eager = LanguageModel(tiny_llama().bfloat16(), "eager", feature_layers=(0, 1), compiled=False)
     tokens = torch.randint(96, (2, 40), generator=seeded())
     logits, features = [], []
     for model in (exact, eager, target):
@@ -104,10 +85,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(target):
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("gamma", [1, 4])
 def test_greedy_speculation_equals_the_baseline_even_in_bfloat16(target, gamma, temperature, tmp_path):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HeadStudent(target.model, (0, 1), torch.arange(96)).draft.save(tmp_path)
-    head = DraftHead.load(tmp_path, target)
+    head = DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
     assert head.fused is not None
     options = {"max_new_tokens": 24, "sampling": SamplingConfig(temperature=temperature)}
     baseline = autoregressive_decode(target, PROMPTS, generator=seeded(), **options)
@@ -142,9 +120,7 @@ def test_what_the_kernels_cannot_multiply_is_refused():
 
 @needs_kernels
 def test_a_head_drafts_alike_with_and_without_kernels(target, tmp_path):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HeadStudent(target.model, (0, 1), torch.arange(96)).draft.save(tmp_path)
+    save_head(tmp_path, target, torch.arange(96))
     fast = DraftHead.load(tmp_path, target)
     slow = DraftHead.load(tmp_path, LanguageModel(target.model, "eager", compiled=False))
     features = torch.randn(2, 1, 192, generator=seeded()).bfloat16()
@@ -159,9 +135,7 @@ def test_a_head_drafts_alike_with_and_without_kernels(target, tmp_path):
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_path, temperature):
     """The call reads three pairs of which a row keeps 3, 1 or none; the steps are those that `HeadProposer` takes."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HeadStudent(target.model, (0, 1), torch.arange(0, 96, 2)).draft.save(tmp_path)
+    save_head(tmp_path, target, torch.arange(0, 96, 2))
     head, sampling = DraftHead.load(tmp_path, target), SamplingConfig(temperature=temperature)
     known, num_new = torch.tensor([2, 0, 5]), torch.tensor([3, 1, 0])
     tokens = torch.randint(96, (3, 3), generator=seeded())
@@ -189,10 +163,7 @@ def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_p
 @needs_kernels
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperature):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HeadStudent(target.model, (0, 1), torch.arange(96)).draft.save(tmp_path)
-    head = DraftHead.load(tmp_path, target)
+    head = DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
     features = torch.full((1, 1, 192), float("nan")).bfloat16()
     start, uniforms = torch.zeros(1, dtype=torch.int64), torch.full((1, 2), 0.5, dtype=torch.float64)
     _, probs = head.draft(
@@ -271,12 +242,12 @@ def test_toys_and_other_types_are_drawn_from_by_pytorch():
 
 
 def test_models_that_the_kernels_cannot_compute_run_as_they_are():
-    float32 = LanguageModel(tiny_llama().float(), "float32")
-    biased = tiny_llama()
+    float32 = LanguageModel(tiny_llama().bfloat16().float(), "float32")
+    biased = tiny_llama().bfloat16()
     biased.config.attention_bias = True
     assert float32.fused is None
     assert LanguageModel(biased, "biased").fused is None
-    assert LanguageModel(tiny_llama(), "asked for", compiled=False).fused is None
+    assert LanguageModel(tiny_llama().bfloat16(), "asked for", compiled=False).fused is None
 
 
 def test_without_a_working_compiler_plain_pytorch_is_used_and_said_so(tmp_path, monkeypatch, caplog):

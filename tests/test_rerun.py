@@ -4,6 +4,7 @@ import json
 from random import Random
 
 import pytest
+from toy_sweep import run_interrupted
 
 from specdec_lib.__main__ import main
 from specdec_lib.config import load_params
@@ -54,17 +55,7 @@ def test_neither_order_nor_interruption_changes_tokens(params, run, tmp_path, mo
     whole, plan = tokens_of(run[1]), blocks.plan
     monkeypatch.setattr(blocks, "plan", lambda *arguments: plan(*arguments)[::-1])
     monkeypatch.setattr(blocks.random, "Random", lambda text: Random(f"another order {text}"))
-    calls, real = iter(range(10**6)), blocks.write_cell
-
-    def stop_after_seven(*arguments):
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        real(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(blocks, "write_cell", stop_after_seven)
-        with pytest.raises(KeyboardInterrupt):
-            run_sweep_here(params, tmp_path)
+    run_interrupted(lambda: run_sweep_here(params, tmp_path), cells=7)
     assert tokens_of(run_sweep_here(params, tmp_path)).equals(whole)
 
 

@@ -1,8 +1,10 @@
 """Steps as a GPU replays them, on a CPU: nothing but operators, that give the same tokens on other contents."""
 
+from collections import Counter
+
 import pytest
 import torch
-from test_draft_head import tiny_target
+from tiny_models import save_head, tiny_target
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +16,6 @@ from specdec_lib.decoding.speculative import SpeculativeStep, speculative_decode
 from specdec_lib.decoding.state import DecodeState
 from specdec_lib.decoding.streams import CountedStreams, RowStreams
 from specdec_lib.decoding.verification import verify
-from specdec_lib.distill.students import HeadStudent
 from specdec_lib.measure.given_acceptance import GivenAcceptance
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.toy import toy_draft, toy_model
@@ -24,76 +25,9 @@ OTHERS = [torch.tensor([2, 7]), torch.tensor([1, 8, 2, 8]), torch.tensor([1])]
 SAMPLINGS = [SamplingConfig(0), SamplingConfig(), SamplingConfig(0.8, top_k=9, top_p=0.9)]
 
 
-class Recorder(TorchDispatchMode):
-    """Does on a CPU what `CudaGraphs` does on a GPU: records a step's operators, and runs them again without Python.
-
-    Each runs on the very memory it ran on when it was recorded, and what Python decided then is decided for good.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.captures = self.replays = self.asked = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        written = [
-            argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments
-        ]
-        for tensor in tree_leaves([arg for arg, changes in zip(args, written, strict=False) if changes]):
-            self.before.setdefault(tensor.untyped_storage().data_ptr(), (tensor, tensor.untyped_storage().clone()))
-        outputs = func(*args, **(kwargs or {}))
-        if any(isinstance(output, bool | int | float) for output in tree_leaves(outputs)):
-            raise RuntimeError(f"{func} waits for the device\nwhile a graph is captured")
-        self.calls.append((func, args, kwargs or {}, tree_leaves(outputs)))
-        return outputs
-
-    def warm_up(self, step):
-        step()
-
-    def forget(self):
-        pass
-
-    def capture(self, step):
-        self.calls, self.before = [], {}
-        try:
-            with self:
-                step()
-        finally:  # a capture runs nothing: put everything back
-            for tensor, contents in self.before.values():
-                tensor.untyped_storage().copy_(contents)
-        self.captures += 1
-        calls = self.calls
-
-        def replay():
-            self.replays += 1
-            for func, args, kwargs, outputs in calls:
-                for old, new in zip(outputs, tree_leaves(func(*args, **kwargs)), strict=True):
-                    if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
-                        old.copy_(new)
-
-        return replay
-
-    def ask(self, report):
-        self.asked += 1
-        return report.clone().tolist
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    """Every decoding in the test goes the way of a GPU, with a graph for each 8 positions."""
-    recorder = Recorder()
-    monkeypatch.setattr(step_loop, "CudaGraphs", lambda device: recorder)
-    monkeypatch.setattr(step_loop, "_why_not", lambda target: getattr(target.kept, "failure", None))
-    monkeypatch.setattr(step_loop, "BUCKET", 8)
-    return recorder
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("head")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        HeadStudent(tiny_target().model, (0, 1), torch.arange(48)).draft.save(folder)
-    return folder
+    return save_head(tmp_path_factory.mktemp("head"), tiny_target(), torch.arange(48))
 
 
 def models(method, folder):
@@ -130,6 +64,10 @@ def decode(target, proposer, sampling, prompts=PROMPTS, new=20, **more):
 
 
 METHODS = ["autoregressive", "draft", "head", "ngram", "composite"]
+WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal"}  # behind item, is_nonzero, masks as indices
+VIEWS = (
+    "as_strided as_strided_ view _unsafe_view alias to empty empty_strided resize_ resolve_conj resolve_neg result_type"
+)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled", "filtered"])
@@ -229,15 +167,18 @@ class OnlyOperators(TorchDispatchMode):
         return outputs
 
 
+def step_of(target, proposer, state, sampling, streams):
+    if proposer is None:
+        return BaselineStep(target, state, sampling, streams)
+    return SpeculativeStep(target, proposer, verify, state, 3, sampling, streams)
+
+
 def launches(proposer, sampling, target):
     """The operators of a step after the first, on tensors of a device of which no value can be read."""
     state = DecodeState(target, [torch.arange(5), torch.arange(3)], max_new_tokens=9, stop_token_ids=(4,), slack=4)
     streams = CountedStreams(2, 18, 4, torch.device("cpu"))  # no generator can be on "meta", but its numbers can
     streams.made, streams.place = streams.made.to("meta"), streams.place.to("meta")
-    if proposer is None:
-        step = BaselineStep(target, state, sampling, streams)
-    else:
-        step = SpeculativeStep(target, proposer, verify, state, 3, sampling, streams)
+    step = step_of(target, proposer, state, sampling, streams)
     with torch.inference_mode():
         step.start()
         step()
@@ -278,6 +219,67 @@ def test_a_step_looks_at_no_value_and_starts_so_many_kernels(method, most, sampl
     record_property("kernels", count)
     print(f"{method}: {count} kernels a step")
     assert count <= most
+
+
+def profiled(run):
+    """What the profiler sees: how often a value is waited for, and the operators that would start a kernel each."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    events = profile.events()
+    waits = sum(event.name in WAITS for event in events)
+    innermost = [event.name for event in events if event.name.startswith("aten::") and not event.cpu_children]
+    return waits, Counter(name for name in innermost if name.removeprefix("aten::") not in VIEWS.split())
+
+
+@pytest.mark.parametrize(
+    ("method", "most"), [("autoregressive", 57), ("draft", 175), ("head", 430), ("ngram", 135), ("composite", 212)]
+)
+def test_the_profiler_sees_no_step_wait_and_every_step_start_the_same_operators(method, most, folder):
+    """On a CPU, over buffers that stay where they are, as steps are captured on a GPU; gamma 3, the head's target a
+    Llama of three layers, the others' a toy. Bounds are some 5 % above what it is."""
+    step = static_step(*models(method, folder))
+    (waits, operators), again = profiled(step), profiled(step)
+    assert waits == 0
+    assert again == (0, operators)
+    print(f"{method}: {sum(operators.values())} operators a step")
+    assert sum(operators.values()) <= most
+
+
+@torch.inference_mode()
+def static_step(target, make):
+    """A step after the first, over buffers that stay where they are."""
+    state = DecodeState(target, PROMPTS, max_new_tokens=20, stop_token_ids=(), slack=4, caches={})
+    streams = CountedStreams(len(PROMPTS), 42, 4, torch.device("cpu"))
+    streams.restart(RowStreams.of(torch.Generator().manual_seed(0), len(PROMPTS), 4), 40)
+    step = step_of(target, make(), state, SAMPLINGS[1], streams)
+    step.start()
+
+    @torch.inference_mode()
+    def within_bounds():
+        state.max_length = 24
+        step()
+
+    within_bounds()
+    return within_bounds
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_profiler_sees_a_whole_call_wait_as_often_however_many_steps_it_takes(method, folder, recorder):
+    """Steps are heard of by their reports alone. A call looks at the ids of its prompts, which lie on the host, and in
+    the end at two counters."""
+    target, make = models(method, folder)
+    proposer, calls = make(), []
+    decode(target, proposer, SAMPLINGS[1], new=30)  # captures
+    for new in (30, 15):
+        waits, _ = profiled(lambda: calls.append(decode(target, proposer, SAMPLINGS[1], new=new)[-1]))  # noqa: B023
+        assert waits == 2 * len(PROMPTS) + 2 * (proposer is not None)
+    assert len(calls[0].step_s) > len(calls[1].step_s)
+
+
+def test_a_step_that_looks_is_noticed_by_the_profiler(folder):
+    target, _ = models("ngram", folder)
+    waits, _ = profiled(static_step(target, Peeking))
+    assert waits == 1
 
 
 def test_a_step_that_looks_is_noticed(nowhere):

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy_sweep import run_interrupted
 
 from specdec_lib.analysis.metrics import speedups
 from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers import NgramProposer
-from specdec_lib.measure import blocks, sweep
+from specdec_lib.measure import sweep
 from specdec_lib.measure.cells import Source, block, prompt_groups, settings
 from specdec_lib.measure.results import read_results
 from specdec_lib.measure.timing import latency_columns
@@ -164,18 +165,7 @@ def test_a_failing_cell_leaves_a_failed_row_and_the_sweep_goes_on(params, tmp_pa
 
 
 def test_a_killed_run_leaves_only_whole_cells(params, tmp_path, monkeypatch):
-    calls = iter(range(10**6))
-    real = blocks.write_cell
-
-    def stop_after_five(*args):
-        if next(calls) == 5:
-            raise KeyboardInterrupt
-        real(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(blocks, "write_cell", stop_after_five)
-        with pytest.raises(KeyboardInterrupt):
-            sweep.run_sweep_here(params, tmp_path)
+    run_interrupted(lambda: sweep.run_sweep_here(params, tmp_path), cells=5)
     assert len(list((tmp_path / "cells").glob("*.json"))) == 5
     rows = sweep.run_sweep_here(params, tmp_path)
     assert rows.groupby(["cell_id", "run_id"])["repetition"].count().eq(params.repetitions).all()

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from specdec_lib.config import load_params
+from specdec_lib.measure import blocks
 
 FAULTY_WORKER = str(Path(__file__).parent / "faulty_worker.py")
 DETERMINED = [  # the columns that the same study has the same, run where and when it may be
@@ -44,6 +47,21 @@ def faulty(faults):
 def cells_in(folder):
     """The finished and failed cells on disk, with their contents."""
     return {path.name: path.read_bytes() for path in (folder / "cells").glob("*.json")}
+
+
+def run_interrupted(run, cells):
+    """Press Ctrl-C in `run` when so many cells are written."""
+    written, write = iter(range(10**6)), blocks.write_cell
+
+    def stop_at_last(*arguments):
+        if next(written) == cells:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(blocks, "write_cell", stop_at_last)
+        with pytest.raises(KeyboardInterrupt):
+            run()
 
 
 def alive(pid):

@@ -1,6 +1,7 @@
 """The certificate: what was tried to tell the output distribution from the target's, and what that could have shown.
 
 enumeration   the exact law of toys, by running the decoding code on every path      exactness_enumeration
+              the same of a tiny Llama, on each engine that this machine has          exactness_paths
 joint law     samples of toys and of the study's pair against the target's law       exactness_law
 mutants       samplers with one bug each, every one of which must be rejected         exactness_mutants
 numerics      greedy output against the baseline's, in float32 and bfloat16           exactness_numerics
@@ -22,13 +23,15 @@ import transformers
 
 from specdec_lib.analysis.exactness_adversaries import enumeration_table
 from specdec_lib.analysis.exactness_law import FALSE_ALARM, GROUPS, POWER, decide, put_to_test
-from specdec_lib.analysis.exactness_levels import TOLERANCE, mutant_table
+from specdec_lib.analysis.exactness_levels import mutant_table
 from specdec_lib.analysis.exactness_mutants import SOUND
 from specdec_lib.analysis.exactness_numerics import greedy_agreement
+from specdec_lib.analysis.exactness_paths import ENGINES, path_table
 from specdec_lib.analysis.exactness_subjects import engine_sampler, transformers_subjects
 from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.config import SamplingConfig, StudyParams
 from specdec_lib.decoding.proposers import make_proposer
+from specdec_lib.measure.engine_facts import path_of
 from specdec_lib.measure.environment import describe_environment, now
 from specdec_lib.measure.prompts import encode_prompts, load_prompts, random_prompts
 from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
@@ -53,10 +56,11 @@ class Effort:
     mutants: int
     tiny: int
     pair: int  # times the study's correctness_samples
+    engines: tuple[str, ...] = ENGINES  # on which a tiny Llama is enumerated, where this machine has them
     thorough: bool = False
 
 
-QUICK = Effort(toy=4000, mutants=1000, tiny=200, pair=1)  # for the toy pair: a smoke test
+QUICK = Effort(toy=4000, mutants=1000, tiny=200, pair=1, engines=ENGINES[:2])  # for the toy pair: a smoke test
 STANDARD = Effort(toy=20_000, mutants=16_000, tiny=800, pair=1)
 THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, thorough=True)
 
@@ -66,7 +70,7 @@ class Certificate:
     """The tables of all levels; `failures` says what is wrong.
 
     Attributes:
-        enumeration: see `enumeration_table`.
+        enumeration: see `enumeration_table` and `path_table`.
         tests: a line per setting and position, see `exactness_law.decide`, with what was tested.
         cells: a line per setting, position, prompt and pair of tokens: observed and expected counts.
         mutants: see `mutant_table`.
@@ -85,9 +89,9 @@ class Certificate:
     def failures(self) -> list[str]:
         """One line for everything that an exact implementation would not do; empty if there is nothing."""
         wrong = self.enumeration[
-            (self.enumeration["largest_error"] > TOLERANCE) | (self.enumeration["unexplained"] > 0)
+            (self.enumeration["largest_error"] > self.enumeration["tolerance"]) | (self.enumeration["unexplained"] > 0)
         ]
-        lines = [f"enumeration: {line.pair}, gamma {line.num_draft_tokens} is off" for line in wrong.itertuples()]
+        lines = [f"enumeration: {e.pair} ({e.path}), gamma {e.num_draft_tokens} is off" for e in wrong.itertuples()]
         biased = self.tests[self.tests["rejected"]]
         lines += [f"joint law: {line.sampler} at position {line.position} is biased" for line in biased.itertuples()]
         unexpected = self.mutants[self.mutants["rejected"] == (self.mutants["mutant"] == SOUND)]
@@ -120,7 +124,17 @@ class Certificate:
                 f"the others above {lines['detectable_bias'].max():.2g} would have been detected with probability "
                 f"{POWER:g}; {found}. Up to {lines['pooled'].max():.0%} of the mass was seen only in sums."
             )
-        return " ".join(reversed(parts))
+        return " ".join([*reversed(parts), self.scope()])
+
+    def paths(self) -> dict[str, list[str]]:
+        """By what was done: the ways through the engine that were certified (see `path_of`)."""
+        tables = {"enumerated": self.enumeration, "sampled": self.tests, "greedy": self.greedy}
+        return {what: list(table["path"].unique()) for what, table in tables.items()}
+
+    def scope(self) -> str:
+        """The ways through the engine that the certificate is about, in one sentence."""
+        ways = [f"{what} through {' and '.join(f'({path})' for path in paths)}" for what, paths in self.paths().items()]
+        return f"Certified are texts {'; '.join(ways)}."
 
     def record(self, study: StudyParams) -> dict[str, object]:
         """JSON-ready, without the counts of single pairs of tokens."""
@@ -129,6 +143,7 @@ class Certificate:
             "sentence": self.sentence(),
             "passed": not self.failures(),
             "failures": self.failures(),
+            "paths": self.paths(),
             "false_alarm": FALSE_ALARM,
             "power": POWER,
             "written": now(),
@@ -146,7 +161,10 @@ def certify(study: StudyParams, folder: Path | str, thorough: bool = False) -> C
     effort = THOROUGH if thorough else QUICK if study.pair == TOY else STANDARD
     with _quiet_transformers():
         _say("enumerating every path of toys")
-        enumeration = enumeration_table(effort.thorough)
+        enumeration = pd.concat(
+            [enumeration_table(effort.thorough), path_table(study.device, effort.thorough, effort.engines)],
+            ignore_index=True,
+        )
         _say("putting mutants to the test")
         mutants = mutant_table(effort.mutants, study.seed)
         pair = load_study_pair(study, dtype="float32")
@@ -219,17 +237,12 @@ def _joint_law_tests(
             seed=seed,
             width=WIDTH,
         )
-        where = {"pair": _path_name(subject), "method": method, "num_draft_tokens": gamma, **vars(sampling)}
+        path = path_of(subject.target)
+        where = {"pair": f"{subject.name} ({path})", "path": path, "method": method, "num_draft_tokens": gamma}
         name = f"{where['pair']}, {METHOD_NAMES[method]}, gamma {gamma}, {sampling_name(sampling)}"
-        tests.append(each.assign(sampler=name, batch_size=batch_size, **where))
+        tests.append(each.assign(sampler=name, batch_size=batch_size, **where, **vars(sampling)))
         cells.append(counted.assign(sampler=name))
     return decide(pd.concat(tests, ignore_index=True)), pd.concat(cells, ignore_index=True)
-
-
-def _path_name(pair: Pair) -> str:
-    """A pair with the way it is computed."""
-    dtype = str(pair.target.dtype).removeprefix("torch.")
-    return f"{pair.name} ({dtype}{'' if pair.target.fused is None else ', kernels'})"
 
 
 def _subjects(study: StudyParams, pair: Pair, effort: Effort) -> pd.DataFrame:
@@ -251,9 +264,10 @@ def _subjects(study: StudyParams, pair: Pair, effort: Effort) -> pd.DataFrame:
 
 def _greedy(study: StudyParams, pair: Pair, long: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
     proposers = {str(method): make_proposer(method, pair) for method in study.methods}
-    return greedy_agreement(
+    greedy, divergences = greedy_agreement(
         pair.target, proposers, greedy_prompts(pair, study, long), num_draft_tokens=(1, 4, 8), max_new_tokens=32
     )
+    return greedy.assign(path=path_of(pair.target)), divergences
 
 
 def greedy_prompts(pair: Pair, study: StudyParams, long: bool) -> list[torch.Tensor]:

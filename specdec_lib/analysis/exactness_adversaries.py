@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
 
-from specdec_lib.analysis.exactness_enumeration import enumerate_output
+from specdec_lib.analysis.exactness_enumeration import enumerate_output, tolerance
 from specdec_lib.analysis.exactness_law import target_law
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.proposers import ModelProposer, NgramProposer, Proposer
+from specdec_lib.measure.engine_facts import path_of
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import ToyModel
 
@@ -66,25 +67,31 @@ def enumeration_table(thorough: bool = False) -> pd.DataFrame:
         thorough: cross draft lengths with all filters, and gamma 4 with all prompts (minutes instead of seconds).
 
     Returns:
-        a line each: pair, num_draft_tokens, temperature, top_k, top_p, prompts, new_tokens, paths, largest_error,
-        unexplained.
+        a line each: pair, path (how it is computed), num_draft_tokens, temperature, top_k, top_p, prompts,
+        new_tokens, paths, largest_error, tolerance, unexplained.
     """
     lines = []
     for name, (target, proposer) in adversarial_pairs().items():
         for gamma, sampling in _settings(thorough):
-            new = gamma + 2
             prompts = PROMPTS if gamma < 4 or thorough else PROMPTS[:1]
-            found = enumerate_output(
-                target, proposer, prompts, max_new_tokens=new, num_draft_tokens=gamma, sampling=sampling
-            )
-            error = found.error([target_law(target, prompt, sampling, new) for prompt in prompts])
-            lines.append(
-                {"pair": name, "num_draft_tokens": gamma}
-                | vars(sampling)
-                | {"prompts": len(prompts), "new_tokens": new, "paths": found.paths}
-                | {"largest_error": error, "unexplained": found.unexplained}
-            )
+            line = enumeration_line(target, proposer, prompts, gamma, sampling)
+            lines.append({"pair": name} | line)
     return pd.DataFrame(lines)
+
+
+def enumeration_line(
+    target: LanguageModel, proposer: Proposer, prompts: Sequence[torch.Tensor], gamma: int, sampling: SamplingConfig
+) -> dict[str, object]:
+    """What comes of one enumeration, until a whole draft and its bonus are emitted."""
+    new = gamma + 2
+    found = enumerate_output(target, proposer, prompts, max_new_tokens=new, num_draft_tokens=gamma, sampling=sampling)
+    error = found.error([target_law(target, prompt, sampling, new) for prompt in prompts])
+    return (
+        {"path": path_of(target), "num_draft_tokens": gamma}
+        | vars(sampling)
+        | {"prompts": len(prompts), "new_tokens": new, "paths": found.paths, "largest_error": error}
+        | {"tolerance": tolerance(target.dtype), "unexplained": found.unexplained}
+    )
 
 
 def _settings(thorough: bool) -> Iterator[tuple[int, SamplingConfig]]:

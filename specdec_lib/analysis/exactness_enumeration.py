@@ -9,19 +9,24 @@ Where the boxes end is read off while the code runs (`_Script` sees what its num
 not trusted: the code runs again at the lowest and the highest corner of every box. It decides each number by one
 threshold after another, so equal answers at both corners and in the middle mean that the whole box answers alike.
 Boxes whose corners disagree count as unexplained; a rule that uses one number twice has such boxes.
+
+The middle is run operator by operator, to be looked at. The corners take the way that any call takes: through whatever
+computes the layers, and where steps are captured, as replays over static buffers. So a replay that answers otherwise
+than the steps themselves is unexplained too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.proposers import Proposer
+from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.speculative import VERIFICATIONS, Verifier, speculative_decode
 from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.decoding.verification import Verification
@@ -59,6 +64,11 @@ class Enumeration:
         return max(total_variation(law, target) for law, target in zip(self.laws, targets, strict=True))
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """The error of a sequence's probability that rounding explains: only float64 models have float64 probabilities."""
+    return 1e-12 if dtype == torch.float64 else 1e-6
+
+
 def total_variation(one: Law, other: Law) -> float:
     """Half the sum of absolute differences of two laws."""
     return sum(abs(one.get(key, 0.0) - other.get(key, 0.0)) for key in one.keys() | other.keys()) / 2
@@ -94,6 +104,8 @@ class _Call:
 
     numbers: torch.Tensor  # [N, w]
     first: int
+    passage: int  # of the streams, and the place in it
+    place: int
     step: int  # of decoding; -1 is the prefill
     in_verify: bool
     position: int  # among the calls of its step outside or inside verification
@@ -118,23 +130,23 @@ class _Script(TorchFunctionMode):
         kwargs = kwargs or {}
         last = self.calls[-1] if self.calls else None
         if func is torch.Tensor.lt and last is not None and args[0] is last.numbers:
-            last.faces = args[1].double().clamp(0, 1)
+            last.faces = args[1].double().clamp(0, 1).cpu()
         if func is torch.searchsorted and last is not None and last.numbers.shape == (len(args[0]), 1):
             scale = args[1].double() / last.numbers  # the code may search for a multiple of its number
-            last.faces, last.is_draw = (args[0].double() / scale).clamp(max=1), True
+            last.faces, last.is_draw = (args[0].double() / scale).clamp(max=1).cpu(), True
             last.faces[:, -1] = 1.0
         return func(*args, **kwargs)
 
-    def take(self, width: int) -> torch.Tensor:
-        """The next `width` numbers of every row, `[N, width]`."""
+    def take(self, width: int, streams: RowStreams) -> torch.Tensor:
+        """The next `width` numbers of every row, `[N, width]`, which `streams` hands out."""
         first = self.calls[-1].first + self.calls[-1].numbers.shape[1] if self.calls else 0
         missing = first + width - self.points.shape[1]
         if missing > 0:
             self.points = torch.nn.functional.pad(self.points, (0, missing), value=0.5)
-        numbers = self.points[:, first : first + width].clone()
+        numbers = self.points[:, first : first + width].to(streams.device, copy=True)
         step = len(self.accepted) if self.calls else -1
         position = sum(call.step == step and call.in_verify == self.in_verify for call in self.calls)
-        self.calls.append(_Call(numbers, first, step, self.in_verify, position))
+        self.calls.append(_Call(numbers, first, streams.passage, streams.taken, step, self.in_verify, position))
         return numbers
 
     def watch(self, verifier: Verifier) -> Verifier:
@@ -149,7 +161,7 @@ class _Script(TorchFunctionMode):
             self.in_verify = True
             verdict = verifier(target_probs, draft_probs, draft_tokens, generator)
             self.in_verify = False
-            self.drafted.append((draft_probs.sum(dim=-1) > 0).long().cumprod(dim=1).sum(dim=1))
+            self.drafted.append((draft_probs.sum(dim=-1) > 0).long().cumprod(dim=1).sum(dim=1).cpu())
             self.accepted.append(verdict.num_accepted)
             return verdict
 
@@ -162,7 +174,30 @@ class _ScriptedStreams(RowStreams):
     script: _Script
 
     def take(self, count: int) -> torch.Tensor:
-        return self.script.take(count)
+        numbers = self.script.take(count, self)
+        self.taken += count
+        return numbers
+
+
+class _GivenStreams(RowStreams):
+    """Streams of the numbers that `calls` were handed, had `points` `[N, D]` been scripted; 1/2 in all other places."""
+
+    def __init__(self, points: torch.Tensor, calls: Sequence[_Call], device: torch.device):
+        super().__init__(0, range(len(points)), device)
+        width = max((call.place + call.numbers.shape[1] for call in calls), default=0)
+        passages = calls[-1].passage + 1 if calls else 0
+        self.table = torch.full((len(points), passages, width), 0.5, dtype=torch.float64)
+        for call in calls:
+            numbers = points[:, call.first : call.first + call.numbers.shape[1]]
+            self.table[:, call.passage, call.place : call.place + numbers.shape[1]] = numbers
+
+    def __new__(cls, points: torch.Tensor, calls: Sequence[_Call], device: torch.device) -> Self:  # noqa: ARG004
+        return super().__new__(cls, 0, (), device)
+
+    def numbers_of(self, first: int, passages: int, width: int) -> torch.Tensor:
+        known = self.table[:, first : first + passages, :width]
+        missing = (0, width - known.shape[2], 0, passages - known.shape[1])
+        return torch.nn.functional.pad(known, missing, value=0.5).to(self.device)
 
 
 def enumerate_output(
@@ -175,44 +210,53 @@ def enumerate_output(
     sampling: SamplingConfig,
     verification: str | Verifier = "token",
 ) -> Enumeration:
-    """Compute the law of the tokens that `speculative_decode` emits behind each prompt, for toys in float64.
+    """Compute the law of the tokens that `speculative_decode` emits behind each prompt, for toys.
+
+    What is left of the error is rounding: 1e-15 in float64. Logits must not depend on what is computed beside them by
+    more than `INSIDE`, so they are in float64, or of the kernels.
 
     Every path is a row of a ragged batch, so cache, rollback, bonus and the step after next take part. The number of
     paths grows as (possible tokens) ** (draft and emitted tokens): a few tokens, a few draft tokens.
     """
     verifier = VERIFICATIONS[verification] if isinstance(verification, str) else verification
 
-    def run(prompt: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, list[list[int]], _Script]:
-        script = _Script(points)
-        streams = _ScriptedStreams(0, range(len(prompt)), target.device)
+    def decode(prompt: torch.Tensor, streams: RowStreams, verification: Verifier) -> DecodeResult:
+        return speculative_decode(
+            target,
+            proposer,
+            [prompts[index] for index in prompt.tolist()],
+            max_new_tokens=max_new_tokens,
+            num_draft_tokens=num_draft_tokens,
+            sampling=sampling,
+            generator=streams,
+            verification=verification,
+        )
+
+    def look_at(boxes: _Boxes) -> tuple[DecodeResult, _Script]:
+        script = _Script(boxes.at(0.5))
+        streams = _ScriptedStreams(0, range(len(boxes)), target.device)
         streams.script = script
         with script:
-            result = speculative_decode(
-                target,
-                proposer,
-                [prompts[index] for index in prompt.tolist()],
-                max_new_tokens=max_new_tokens,
-                num_draft_tokens=num_draft_tokens,
-                sampling=sampling,
-                generator=streams,
-                verification=script.watch(verifier),
-            )
-        return torch.stack(result.tokens), result.step_tokens, script
+            return decode(boxes.prompt, streams, script.watch(verifier)), script
+
+    def at_corner(boxes: _Boxes, share: float, calls: list[_Call]) -> torch.Tensor:  # [N, new tokens]
+        streams = _GivenStreams(boxes.at(share), calls, target.device)
+        return torch.stack(decode(boxes.prompt, streams, verifier).tokens)
 
     found = Enumeration([{} for _ in prompts])
     start = torch.zeros(len(prompts), 0, dtype=torch.float64)
     queue = [(_Boxes(torch.arange(len(prompts)), start, start), 0)]
     while queue:
         boxes, done = queue.pop()
-        tokens, step_tokens, script = run(boxes.prompt, boxes.at(0.5))
+        result, script = look_at(boxes)
         call = script.calls[done] if done < len(script.calls) else None
         alive = torch.full((len(boxes),), call is not None)
         if call is not None and call.step >= 0:
-            alive = torch.tensor(step_tokens[call.step]) > 0
+            alive = torch.tensor(result.step_tokens[call.step]) > 0
         leaves = boxes.pick(~alive)
         if len(leaves):
-            low, high = (run(leaves.prompt, leaves.at(share))[0] for share in (0.0, 1.0))
-            middle = tokens[~alive]
+            low, high = (at_corner(leaves, share, script.calls[:done]) for share in (0.0, 1.0))
+            middle = torch.stack(result.tokens)[~alive]
             _count(found, leaves, middle, ((middle == low) & (middle == high)).all(dim=1))
         if call is not None:
             split = _split(boxes, script, call, alive)

@@ -75,7 +75,8 @@ def target_law(
 ) -> Law:
     """The exact law of the next `num_tokens` tokens, by running the continuations that `sampling` leaves possible.
 
-    Every pass starts from an empty cache, so nothing is shared with the decoding that is tested.
+    Every pass starts from an empty cache and runs the layers as they are written, not as `torch.compile` made them, so
+    nothing is shared with the decoding that is tested. (Kernels stay: in bfloat16 the law is that of their rounding.)
 
     Args:
         width: follow only that many of the most likely tokens at each position; the others are summed by `group_of`,
@@ -123,9 +124,13 @@ def _ends_in_group(outcome: tuple[int, ...]) -> bool:
 @torch.inference_mode()
 def _next_token_probs(target: LanguageModel, texts: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
     rows = []
-    for part in texts.split(LAW_ROWS):
-        step = target.forward(part.to(target.device), target.new_cache(*part.shape))
-        rows.append(probabilities(target.logits(step.hidden[:, -1]), sampling).double().cpu())
+    inductor, target.inductor = target.inductor, None
+    try:
+        for part in texts.split(LAW_ROWS):
+            step = target.forward(part.to(target.device), target.new_cache(*part.shape))
+            rows.append(probabilities(target.logits(step.hidden[:, -1]), sampling).double().cpu())
+    finally:
+        target.inductor = inductor
     return torch.cat(rows)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from specdec_lib.analysis.exactness_enumeration import Law, enumerate_output
+from specdec_lib.analysis.exactness_enumeration import Law, enumerate_output, tolerance
 from specdec_lib.analysis.exactness_law import count_outcomes, joint_test, pairs_at, target_law
 from specdec_lib.analysis.exactness_mutants import SOUND, Sut, systems
 from specdec_lib.analysis.exactness_subjects import engine_sampler
@@ -28,7 +28,6 @@ GAMMA = 2
 LENGTH = GAMMA + 2  # leaves the first step room for all of its draft
 SAMPLING = SamplingConfig(temperature=0.7, top_k=2)
 PROMPTS = [torch.tensor([1]), torch.tensor([2, 0]), torch.tensor([0, 1, 2, 1])]
-TOLERANCE = 1e-12  # of the enumerated law, in float64
 LEVEL = 1e-9  # of the joint-law test of one mutant at one position and sample size
 FIRST_LOOK = 1000  # samples of each prompt; then four times as many, and so on
 
@@ -63,7 +62,7 @@ def mutant_table(max_samples: int, seed: int) -> pd.DataFrame:
         levels = {
             "by_yield": not _yields_all(same[name]),
             "by_greedy": not _greedy_equal(quick[name]),
-            "by_enumeration": found.error(laws) > TOLERANCE or found.unexplained > 0,
+            "by_enumeration": found.error(laws) > tolerance(torch.float64) or found.unexplained > 0,
             "by_joint_law": caught,
         }
         lines.append(

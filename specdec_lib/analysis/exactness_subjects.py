@@ -119,15 +119,15 @@ def exported_draft(target: LanguageModel) -> PreTrainedModel:
     return model.to(target.device).eval()
 
 
-def tiny_llamas(vocab_size: int = 8) -> tuple[PreTrainedModel, PreTrainedModel]:
+def tiny_llamas(vocab_size: int = 8, heads: int = 2) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A target and a draft for engines that need a transformers model: random, and quick enough for many samples."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=64,
         initializer_range=0.6,  # as peaked as language
         attn_implementation=ATTENTION,

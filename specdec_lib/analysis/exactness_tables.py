@@ -22,8 +22,8 @@ def finding_verdict(certificate: Certificate) -> str:
 
 
 def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One line per pair and draft length: filters, paths and the largest error over the filters."""
-    grouped = table.groupby(["pair", "num_draft_tokens"], sort=False)
+    """One line per pair, way through the engine and draft length: paths and the largest error over the filters."""
+    grouped = table.groupby(["pair", "path", "num_draft_tokens"], sort=False)
     lines = grouped.agg(
         filters=("pair", "size"),
         prompts=("prompts", "max"),
@@ -33,36 +33,32 @@ def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
     lines["error"] = lines["error"].map("{:.1e}".format)
     lines["unexplained"] = lines["unexplained"].map("{:g}".format)
-    return lines.rename(columns={"num_draft_tokens": "γ", "error": "largest error"})
+    return lines.rename(columns={"path": "computed in", "num_draft_tokens": "γ", "error": "largest error"})
 
 
 def finding_enumeration(table: pd.DataFrame) -> str:
     """One sentence on a table of `exactness_adversaries.enumeration_table`."""
+    errors = table.groupby("path", sort=False)["largest_error"].max()
     return (
         f"Over {table['paths'].sum():,} enumerated paths of {table['pair'].nunique()} pairs, draft lengths "
         f"{table['num_draft_tokens'].min()} to {table['num_draft_tokens'].max()}, the largest error of a sequence's "
-        f"probability is {table['largest_error'].max():.1e}."
+        f"probability is {'; '.join(f'{error:.1e} ({path})' for path, error in errors.items())}."
     )
 
 
 def law_table(tests: pd.DataFrame) -> pd.DataFrame:
     """One line per setting: over its positions the smallest p-value, the least power, the most mass seen in sums."""
-    lines = tests.groupby("sampler", sort=False).agg(
-        batch=("batch_size", "first"),
-        positions=("position", "size"),
-        samples=("samples", "min"),
-        pooled=("pooled", "max"),
-        p_value=("p_value", "min"),
-        usual=("usual_p_value", "min"),
-        bias=("detectable_bias", "max"),
-        rejected=("rejected", "any"),
-    )
-    return _readable(lines)
+    return _by_sampler(tests, batch=("batch_size", "first"))
 
 
 def subject_table(tests: pd.DataFrame) -> pd.DataFrame:
     """Like `law_table`, for other people's samplers."""
+    return _by_sampler(tests)
+
+
+def _by_sampler(tests: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
     lines = tests.groupby("sampler", sort=False).agg(
+        **more,
         positions=("position", "size"),
         samples=("samples", "min"),
         pooled=("pooled", "max"),
@@ -71,10 +67,6 @@ def subject_table(tests: pd.DataFrame) -> pd.DataFrame:
         bias=("detectable_bias", "max"),
         rejected=("rejected", "any"),
     )
-    return _readable(lines)
-
-
-def _readable(lines: pd.DataFrame) -> pd.DataFrame:
     lines = lines.reset_index()
     lines["samples"] = lines["samples"].map("{:,}".format)
     lines["pooled"] = lines["pooled"].map("{:.1%}".format)

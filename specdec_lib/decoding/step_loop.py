@@ -74,7 +74,7 @@ def run_steps(
     """
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop_token_ids": stop_token_ids}
     kept = _kept(target)
-    if kept is None or capture_key is None or type(generator) not in (torch.Generator, RowStreams):
+    if kept is None or capture_key is None or not _made_beforehand(generator):
         state = DecodeState(target, prompts, slack=slack, **options)
         step = make(state, RowStreams.of(generator, state.batch_size, slack))
         step.start()
@@ -107,12 +107,22 @@ def capture_key(part: object) -> Hashable:
     return None if key is None else (type(part), key)
 
 
+def _made_beforehand(generator: torch.Generator) -> bool:
+    """Whether `RowStreams.numbers_of` tells all that its streams will give, so that they can lie there for a replay."""
+    return type(generator) is torch.Generator or getattr(type(generator), "take", None) is RowStreams.take
+
+
+def captured_graphs(target: LanguageModel) -> int:
+    """How many graphs of its steps have been captured."""
+    return target.kept.captured if isinstance(target.kept, KeptSteps) else 0
+
+
 def graph_facts(target: LanguageModel) -> str:
     """Whether the steps of this model are captured, with how many graphs, or why not."""
     if reason := _why_not(target):
         return f"none: {reason}"
-    kept = target.kept
-    return f"captured: {kept.captured} graphs" if isinstance(kept, KeptSteps) else "captured when decoding begins"
+    graphs = captured_graphs(target)
+    return f"captured: {graphs} graphs" if graphs else "captured when decoding begins"
 
 
 def new_graphs(target: LanguageModel) -> CudaGraphs | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specdec_lib.decoding.step_loop import graph_facts
+from specdec_lib.decoding.step_loop import captured_graphs, graph_facts
 from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.models.compiled import compile_seconds
 from specdec_lib.models.pair import Pair
@@ -20,6 +20,12 @@ def engine_facts(pair: Pair) -> dict[str, object]:
         "graphs": graph_facts(pair.target),
     }
     return {"engine": engine} | (kernel_facts() if pair.target.device.type == "cpu" else {})
+
+
+def path_of(target: LanguageModel) -> str:
+    """The way that this model's computations have taken: precision, engine, and whether steps are replays of graphs."""
+    dtype = str(target.dtype).removeprefix("torch.")
+    return f"{dtype}, {target.engine}{', captured steps' if captured_graphs(target) else ''}"
 
 
 def compiler_of(target: LanguageModel) -> str:

@@ -1,0 +1,57 @@
+"""What stands for CUDA graphs on a CPU: steps are recorded operator by operator, and replayed without their Python."""
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Recorder(TorchDispatchMode):
+    """Does on a CPU what `CudaGraphs` does on a GPU: records a step's operators, and runs them again without Python.
+
+    Each runs on the very memory it ran on when it was recorded, and what Python decided then is decided for good.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.captures = self.replays = self.asked = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        written = [
+            argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments
+        ]
+        for tensor in tree_leaves([arg for arg, changes in zip(args, written, strict=False) if changes]):
+            self.before.setdefault(tensor.untyped_storage().data_ptr(), (tensor, tensor.untyped_storage().clone()))
+        outputs = func(*args, **(kwargs or {}))
+        if any(isinstance(output, bool | int | float) for output in tree_leaves(outputs)):
+            raise RuntimeError(f"{func} waits for the device\nwhile a graph is captured")
+        self.calls.append((func, args, kwargs or {}, tree_leaves(outputs)))
+        return outputs
+
+    def warm_up(self, step):
+        step()
+
+    def forget(self):
+        pass
+
+    def capture(self, step):
+        self.calls, self.before = [], {}
+        try:
+            with self:
+                step()
+        finally:  # a capture runs nothing: put everything back
+            for tensor, contents in self.before.values():
+                tensor.untyped_storage().copy_(contents)
+        self.captures += 1
+        calls = self.calls
+
+        def replay():
+            self.replays += 1
+            for func, args, kwargs, outputs in calls:
+                for old, new in zip(outputs, tree_leaves(func(*args, **kwargs)), strict=True):
+                    if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                        old.copy_(new)
+
+        return replay
+
+    def ask(self, report):
+        self.asked += 1
+        return report.clone().tolist
