@@ -19,8 +19,12 @@ from specdec_lib.measure.peer_workers import openvino_engine
 
 @pytest.fixture
 def checkpoint(tmp_path):
+    return llama_checkpoint(tmp_path / "checkpoint")
+
+
+def llama_checkpoint(folder):
     """A tiny Llama whose query heads share a key head, with a byte-level vocabulary, in bfloat16."""
-    folder = Path(write_checkpoint(tmp_path / "checkpoint", num_key_value_heads=1, head_dim=8))
+    write_checkpoint(folder, num_key_value_heads=1, head_dim=8)
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
     words = Tokenizer(models.BPE(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"], []))
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(folder)

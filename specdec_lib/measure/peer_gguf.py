@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import load_file
+
+from specdec_lib.models.weights import sha256
 
 _NAMES = {
     "input_layernorm": "attn_norm",
@@ -22,13 +25,21 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_FILE_TYPES = {
+    torch.float16: gguf.LlamaFileType.MOSTLY_F16,
+    torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,
+    torch.float32: gguf.LlamaFileType.ALL_F32,
+}
 _OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(checkpoint: Path, path: Path) -> None:
-    """Write the checkpoint in a folder (Llama, byte-level BPE) to `path`: norms as float32, matrices as float16.
+def write_gguf(checkpoint: Path, path: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write the checkpoint in a folder (Llama, byte-level BPE) to `path`: norms as float32, matrices in `dtype`.
 
-    From bfloat16 that is exact, but for weights below 6e-5, which are off by at most 3e-8.
+    From bfloat16 to float16 that is exact, but for weights below 6e-5, which are off by at most 3e-8.
+
+    Args:
+        dtype: float16, bfloat16 or float32.
 
     Raises:
         ValueError: it is no plain Llama checkpoint, or a weight is too large for float16.
@@ -49,16 +60,28 @@ def write_gguf(checkpoint: Path, path: Path) -> None:
     writer.add_rope_dimension_count(config.get("head_dim") or config["hidden_size"] // heads)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(_FILE_TYPES[dtype])
     _add_tokenizer(writer, checkpoint, config)
     for file in sorted(checkpoint.glob("*.safetensors")):
         for name, weight in load_file(file).items():
             rotated = heads if ".q_proj." in name else kv_heads if ".k_proj." in name else None
-            _add(writer, gguf_name(name), interleaved(weight, rotated) if rotated else weight)
+            _add(writer, gguf_name(name), interleaved(weight, rotated) if rotated else weight, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def checkpoint_key(checkpoint: Path, *told: str) -> str:
+    """A hash of a checkpoint's files, and of what else decides how they are converted.
+
+    Raises:
+        ValueError: it is no folder.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint} is no folder: only checkpoints on this machine are converted")
+    files = sorted([*checkpoint.glob("*.safetensors"), checkpoint / "config.json", checkpoint / "tokenizer.json"])
+    return hashlib.sha256("\n".join([*told, *(sha256(path) for path in files)]).encode()).hexdigest()[:16]
 
 
 def gguf_name(name: str) -> str:
@@ -76,14 +99,17 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:  # [heads * D
     return halves.transpose(1, 2).reshape(weight.shape).contiguous()
 
 
-def _add(writer: gguf.GGUFWriter, name: str, weight: torch.Tensor) -> None:
+def _add(writer: gguf.GGUFWriter, name: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
     if weight.ndim == 1:
         writer.add_tensor(name, weight.float().numpy())
         return
-    half = weight.half()
-    if not half.isfinite().all():
-        raise ValueError(f"{name} has weights beyond the range of float16")
-    writer.add_tensor(name, half.numpy())
+    matrix = weight.to(dtype).contiguous()
+    if not matrix.isfinite().all():
+        raise ValueError(f"{name} has weights beyond the range of {str(dtype).removeprefix('torch.')}")
+    if dtype == torch.bfloat16:  # which numpy does not know
+        writer.add_tensor(name, matrix.view(torch.uint8).numpy(), raw_dtype=gguf.GGMLQuantizationType.BF16)
+    else:
+        writer.add_tensor(name, matrix.numpy())
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, config: dict[str, Any]) -> None:

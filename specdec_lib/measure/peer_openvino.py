@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import subprocess
 import tempfile
 from pathlib import Path
 
-from specdec_lib.measure.peer_gguf import write_gguf
+from specdec_lib.measure.peer_gguf import checkpoint_key, write_gguf
 from specdec_lib.measure.peer_install import PEERS, WORKERS, environment
-from specdec_lib.models.weights import sha256
 
 ENGINE = "openvino"
 FORMAT = "GGUF float16 as OpenVINO GenAI reads it, 1"  # raise the number when what is written changes
@@ -25,10 +23,8 @@ def openvino_model(checkpoint: Path) -> Path:
         ValueError: the checkpoint is of a kind that is not converted.
         RuntimeError: OpenVINO cannot read it; with its reason.
     """
-    if not checkpoint.is_dir():
-        raise ValueError(f"{checkpoint} is no folder: only checkpoints on this machine are converted for OpenVINO")
     models = environment(ENGINE).parent / f"{ENGINE}-models"
-    folder = models / _key(checkpoint)
+    folder = models / checkpoint_key(checkpoint, FORMAT, PEERS[ENGINE].requirement)
     if folder.exists():
         return folder
     models.mkdir(parents=True, exist_ok=True)
@@ -46,9 +42,3 @@ def openvino_model(checkpoint: Path) -> Path:
         with contextlib.suppress(OSError):  # another process was faster: its folder is as good
             made.rename(folder)
     return folder
-
-
-def _key(checkpoint: Path) -> str:
-    files = sorted([*checkpoint.glob("*.safetensors"), checkpoint / "config.json", checkpoint / "tokenizer.json"])
-    told = [FORMAT, PEERS[ENGINE].requirement, *(sha256(path) for path in files)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]

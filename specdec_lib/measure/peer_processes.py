@@ -12,12 +12,15 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.measure.peer_engines import AUTOREGRESSIVE, NGRAM, Decode, Way
 from specdec_lib.measure.peer_install import PEERS, PeerWorker, environment, installed
+from specdec_lib.measure.peer_llama import ENGINE as LLAMA
+from specdec_lib.measure.peer_llama import llama_model
 from specdec_lib.measure.peer_openvino import ENGINE as OPENVINO
 from specdec_lib.measure.peer_openvino import openvino_model
 from specdec_lib.measure.timing import result_of_arrivals
 from specdec_lib.models.pair import Pair
 
 GREEDY_ONLY = {(OPENVINO, "draft")}  # sampling, it kept more draft tokens here than an exact rule can
+GREEDY_ONLY |= {(LLAMA, method) for method in (AUTOREGRESSIVE, "ngram", "draft")}  # its sampling was not looked into
 
 
 def installed_ways(
@@ -41,8 +44,8 @@ def installed_ways(
             print(f"loading {engine} {method}", flush=True)
             try:
                 load = {
-                    "target": _readable(engine, target),
-                    "draft": _readable(engine, draft),
+                    "target": _readable(engine, target, plain.target.dtype),
+                    "draft": _readable(engine, draft, plain.target.dtype),
                     "method": method,
                     "num_draft_tokens": gamma,
                     "dtype": str(plain.target.dtype).removeprefix("torch."),
@@ -58,9 +61,11 @@ def installed_ways(
     return ways
 
 
-def _readable(engine: str, checkpoint: str) -> str:
+def _readable(engine: str, checkpoint: str, dtype: torch.dtype) -> str:
     """The checkpoint in the format of the engine: the same weights, converted where it reads no other."""
-    return str(openvino_model(Path(checkpoint))) if engine == OPENVINO else checkpoint
+    if engine == OPENVINO:
+        return str(openvino_model(Path(checkpoint)))
+    return str(llama_model(Path(checkpoint), dtype)) if engine == LLAMA else checkpoint
 
 
 def asking(worker: PeerWorker) -> Decode:
