@@ -32,7 +32,7 @@ LOOK_S = 2.0  # between looks at whether the cluster still has what is waited fo
 
 @dataclass(frozen=True)
 class Device:
-    """What a task asks Ray for."""
+    """What a task asks Ray for: one device, or those of one machine that the target is spread over."""
 
     accelerator_type: str | None  # as Ray calls it: A100, H100, H200
     gpus: int
@@ -42,8 +42,8 @@ class Device:
     def of(cls, params: StudyParams) -> Device:
         """The devices of a study: of the type that its device's name contains, or the threads that it has here."""
         if params.device == "cuda":
-            return cls(params.device_name or None, 1, 1)
-        return cls(None, 0, torch.get_num_threads())
+            return cls(params.device_name or None, params.tensor_parallel, params.tensor_parallel)
+        return cls(None, 0, torch.get_num_threads() * params.tensor_parallel)
 
     def on(self, resources: dict[str, float]) -> int:
         """How many a machine with these resources has."""
