@@ -41,7 +41,23 @@ def out_of_memory():
         resource.setrlimit(resource.RLIMIT_AS, unlimited)
 
 
-FAULTS = {fault.__name__: fault for fault in (killed, segfault, hang, out_of_memory)}
+def second_killed():
+    if os.environ["RANK"] == "1":
+        killed()
+
+
+def second_hangs():
+    if os.environ["RANK"] == "1":
+        hang()
+
+
+def second_fails():
+    if os.environ["RANK"] == "1":
+        raise ValueError("only here")
+
+
+ALL = (killed, segfault, hang, out_of_memory, second_killed, second_hangs, second_fails)
+FAULTS = {fault.__name__: fault for fault in ALL}
 
 
 def befall(faults):

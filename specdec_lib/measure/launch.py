@@ -62,7 +62,7 @@ def launch(number: int, command: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what happened is said below, in a line
-    with tempfile.TemporaryDirectory(prefix="specdec-") as logs:
+    with tempfile.TemporaryDirectory(prefix="specdec-launch-") as logs:
         config = LaunchConfig(  # as torchrun --standalone
             min_nodes=1,
             max_nodes=1,
