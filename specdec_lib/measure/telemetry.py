@@ -158,8 +158,10 @@ _DRIVER_COLUMNS = (
 )
 
 
-_SUMS = ("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes")
-_SUMS += ("process_peak_rss_bytes", "energy_joules_per_token", "foreign_processes")
+_SUMS = (
+    *("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes"),
+    *("process_peak_rss_bytes", "energy_joules_per_token", "foreign_processes"),
+)
 
 
 def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
