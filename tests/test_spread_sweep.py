@@ -6,7 +6,6 @@ With gloo on a CPU, as NCCL does it on GPUs.
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import psutil
 import pytest
@@ -130,11 +129,20 @@ def test_the_first_decides_for_all():
     assert Team().decide(lambda: "alone") == "alone"
 
 
-def test_who_fails_alone_waits_no_longer_than_it_must(monkeypatch):
-    """The other may hang in the middle of an exchange, as it does here in a sleep of its own choice."""
-    monkeypatch.setattr(team, "ALONE", timedelta(seconds=0.1))
+def test_who_fails_alone_waits_no_longer_than_it_must_and_takes_the_others_with_it(monkeypatch):
+    """The other hangs in the middle of an exchange with it, or comes when it has given up: nothing is decided then."""
+    monkeypatch.setattr(team, "ALONE_S", 0.1)
+    store = HashStore()
     with pytest.raises(LostError, match="process 1 of 2 failed alone: OutOfMemoryError: of 80 GB"):
-        Team(1, 2, HashStore()).share(None, failure="OutOfMemoryError: of 80 GB")
+        Team(1, 2, store).share(None, failure="OutOfMemoryError: of 80 GB")
+    with pytest.raises(LostError, match="process 0 of 2 came too late"):
+        Team(0, 2, store).share(None)
+
+
+def test_who_fails_with_the_others_goes_on():
+    failures = ("out of memory", "out of memory here too")
+    assert in_step(lambda one: [one.share(one.rank, failures[one.rank]), one.share(5)]) == [[[0, 1], [5, 5]]] * 2
+    assert in_step(lambda one: one.share(one.rank, failures[0] if one.rank else None)) == [[0, 1]] * 2
 
 
 def test_a_repetition_counts_if_all_made_it_and_say_the_same():
@@ -153,7 +161,7 @@ def test_a_repetition_counts_if_all_made_it_and_say_the_same():
 def test_a_death_from_outside_comes_before_what_it_led_to(capsys):
     assert launch._say_why({0: 1, 1: -11}, 2) == launch.LOST
     assert capsys.readouterr().err == "error: process 1 of 2 was killed by SIGSEGV - a crash in native code\n"
-    assert launch._say_why({1: launch.REFUSED}, 2) == launch.REFUSED
+    assert launch._say_why({0: -15, 1: launch.REFUSED}, 2) == launch.REFUSED, "the agent ended the other"
 
 
 def test_a_group_of_blocks_asks_a_cluster_for_all_devices_of_a_target():

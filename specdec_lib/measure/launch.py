@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 REFUSED, UNWRITABLE, LOST = 2, 3, 4  # exit codes with a last line that begins with ERROR
 ERROR = "error: "
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
+LEASHED = "leashed"  # what this file starts itself with, once for each process
 DEATHS: dict[int, str] = {
     signal.SIGKILL: "killed by SIGKILL - perhaps for want of memory",
     signal.SIGSEGV: "killed by SIGSEGV - a crash in native code",
@@ -45,6 +45,10 @@ def leash() -> None:
     On Linux the kernel sees to it too, also where native code hangs and lets no other thread run.
     """
     threading.Thread(target=_end_with_stdin, daemon=True).start()
+    _ask_the_kernel()
+
+
+def _ask_the_kernel() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -62,28 +66,30 @@ def launch(number: int, command: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what happened is said below, in a line
-    with tempfile.TemporaryDirectory(prefix="specdec-launch-") as logs:
-        config = LaunchConfig(  # as torchrun --standalone
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=number,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,  # of these processes; who watches starts fresh ones
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-        )
-        try:
-            elastic_launch(config, command[0])(*command[1:])
-        except ChildFailedError as error:
-            return _say_why({rank: failure.exitcode for rank, failure in error.failures.items()}, number)
+    config = LaunchConfig(  # as torchrun --standalone
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=number,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,  # of these processes; who watches starts fresh ones
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-P", __file__, LEASHED, str(os.getpid()), *command)
+    except ChildFailedError as error:
+        return _say_why({rank: failure.exitcode for rank, failure in error.failures.items()}, number)
     return 0
 
 
 def _say_why(codes: Mapping[int, int], number: int) -> int:
-    """The exit code for those of processes that failed, by rank: a signal from outside comes before what it led to."""
-    rank, code = min(codes.items(), key=lambda failure: failure[1] >= 0)
+    """The exit code for those of processes that failed, by rank: a signal from outside comes before what it led to.
+
+    Last comes SIGTERM, with which the agent ends the others.
+    """
+    rank, code = min(codes.items(), key=lambda failure: (failure[1] == -signal.SIGTERM, failure[1] >= 0))
     if code >= 0:
         return code  # the process has said why
     print(f"{ERROR}process {rank} of {number} was {death(-code)}", file=sys.stderr, flush=True)
@@ -98,7 +104,17 @@ def _ask_where_they_are(*_: Any) -> None:
         process.send_signal(signal.SIGABRT)
 
 
+def _become(command: Sequence[str], parent: int) -> None:
+    """Run `command` in place of this process, to end with its parent from now on: imports take seconds."""
+    _ask_the_kernel()
+    if os.getppid() == parent:  # else it ended before the kernel was asked
+        os.execv(command[0], [*command])  # noqa: S606 - the command that this file was given
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == LEASHED:
+        _become(sys.argv[3:], parent=int(sys.argv[2]))
+        sys.exit(1)
     leash()
     signal.signal(signal.SIGABRT, _ask_where_they_are)
     sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch.distributed import DistStoreError, PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore
 
 from specdec_lib.config import StudyParams
 from specdec_lib.measure.results import Row
@@ -22,7 +23,9 @@ from specdec_lib.models.tensor_parallel import check_processes
 
 T = TypeVar("T")
 FOR_LONG = timedelta(days=30)  # who watches the processes ends them sooner
-ALONE = timedelta(seconds=10)  # how long a process that failed waits for the others to fail as well
+ALONE_S = 10.0  # how long a process that failed waits for the others to come as well
+LOOK_S = 0.02  # between looks whether they have
+LOST, GO_ON = "lost", "go on"
 
 
 class LostError(RuntimeError):
@@ -51,24 +54,40 @@ class Team:
         Args:
             value: JSON-ready.
             failure: why this process failed. The others may hang in the middle of an exchange with it, and are not
-                waited for longer than `ALONE`.
+                waited for longer than `ALONE_S`.
 
         Raises:
             LostError: this process failed and the others did not.
         """
         if self.size == 1:
             return [value]
-        self.store.set(f"{self.round} {self.rank}", json.dumps(value))
-        keys = [f"{self.round} {rank}" for rank in range(self.size)]
-        try:
-            self.store.wait(keys, ALONE if failure else FOR_LONG)
-        except DistStoreError:
-            raise LostError(f"process {self.rank} of {self.size} failed alone: {failure}") from None
+        keys = [self._key(rank) for rank in range(self.size)]
+        self.store.set(keys[self.rank], json.dumps([value, bool(failure)]))
+        if failure:
+            self._wait_for_others_to_fail(keys, failure)
+        self.store.wait(keys, FOR_LONG)
         shared = [json.loads(self.store.get(key)) for key in keys]
+        if any(failed for _, failed in shared) and self._settle(GO_ON) == LOST:
+            raise LostError(f"process {self.rank} of {self.size} came too late to one that had failed")
         if self.round:
-            self.store.delete_key(f"{self.round - 1} {self.rank}")  # all have been here since, and have read it
+            self.store.delete_key(self._key(self.rank, self.round - 1))  # all have been here since, and have read it
         self.round += 1
-        return shared
+        return [value for value, _ in shared]
+
+    def _key(self, rank: int, turn: int | None = None) -> str:
+        return f"{self.round if turn is None else turn} {rank}"
+
+    def _wait_for_others_to_fail(self, keys: list[str], failure: object) -> None:
+        end = time.monotonic() + ALONE_S
+        while not self.store.check(keys):
+            if time.monotonic() > end and self._settle(LOST) == LOST:
+                raise LostError(f"process {self.rank} of {self.size} failed alone: {failure}")
+            time.sleep(LOOK_S)
+
+    def _settle(self, verdict: str) -> str:
+        """What becomes of a round in which one failed: whoever comes first says it for all."""
+        settled: bytes = self.store.compare_set(f"{self.round} verdict", "", verdict)
+        return settled.decode()
 
     def decide(self, make: Callable[[], T]) -> T:
         """What the first process makes of it; JSON-ready."""
