@@ -15,7 +15,10 @@ from toy_sweep import cell, faulty, toy_params
 
 from specdec_lib import commands
 from specdec_lib.__main__ import main
+from specdec_lib.analysis.cost import price_note
 from specdec_lib.config import load_params
+from specdec_lib.hardware.catalog import price
+from specdec_lib.index import why_no_certificate
 from specdec_lib.measure import launch, team
 from specdec_lib.measure.blocks import plan
 from specdec_lib.measure.cells import Source
@@ -169,6 +172,20 @@ def test_a_group_of_blocks_asks_a_cluster_for_all_devices_of_a_target():
     assert Device.of(four) == Device("H100", gpus=4, cpus=4)
     machines = ({"CPU": 64.0, "GPU": gpus, "accelerator_type:H100": 1.0} for gpus in (2.0, 8.0))
     assert [Device.of(four).on(machine) for machine in machines] == [0, 2]
+
+
+def test_an_hour_of_a_spread_target_costs_what_all_its_gpus_cost():
+    one, study = price("aws-us-east-1-h100"), load_params("h100")
+    four = one.times(study.model_copy(update={"tensor_parallel": 4}).num_devices)
+    assert four.usd_per_hour == 4 * one.usd_per_hour
+    assert price_note(four).startswith(f"at ${four.usd_per_hour:g} an hour: 4 GPUs of {one.vendor}, ")
+    assert one.times(study.num_devices) == one
+    assert load_params("cpu").model_copy(update={"tensor_parallel": 4}).num_devices == 1, "processes share a CPU"
+
+
+def test_a_run_says_why_it_has_no_certificate(params):
+    assert "needs the whole target in one process" in str(why_no_certificate(params))
+    assert why_no_certificate(toy_params()) is None
 
 
 def test_cells_of_one_process_are_the_cells_they_were(params):
