@@ -2,8 +2,8 @@
 
 Groups of blocks are tasks, each on one device of the type that the params ask for, or on as many of one machine as the
 target is spread over. Cells come back as they end and are put at their place whole, by cell id, so that sending a group
-again is harmless: what its lost machine had finished is here already and is not run again. The first group also measures
-its machine. Ray's ports ask for no password: use it on private networks only. Start its nodes with
+again is harmless: what its lost machine had finished is here already and is not run again. The first group measures its
+machine as well. Ray's ports ask for no password: use it on private networks only. Start its nodes with
 RAY_worker_niceness=0: by default Ray gives its workers a low priority.
 """
 
