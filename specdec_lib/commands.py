@@ -47,6 +47,19 @@ def check_study(params: StudyParams) -> None:
     check_study_pair(params)
 
 
+def _check_one_process(params: StudyParams, command: str) -> None:
+    """Refuse a command that its own process carries out.
+
+    Raises:
+        ValueError: the target is spread over several.
+    """
+    if params.tensor_parallel > 1:
+        raise ValueError(
+            f"{command} loads the whole target in one process, and tensor_parallel is {params.tensor_parallel}: "
+            "give params with tensor_parallel: 1, on a machine where that fits"
+        )
+
+
 def _failed_cells(folder: Path) -> list[str]:
     from specdec_lib.analysis.metrics import failures
     from specdec_lib.measure.results import read_results
@@ -84,6 +97,7 @@ def compare(options: argparse.Namespace) -> int:
 def bench_peers(options: argparse.Namespace) -> int:
     """Time other engines beside ours."""
     params = load_params(options.gpu)
+    _check_one_process(params, "bench-peers")
     check_study(params)
     from specdec_lib.analysis.peers import peer_lines, write_peer_lines
     from specdec_lib.measure.peers import run_peers
@@ -142,6 +156,7 @@ def certify(options: argparse.Namespace) -> int:
     from specdec_lib.analysis import exactness, exactness_tables
 
     params = load_params(options.gpu)
+    _check_one_process(params, "certify")
     check_study(params)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = options.outputs / params.gpu

@@ -66,6 +66,7 @@ class StudyParams(BaseModel):
     weights: Literal["trained", "random"]  # random: models of the pair's shapes, for latency, memory and energy only
     accepted_per_step: list[Annotated[int, Field(ge=0)]] | None  # with random weights: the acceptance to replay
     dtype: Dtype
+    tensor_parallel: Positive  # devices of one host, a process each, that the target is spread over; 1: not spread
     methods: list[Literal["draft", "ngram", "composite"]] = Field(min_length=1)
     num_draft_tokens: list[Positive] = Field(min_length=1)
     headline_num_draft_tokens: Positive
@@ -87,6 +88,11 @@ class StudyParams(BaseModel):
     correctness_samples: Positive  # continuations of each prompt in notebook 01's tests of the pair
     price: str  # a key of hardware/prices.yaml
     seed: Annotated[int, Field(ge=0)]
+
+    @property
+    def num_devices(self) -> int:
+        """GPUs that a run takes at a time, to be paid for; a CPU is one device, however many processes share it."""
+        return self.tensor_parallel if self.device == "cuda" else 1
 
     @model_validator(mode="after")
     def _custom_pair_has_both(self) -> StudyParams:
@@ -170,8 +176,8 @@ def params_of_run(facts: dict[str, object], source: str) -> StudyParams:
     kept = facts.get("params")
     if not isinstance(kept, dict):
         raise ValueError(f"{source} holds no params: run the study again, with make run GPU=<name>")
-    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None, "extra_repetitions": 0}
-    later["interval_width"] = 0.1
+    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None, "tensor_parallel": 1}
+    later |= {"extra_repetitions": 0, "interval_width": 0.1}
     return validate_params(later | kept, source)
 
 

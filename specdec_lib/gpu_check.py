@@ -1,7 +1,8 @@
 """The first minute on a CUDA machine: is it the one the params are for, does decoding stay exact, does it run at all?
 
 Every item gives a verdict with what it saw; one that fails does not keep the others from running. Small models that
-need no hub are used: toys for exactness, the embedded pair for the sweep.
+need no hub are used: toys for exactness, the embedded pair for the sweep. They run on one device also where the study's
+target is spread over several, of which only the number is checked.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
 from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
 from specdec_lib.models.pair import TOY, Pair, load_pair
+from specdec_lib.models.tensor_parallel import check_devices
 
 PASS, FAIL, SKIP = "pass", "fail", "skipped"
 EMBEDDED = "smollm2-135m-embedded"
@@ -82,7 +84,8 @@ def gpu_check(params: StudyParams) -> Iterator[Verdict]:
 
 def _device(params: StudyParams) -> str:
     check_device(params)
-    return device_name(params.device)
+    check_devices(params.tensor_parallel, params.device)
+    return device_name(params.device) + (f", {params.num_devices} of them" if params.num_devices > 1 else "")
 
 
 def _product(params: StudyParams) -> str:

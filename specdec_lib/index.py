@@ -22,6 +22,7 @@ from specdec_lib.measure.results import read_results
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 Card = dict[str, str]
 CORRECTNESS = "01_correctness"
+SPREAD = "not made: a certificate needs the whole target in one process, and this one is spread over several devices"
 RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
 _FIRST_FACTS = ["device_name", "pair", "dtype", "prompt_set", "started", "ended", "commit", "benchmark_version"]
 
@@ -137,8 +138,10 @@ def _cards(line: Any, baseline: Any, here: pd.DataFrame, params: StudyParams) ->
     if pd.notna(memory := getattr(line, column)):
         without = f", {getattr(baseline, column) / GIB:.2f} GiB without" if baseline else ""
         place = "on the device" if column == "peak_memory_allocated_bytes" else "of the process"
+        if params.tensor_parallel > 1:
+            place = f"in all of the {params.tensor_parallel} processes together"
         cards.append(_card("Peak memory", f"{memory / GIB:.2f} GiB", f"{place}{without}", f"{latency}#memory"))
-    hourly = price(params.price)
+    hourly = price(params.price).times(params.num_devices)
     costs = cost.cost_table(here, hourly.usd_per_hour)
     dollars = dict(zip(costs["method"], costs["usd_per_million_tokens"], strict=True))
     if line.method in dollars:
@@ -157,7 +160,13 @@ def _state(params: StudyParams, name: str, reports: dict[str, bool]) -> str:
     """Whether a report is there; if not, why."""
     if reports[name]:
         return "there"
-    return RANDOM if params.weights == "random" and name == CORRECTNESS else "missing: this part did not run to its end"
+    why_not = why_no_certificate(params) if name == CORRECTNESS else None
+    return why_not or "missing: this part did not run to its end"
+
+
+def why_no_certificate(params: StudyParams) -> str | None:
+    """Why a run of this study makes no certificate of exactness; None if it does."""
+    return RANDOM if params.weights == "random" else SPREAD if params.tensor_parallel > 1 else None
 
 
 def _exactness(folder: Path, reports: dict[str, bool], params: StudyParams) -> Card:
@@ -166,7 +175,7 @@ def _exactness(folder: Path, reports: dict[str, bool], params: StudyParams) -> C
     certificate = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     link = f"reports/{CORRECTNESS}.html" if reports.get(CORRECTNESS) else ""
     if not (isinstance(certificate, dict) and isinstance(certificate.get("passed"), bool)):
-        detail = RANDOM if params.weights == "random" else "this run wrote no certificate"
+        detail = why_no_certificate(params) or "this run wrote no certificate"
         return _card("Exactness certificate", "none", detail, link)
     tests, failures = certificate.get("tests", []), certificate.get("failures", [])
     if certificate["passed"]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from specdec_lib.analysis import exactness
 from specdec_lib.config import StudyParams
-from specdec_lib.index import CORRECTNESS, overview_page, run_page, write_page
+from specdec_lib.index import CORRECTNESS, overview_page, run_page, why_no_certificate, write_page
 from specdec_lib.measure.blocks import TERMINAL
 from specdec_lib.measure.lock import locked
 from specdec_lib.measure.results import writing
@@ -75,7 +75,7 @@ def run_notebooks(params: StudyParams, output_root: Path, notebooks: Path = NOTE
     folder = (Path(output_root) / params.gpu).resolve()
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     values = params.model_dump() | {"output_folder": str(folder)}
-    names = [name for name in STUDY if params.weights == "trained" or name != CORRECTNESS]
+    names = [name for name in STUDY if name != CORRECTNESS or not why_no_certificate(params)]
     sources = [notebooks / f"{name}.ipynb" for name in names if (notebooks / f"{name}.ipynb").exists()]
     _forget_earlier_run(folder)
     errors = []

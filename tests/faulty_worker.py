@@ -41,7 +41,13 @@ def out_of_memory():
         resource.setrlimit(resource.RLIMIT_AS, unlimited)
 
 
-FAULTS = {fault.__name__: fault for fault in (killed, segfault, hang, out_of_memory)}
+def second_killed():
+    if os.environ["RANK"] == "1":
+        killed()
+
+
+ALL = (killed, segfault, hang, out_of_memory, second_killed)
+FAULTS = {fault.__name__: fault for fault in ALL}
 
 
 def befall(faults):

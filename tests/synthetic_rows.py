@@ -25,6 +25,7 @@ STUDY = {
     "weights": "trained",
     "accepted_per_step": None,
     "dtype": "float32",
+    "tensor_parallel": 1,
     "methods": ["draft", "ngram"],
     "num_draft_tokens": [1, 2, 4, 6],
     "headline_num_draft_tokens": 4,

@@ -16,6 +16,8 @@ def calibrated_errors(run: Run) -> tuple[str, pd.DataFrame]:
     The fit sees the largest gamma of the params that was timed; a run that was not calibrated, or not
     as its steps ran, has an empty table.
     """
+    if (spread := run.params.tensor_parallel) > 1:
+        return f"not calibrated: the cost model knows of one device, not of {spread}", pd.DataFrame(columns=COLUMNS)
     try:
         calibration, costs = read_calibration(run.folder), read_step_costs(run.folder)
         timed = set(costs.loc[costs["model"] == "draft", "num_tokens"])

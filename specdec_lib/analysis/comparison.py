@@ -77,6 +77,8 @@ def read_run(folder: Path) -> Run:
             f"{folder.name}: price {_current_price(params)} is of {entry.gpu}, but the run was on {product}: "
             f"name a price of that product in params/{params.gpu}.yaml, or add one to hardware/prices.yaml"
         )
+    if params.num_devices > 1:
+        product, entry = f"{params.num_devices} x {product}", entry.times(params.num_devices)
     return Run(params, product, rows, entry, folder)
 
 
@@ -96,10 +98,10 @@ def check_versions(runs: Iterable[Run]) -> None:
 
 
 def absent_presets(runs: Iterable[Run], gpus: Sequence[str] = ()) -> list[StudyParams]:
-    """The GPU studies that could be predicted because nobody has run them here."""
+    """The GPU studies that could be predicted because nobody has run them here; the model knows of one GPU."""
     there = {run.params.gpu for run in runs}
     names = [name for name in gpus or available_params() if name not in there and name in available_params()]
-    known = [load_params(name) for name in names]
+    known = [params for params in map(load_params, names) if params.num_devices == 1]
     return [params for params in known if params.device == "cuda" and params.pair in PAIR_MODELS]
 
 

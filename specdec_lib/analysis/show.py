@@ -52,7 +52,10 @@ def show_table(table: pd.DataFrame, caption: str = "Table") -> None:
 
 
 def show_transcripts(transcripts: Iterable[Transcript]) -> None:
-    """Display transcripts one below the other."""
+    """Display transcripts one below the other; says so where there are none."""
+    transcripts = list(transcripts)
+    if not transcripts:
+        say("None: a transcript is made in one process, and this target is spread over several devices.")
     for transcript in transcripts:
         display(transcript)
 

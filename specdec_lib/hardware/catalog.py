@@ -67,6 +67,12 @@ class Price(Fact):
     region: str
     date: Date
 
+    def times(self, number: int) -> Price:
+        """The price of so many of them."""
+        several = f"{number} GPUs of {self.vendor}"
+        changes = {"usd_per_hour": self.usd_per_hour * number, "vendor": several} if number > 1 else {}
+        return self.model_copy(update=changes)
+
 
 class Model(Fact):
     """The fields of a model's Hugging Face config that decide its size, and how many parameters it has."""

@@ -32,6 +32,7 @@ from specdec_lib.measure.environment import device_name
 from specdec_lib.measure.given_acceptance import given_columns
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
 from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, whole_runs, write_cell
+from specdec_lib.measure.team import Team, together
 from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
 from specdec_lib.models.pair import Pair
@@ -79,11 +80,16 @@ def num_blocks(params: StudyParams) -> int:
 
 
 class BlockRunner:
-    """Blocks of one study on one pair, run in this process; `run_id` names its rows."""
+    """Blocks of one study on one pair, run in this process; `run_id` names its rows.
 
-    def __init__(self, params: StudyParams, folder: Path, pair: Pair):
+    Args:
+        team: the processes that run them in step, if there are several; the first decides and writes.
+    """
+
+    def __init__(self, params: StudyParams, folder: Path, pair: Pair, team: Team | None = None):
         self.params, self.folder, self.pair = params, folder, pair
-        self.run_id = uuid4().hex[:12]
+        self.team = team or Team()
+        self.run_id = self.team.decide(lambda: uuid4().hex[:12])
         self.source = Source(
             gpu=params.gpu,
             device_name=device_name(params.device),
@@ -108,11 +114,13 @@ class BlockRunner:
     def run(self, numbers: Collection[int] | None = None, skip: Collection[str] = ()) -> None:
         """Run what is missing of the blocks with these numbers (None: of all), but no cell whose id is in `skip`."""
         chosen = [b for number, b in enumerate(self.blocks) if numbers is None or number in numbers]
-        missing = [[cell for cell in b.missing(self.folder) if cell.id not in skip] for b in chosen]
+        wanted = {*self.team.decide(lambda: [cell.id for b in chosen for cell in b.missing(self.folder)])}
+        missing = [[cell for cell in b.cells if cell.id in wanted and cell.id not in skip] for b in chosen]
         total, to_do = sum(len(b.cells) for b in chosen), sum(map(len, missing))
         failed = f", {len(skip)} failed" if skip else ""
         print(f"{total} cells: {total - to_do - len(skip)} are finished{failed}, {to_do} to run", flush=True)
-        self.progress = tqdm(total=to_do, unit="cell", disable=not (sys.stderr.isatty() or os.environ.get(TERMINAL)))
+        shown = sys.stderr.isatty() or os.environ.get(TERMINAL)
+        self.progress = tqdm(total=to_do, unit="cell", disable=not (self.team.leads and shown))
         done, started = 0, time.monotonic()
         for chosen_block, cells in zip(chosen, missing, strict=True):
             if not cells:
@@ -146,10 +154,10 @@ class BlockRunner:
                 rows[cell].append(self._row(cell, repetition, prompts))
                 if rows[cell][-1]["status"] == "failed":
                     failed.add(cell)
-                if cell in failed or repetition + 1 >= cell.repetitions.least:
+                if self.team.leads and (cell in failed or repetition + 1 >= cell.repetitions.least):
                     write_cell(self.folder, cell.id, rows[cell])
             repetition += 1
-            still = _unsettled([cell for cell in going if cell not in failed], rows, baseline, repetition)
+            still = self._unsettled([cell for cell in going if cell not in failed], rows, baseline, repetition)
             self.progress.update(len(({*going} - {*still}) & {*cells}))
             going = still
 
@@ -157,27 +165,33 @@ class BlockRunner:
         """Run one repetition of a cell; a failure is a row too."""
         seed = cell.repetition_seed(repetition)
         row = _identity(cell, repetition, seed, prompts) | {"run_id": self.run_id}
-        heartbeat.beat(self.folder, heartbeat.CELL, self.run_id, row)
+        if self.team.leads:
+            heartbeat.beat(self.folder, heartbeat.CELL, self.run_id, row)
+        columns = self._columns(cell, seed, [ids for _, ids in prompts])
+        row |= together(self.team.share(columns, failure=columns.get("error")))
+        if row["status"] == "failed":
+            print(f"failed: {cell}: {row['error']}", flush=True)
+            if self.pair.target.device.type == "cuda":
+                torch.cuda.empty_cache()
+        elif self.params.accepted_per_step:
+            row |= given_columns(row)
+        return row
+
+    def _columns(self, cell: Cell, seed: int, tokens: list[torch.Tensor]) -> Row:
+        """What this process measured of one repetition, or why it failed."""
         try:
-            tokens = [ids for _, ids in prompts]
             self._warm_up(cell, tokens)
             for _ in range(2):
                 with self.telemetry:
                     result = self._decode(cell, tokens, cell.max_new_tokens, seed)
                 if not result.capture_s:
                     break  # else energy and memory are those of capturing, too: once more, with what was captured
-            row["compiled"] = cell.engine != "transformers" and self.pair.target.engine != "eager"
-            row["replayed"] = result.replayed
-            row |= _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
-            if self.params.accepted_per_step:
-                row |= given_columns(row)
+            compiled = cell.engine != "transformers" and self.pair.target.engine != "eager"
+            columns = {"compiled": compiled, "replayed": result.replayed}
+            return columns | _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
         except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
             reason = str(error).strip().splitlines() or [""]
-            row |= {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}
-            print(f"failed: {cell}: {row['error']}", flush=True)
-            if self.pair.target.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return row
+            return {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}
 
     def _warm_up(self, cell: Cell, prompts: list[torch.Tensor]) -> None:
         """Once for each shape of work, a few tokens outside the measurement."""
@@ -191,6 +205,19 @@ class BlockRunner:
     def _decode(self, cell: Cell, prompts: list[torch.Tensor], max_new_tokens: int, seed: int) -> DecodeResult:
         given = self.params.accepted_per_step
         return decode_cell(self.pair, cell, prompts, max_new_tokens=max_new_tokens, seed=seed, accepted_per_step=given)
+
+    def _unsettled(
+        self, going: list[Cell], rows: dict[Cell, list[Row]], baseline: Cell, repetitions: int
+    ) -> list[Cell]:
+        """The cells to repeat after so many `repetitions`: all, then those not settled and the baseline."""
+        early = [cell for cell in going if repetitions < cell.repetitions.least]
+        if early or baseline not in going:
+            return early
+        settled = self.team.decide(
+            lambda: [cell.id for cell in going if cell.repetitions.settled(rows[baseline], rows[cell])]
+        )
+        late = [cell for cell in going if cell.id not in settled]
+        return [baseline, *late] if late else []
 
     def _encode(self, setting: Setting, indices: list[int]) -> dict[int, tuple[Prompt, torch.Tensor]]:
         """The prompts with these numbers, as token ids of the length that the setting asks for; checked to fit."""
@@ -207,15 +234,6 @@ class BlockRunner:
         for model in (self.pair.target, self.pair.draft):
             check_context(model, max(map(len, ids)), setting.max_new_tokens)
         return dict(enumerate(zip(prompts, ids, strict=True)))
-
-
-def _unsettled(going: list[Cell], rows: dict[Cell, list[Row]], baseline: Cell, repetitions: int) -> list[Cell]:
-    """The cells to repeat after so many `repetitions`: all, then those not settled and the baseline."""
-    early = [cell for cell in going if repetitions < cell.repetitions.least]
-    if early or baseline not in going:
-        return early
-    late = [cell for cell in going if not cell.repetitions.settled(rows[baseline], rows[cell])]
-    return [baseline, *late] if late else []
 
 
 def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:

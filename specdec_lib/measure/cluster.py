@@ -1,9 +1,10 @@
 """Spread a study's blocks over the machines of a Ray cluster: `make run GPU=<name> CLUSTER=<address>`.
 
-Groups of blocks are tasks, each on one device of the type that the params ask for. Cells come back as they end and are
-put at their place whole, by cell id, so that sending a group again is harmless: what its lost machine had finished is
-here already and is not run again. The first group also measures its machine. Ray's ports ask for no password: use it on
-private networks only. Start its nodes with RAY_worker_niceness=0: by default Ray gives its workers a low priority.
+Groups of blocks are tasks, each on one device of the type that the params ask for, or on as many of one machine as the
+target is spread over. Cells come back as they end and are put at their place whole, by cell id, so that sending a group
+again is harmless: what its lost machine had finished is here already and is not run again. The first group measures its
+machine as well. Ray's ports ask for no password: use it on private networks only. Start its nodes with
+RAY_worker_niceness=0: by default Ray gives its workers a low priority.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LOOK_S = 2.0  # between looks at whether the cluster still has what is waited fo
 
 @dataclass(frozen=True)
 class Device:
-    """What a task asks Ray for."""
+    """What a task asks Ray for: one device, or those of one machine that the target is spread over."""
 
     accelerator_type: str | None  # as Ray calls it: A100, H100, H200
     gpus: int
@@ -42,8 +43,8 @@ class Device:
     def of(cls, params: StudyParams) -> Device:
         """The devices of a study: of the type that its device's name contains, or the threads that it has here."""
         if params.device == "cuda":
-            return cls(params.device_name or None, 1, 1)
-        return cls(None, 0, torch.get_num_threads())
+            return cls(params.device_name or None, params.tensor_parallel, params.tensor_parallel)
+        return cls(None, 0, torch.get_num_threads() * params.tensor_parallel)
 
     def on(self, resources: dict[str, float]) -> int:
         """How many a machine with these resources has."""

@@ -7,6 +7,7 @@ from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.models.compiled import compile_seconds
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.tensor_parallel import devices_of
 
 
 def engine_facts(pair: Pair) -> dict[str, object]:
@@ -15,6 +16,7 @@ def engine_facts(pair: Pair) -> dict[str, object]:
     engine: dict[str, object] = {
         "target": pair.target.engine,
         "draft": draft,
+        "tensor_parallel": devices_of(pair.target.model),
         "not_compiled": pair.target.why_not_compiled,
         "torch_compile_s": round(compile_seconds(), 2),
         "graphs": graph_facts(pair.target),
@@ -29,7 +31,8 @@ def path_of(target: LanguageModel) -> str:
 
 
 def compiler_of(target: LanguageModel) -> str:
-    """What decides a cell's numbers beside the versions of packages."""
+    """What decides a cell's numbers beside the versions of packages; says nothing of a single device, as ever."""
     if target.fused is None:
-        return "kernels none" if target.engine == "eager" else target.engine
+        spread = f", tensor parallel over {number}" if (number := devices_of(target.model)) > 1 else ""
+        return ("kernels none" if target.engine == "eager" else target.engine) + spread
     return f"kernels {kernel_facts()['kernels']}"

@@ -10,7 +10,7 @@ from specdec_lib.decoding.proposers import make_proposer
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.transcript import Recording, transcript
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, random_prompts
-from specdec_lib.models.pair import Pair
+from specdec_lib.models.pair import Pair, load_study_pair
 from specdec_lib.transcript_html import Transcript
 
 MAX_NEW_TOKENS = 40
@@ -22,6 +22,11 @@ def prompt_ids(pair: Pair, text: str, seed: int = 0) -> torch.Tensor:
     if pair.tokenizer is None:
         return random_prompts(pair.target.vocab_size, 1, 8, torch.Generator().manual_seed(seed))[0]
     return encode_prompts([Prompt("typed", "typed", text)], pair.tokenizer, 0)[0]
+
+
+def study_transcripts(params: StudyParams) -> list[Transcript]:
+    """The `example_transcripts` of a study's pair, loaded in this process; none of a target that several share."""
+    return example_transcripts(load_study_pair(params), params) if params.tensor_parallel == 1 else []
 
 
 def example_transcripts(pair: Pair, params: StudyParams) -> list[Transcript]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from specdec_lib.config import StudyParams
 from specdec_lib.measure import calibration, step_costs
+from specdec_lib.measure.team import Team, first_failure
 from specdec_lib.models.pair import Pair
 
 NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
@@ -20,21 +21,33 @@ KEY_FILE = "machine.key"  # a hash of what determined the two files
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
 
-def measure_machine(params: StudyParams, pair: Pair, folder: Path, source: object) -> None:
+def measure_machine(params: StudyParams, pair: Pair, folder: Path, source: object, team: Team) -> None:
     """Write `calibration.json` and `step_costs.json` into `folder`, unless those of this `source` and params are there.
 
-    What cannot be measured is printed and left empty: the rows of the sweep stand without it.
+    What cannot be measured is printed and left empty: the rows of the sweep stand without it. A target that is spread
+    over several devices has costs of a step and no calibration: the cost model knows of one device.
     """
     key = hashlib.sha256(f"{source} {params.model_dump_json()}".encode()).hexdigest()
     known = folder / KEY_FILE
-    if known.exists() and known.read_text(encoding="utf-8") == key:
+    if team.decide(lambda: known.exists() and known.read_text(encoding="utf-8") == key):
         return
+    failure = None
     try:
-        calibration.write_calibration(folder, calibration.calibrate(pair))
-        step_costs.write_step_costs(folder, _step_costs(params, pair))
-        known.write_text(key, encoding="utf-8")
+        if team.size == 1:
+            calibration.write_calibration(folder, calibration.calibrate(pair))
+        costs = _step_costs(params, pair)
     except Exception as error:  # noqa: BLE001 - out of memory or anything else
-        leave_unmeasured(folder, f"{type(error).__name__}: {error}")
+        failure = f"{type(error).__name__}: {error}"
+    failure = first_failure(team.share(failure, failure))
+    if not team.leads:
+        return
+    if failure:
+        leave_unmeasured(folder, failure)
+        return
+    if team.size > 1:
+        (folder / calibration.FILE).unlink(missing_ok=True)
+    step_costs.write_step_costs(folder, costs)
+    known.write_text(key, encoding="utf-8")
 
 
 def leave_unmeasured(folder: Path, reason: str) -> None:

@@ -121,7 +121,7 @@ class Device:
 
 
 def open_device(uuid: str | None = None) -> Device:
-    """Open the device with this UUID, by default the one that PyTorch calls cuda:0.
+    """Open the device with this UUID, by default the one that PyTorch computes on.
 
     Raises:
         NvmlUnavailableError: no driver, no library, or no such device; with the reason.
@@ -173,7 +173,7 @@ def throttle_names(bits: int) -> list[str]:
 
 def _own_uuid() -> str:
     if torch.cuda.is_available():
-        uuid = str(torch.cuda.get_device_properties(0).uuid)
+        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         return uuid if uuid.startswith(("GPU-", "MIG-")) else _with_prefix(uuid)
     uuids = [
         pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))

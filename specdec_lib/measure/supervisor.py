@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
+import psutil
+
 from specdec_lib.config import StudyParams
 from specdec_lib.measure import heartbeat, worker
 from specdec_lib.measure.environment import read_environment, stamp_end
 from specdec_lib.measure.heartbeat import Heartbeat
+from specdec_lib.measure.launch import ERROR, LOST, REFUSED, UNWRITABLE, death, in_processes
 from specdec_lib.measure.machine import leave_unmeasured
 from specdec_lib.measure.results import read_cell, whole_runs, write_cell
 
@@ -30,11 +33,6 @@ GRACE_S = 2.0  # from asking a stuck worker where it is to killing it
 LOAD_LIMIT_S = 4 * 3600.0  # a model may have to be fetched
 MACHINE_LIMIT_S = 3600.0
 REPETITION_LIMIT_S, TOKEN_LIMIT_S = 600.0, 2.0  # compiling included; a repetition's limit grows with its new tokens
-DEATHS: dict[int, str] = {
-    signal.SIGKILL: "killed by SIGKILL - perhaps for want of memory",
-    signal.SIGSEGV: "killed by SIGSEGV - a crash in native code",
-    signal.SIGABRT: "killed by SIGABRT - native code gave up, perhaps for want of memory",
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ def run_blocks(
     """Run what is missing of these blocks in a worker process, and in fresh ones after each that dies.
 
     The cell in which a worker died or passed its limit gets a failed row with the reason and is not tried again here.
-    What else a dead worker had not written is run again.
+    What else a dead worker had not written is run again. A target that is spread over several devices has as many
+    processes for a worker, which live and die together.
 
     Args:
         blocks: numbers in the study's plan; None for all.
@@ -102,7 +101,7 @@ def _run_worker(order: worker.Order, command: Sequence[str], limit_s: float | No
     heartbeat.forget(order.folder)
     places = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        [*command, "--leash", order.to_json()],
+        [*in_processes(command, order.params.tensor_parallel), "--leash", order.to_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -115,9 +114,9 @@ def _run_worker(order: worker.Order, command: Sequence[str], limit_s: float | No
         overdue = _watch(order, process, echo, limit_s)
     last = heartbeat.read_heartbeat(order.folder) or Heartbeat(heartbeat.LOAD)
     code = process.returncode
-    if code == worker.REFUSED:
+    if code == REFUSED:
         raise ValueError(echo.error())
-    if code == worker.UNWRITABLE:
+    if code == UNWRITABLE:
         raise RuntimeError(echo.error())
     if last.run_id in read_environment(order.folder).get("runs", {}):
         stamp_end(order.folder, str(last.run_id))
@@ -154,16 +153,20 @@ def _limit(beat: Heartbeat | None, limit_s: float | None) -> float:
 
 def _reason(code: int, error: str) -> str | None:
     """What an exit code means, None if all is well."""
-    if code >= 0:
-        return f"ended with exit code {code}: {error}" if code else None
-    known = {number.value: f"killed by {number.name}" for number in signal.Signals} | DEATHS
-    return known.get(-code, f"killed by signal {-code}")
+    if code < 0:
+        return death(-code)
+    return error if code == LOST else f"ended with exit code {code}: {error}" if code else None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker, if it lives, and all that it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill the worker, if it lives, and all that it started, in whatever process groups."""
+    with contextlib.suppress(psutil.Error):
+        started = psutil.Process(process.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for each in started:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
     process.wait()
 
 
@@ -204,4 +207,4 @@ class _Echo:
     def error(self) -> str:
         """The last line on standard error."""
         lines = self.tail.strip().splitlines()
-        return lines[-1].removeprefix(worker.ERROR) if lines else "it gave no reason"
+        return lines[-1].removeprefix(ERROR) if lines else "it gave no reason"

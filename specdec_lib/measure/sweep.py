@@ -72,7 +72,7 @@ def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
     if others := len(cells_on_disk(folder) - set(ids)):
         print(f"{others} cells of other params, weights, versions or devices are kept, out of the table", flush=True)
     add_facts(folder, facts["run_id"], cells_of_other_studies=others)
-    return write_results(folder, ids, price(params.price).usd_per_hour)
+    return write_results(folder, ids, price(params.price).times(params.num_devices).usd_per_hour)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,10 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import torch
@@ -155,6 +156,35 @@ _DRIVER_COLUMNS = (
     "sm_clock_mhz",
     "foreign_processes",
 )
+
+
+_SUMS = (
+    *("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes"),
+    *("process_peak_rss_bytes", "energy_joules_per_token", "foreign_processes"),
+)
+
+
+def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """The columns of a call that several processes made together, each on a device of its own.
+
+    Bytes, joules and strangers are summed, utilisation is the mean, the clock the slowest one's; throttled is a call if
+    one device was. What one device cannot tell is null.
+    """
+    known = {name: [columns[name] for columns in each] for name in each[0] if name in (*_SUMS, *_DRIVER_COLUMNS)}
+    whole = {name: values for name, values in known.items() if None not in values}
+    merged: dict[str, Column] = dict.fromkeys(known)
+    merged |= {name: sum(whole[name]) for name in _SUMS if name in whole}
+    if "gpu_utilization_percent" in whole:
+        merged["gpu_utilization_percent"] = sum(whole["gpu_utilization_percent"]) / len(each)
+    if "sm_clock_mhz" in whole:
+        merged["sm_clock_mhz"] = min(whole["sm_clock_mhz"])
+    if "throttled" in whole:
+        merged["throttled"] = any(whole["throttled"])
+    reasons = [reason for text in known["throttle_reasons"] if text for reason in text.split(", ")]
+    merged["throttle_reasons"] = ", ".join(dict.fromkeys(reasons)) or None
+    notes = [note for columns in each if (note := columns["telemetry_note"])]
+    sums = f"bytes and joules are sums over {len(each)} processes"
+    return merged | {"telemetry_note": "; ".join([*dict.fromkeys(notes), sums])}
 
 
 def reset_peaks(device: torch.device) -> None:

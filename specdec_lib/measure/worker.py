@@ -1,24 +1,28 @@
 """A process that loads a study's pair once and runs blocks of it: `python -m specdec_lib.measure.worker ORDER`.
 
+Where the target is spread over several devices there are as many of it, which torchrun started (see `launch.py`). All
+decode alike; the first decides and writes.
+
 ORDER is the JSON of an `Order`. All that the worker has to say lies in the order's folder: a file for each finished
-cell, its environment, and a heartbeat. It ends with 0 when its blocks are done, with 2 and one line on standard error
-if the study cannot run here, with 3 and one line if the folder cannot be written.
+cell, its environment, and a heartbeat. It ends with 0 when its blocks are done, and with one line on
+standard error and 2 if the study cannot run here, 3 if the folder cannot be written, 4 if it lost its team.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
+import contextlib
 import faulthandler
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
+import transformers
 
 from specdec_lib.config import StudyParams, validate_params
 from specdec_lib.measure import heartbeat
@@ -31,13 +35,11 @@ from specdec_lib.measure.environment import (
     describe_environment,
     write_environment,
 )
+from specdec_lib.measure.launch import ERROR, LOST, REFUSED, UNWRITABLE, leash
 from specdec_lib.measure.machine import measure_machine
 from specdec_lib.measure.results import writing
+from specdec_lib.measure.team import LostError, Team, join
 from specdec_lib.models.pair import load_study_pair
-
-REFUSED, UNWRITABLE = 2, 3  # exit codes with a line that begins with ERROR
-ERROR = "error: "
-PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,25 @@ def work(order: Order) -> None:
 
     Raises:
         ValueError: the study cannot run here at all: wrong device, damaged weights, prompts that do not fit the models.
-        RuntimeError: the folder cannot be written.
+        RuntimeError: the folder cannot be written, or another process of the team was lost.
     """
+    team = join(order.params)
+    if team.leads:
+        _work(order, team)
+    else:
+        transformers.utils.logging.disable_progress_bar()
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            _work(order, team)
+    if team.size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _work(order: Order, team: Team) -> None:
     params, folder = order.params, order.folder
     check_device(params)
     with writing(folder):
-        heartbeat.beat(folder, heartbeat.LOAD)
+        if team.leads:
+            heartbeat.beat(folder, heartbeat.LOAD)
     facts = describe_environment(params)
     started = time.monotonic()
     pair = load_study_pair(params)
@@ -80,14 +95,17 @@ def work(order: Order) -> None:
     facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
     if changed := changed_files(folder, pair.files):
         print(f"weights that are not those of the last run here: {', '.join(changed)}", flush=True)
-    runner = BlockRunner(params, folder, pair)
+    runner = BlockRunner(params, folder, pair, team)
     with writing(folder):
-        write_environment(folder, facts | {"source": asdict(runner.source)}, runner.run_id)
+        if team.leads:
+            write_environment(folder, facts | {"source": asdict(runner.source)}, runner.run_id)
         runner.run(order.blocks, order.skip)
-        add_facts(folder, runner.run_id, **engine_facts(pair))  # what was compiled and captured on the way
+        if team.leads:
+            add_facts(folder, runner.run_id, **engine_facts(pair))  # what was compiled and captured on the way
         if order.machine:
-            heartbeat.beat(folder, heartbeat.MACHINE, runner.run_id)
-            measure_machine(params, pair, folder, runner.source)
+            if team.leads:
+                heartbeat.beat(folder, heartbeat.MACHINE, runner.run_id)
+            measure_machine(params, pair, folder, runner.source, team)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,34 +119,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.leash:
-        _leash()
+        leash()
     try:
         work(options.order)
     except ValueError as error:
         print(f"{ERROR}{error}", file=sys.stderr)
         return REFUSED
+    except LostError as error:
+        print(f"{ERROR}{error}", file=sys.stderr)
+        return LOST
     except RuntimeError as error:
         if not isinstance(error.__cause__, OSError):
             raise
         print(f"{ERROR}{error}", file=sys.stderr)
         return UNWRITABLE
     return 0
-
-
-def _leash() -> None:
-    """End this process with who started it, however that ended: standard input is a pipe that they never write to.
-
-    On Linux the kernel sees to it too, also where native code hangs and lets no other thread run.
-    """
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _end_with_stdin() -> None:
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS, Preset
 from specdec_lib.models.random_pair import PAIR_MODELS, SUFFIX, config_of, random_model
 from specdec_lib.models.runner import ATTENTION, LanguageModel
-from specdec_lib.models.tensor_parallel import check_heads, check_processes, loading
+from specdec_lib.models.tensor_parallel import check_devices, check_heads, check_processes, loading
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
 
@@ -92,15 +92,15 @@ def load_pair(
 
     Raises:
         ValueError: an unknown name, a missing device, weights that are missing or truncated, vocabularies that differ,
-            or an architecture that the ragged cache cannot serve; one line that names the remedy.
+            an architecture that the ragged cache cannot serve, or heads that so many devices cannot share; one line
+            that names the remedy.
     """
     others = (target, draft, target_revision, draft_revision)
     if (name is None and (target is None or draft is None)) or (name is not None and any(others)):
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda but PyTorch sees no CUDA device: use device='cpu' or install a CUDA build")
-    if tensor_parallel > 1 and (name == TOY or name in EMBEDDED_DRAFTS):
-        raise ValueError(f"tensor_parallel is {tensor_parallel}: {name} is made for one device, give 1")
+    _check_spread(name, tensor_parallel)
     if name == TOY:
         return _toy_pair(device, compiled)
     if name in EMBEDDED_DRAFTS:
@@ -114,11 +114,25 @@ def load_pair(
 
 def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     """The pair that a study names, or the one whose target and draft it gives; `dtype` overrides the study's."""
+    dtype, spread = dtype or params.dtype, params.tensor_parallel
+    _check_spread(params.pair, spread, params.weights)
     if params.weights == "random":
-        return _made_fast(_random_pair(params, dtype or params.dtype))
+        return _made_fast(_random_pair(params, dtype))
     if params.pair != CUSTOM_PAIR:
-        return load_pair(params.pair, device=params.device, dtype=dtype or params.dtype)
-    return _made_fast(_hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype or params.dtype, compiled=True))
+        return load_pair(params.pair, device=params.device, dtype=dtype, tensor_parallel=spread)
+    return _made_fast(_hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype, spread == 1, spread))
+
+
+def _check_spread(name: str | None, tensor_parallel: int, weights: str = "trained") -> None:
+    """Refuse to spread what is not read from a checkpoint.
+
+    Raises:
+        ValueError: naming the pair.
+    """
+    made_here = weights == "random" or name == TOY or name in EMBEDDED_DRAFTS
+    if tensor_parallel > 1 and made_here:
+        what = f"{name}{' of random weights' * (weights == 'random')}"
+        raise ValueError(f"tensor_parallel is {tensor_parallel}: {what} is made for one device, give 1")
 
 
 def _made_fast(pair: Pair) -> Pair:
@@ -139,6 +153,8 @@ def check_study_pair(params: StudyParams) -> None:
     Raises:
         ValueError: whatever `load_pair` would refuse, and lengths that exceed the context of target or draft.
     """
+    _check_spread(params.pair, params.tensor_parallel, params.weights)
+    check_devices(params.tensor_parallel, params.device)
     if params.pair == TOY:
         return
     if params.weights == "random":
@@ -149,7 +165,7 @@ def check_study_pair(params: StudyParams) -> None:
         places: list[tuple[str, str | None]] = [(str(embedded_target()), None)]
     else:
         preset = _preset(params)
-        check_preset(preset)
+        check_preset(preset, params.tensor_parallel)
         places = [(preset.target, preset.target_revision), (preset.draft, preset.draft_revision)]
     longest = max(params.prompt_tokens) + max(params.max_new_tokens)
     for where, revision in places:

@@ -23,11 +23,16 @@ def loading(tensor_parallel: int, device: str) -> dict[str, Any]:
     return {"distributed_config": DistributedConfig(tp_size=tensor_parallel)}
 
 
+def devices_of(model: Any) -> int:
+    """How many devices a model is spread over."""
+    return getattr(model, "_tp_size", None) or 1
+
+
 def key_value_heads(model: Any) -> int:
     """The key/value heads that this process holds: all of them, or its share of a model that is spread."""
     config = model.config
     heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return heads // (getattr(model, "_tp_size", None) or 1)
+    return heads // devices_of(model)
 
 
 def check_processes(tensor_parallel: int, device: str) -> None:
@@ -42,6 +47,15 @@ def check_processes(tensor_parallel: int, device: str) -> None:
             f"tensor_parallel is {tensor_parallel}, which needs that many processes, and there are {processes}: start "
             f"them with torchrun --nproc-per-node {tensor_parallel}"
         )
+    check_devices(tensor_parallel, device)
+
+
+def check_devices(tensor_parallel: int, device: str) -> None:
+    """Refuse a spread over more devices than this machine has.
+
+    Raises:
+        ValueError: naming how many there are.
+    """
     if device == "cuda" and (here := torch.cuda.device_count()) < tensor_parallel:
         raise ValueError(f"tensor_parallel is {tensor_parallel}, but PyTorch sees {here} CUDA devices: lower it")
 
