@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 import torch
+from recorded_steps import Recorder
 from synthetic_rows import step_costs as synthetic_costs
 from synthetic_rows import study, synthetic_rows
-from test_step_loop import Recorder
 
 from specdec_lib.analysis import waterfall_plots
 from specdec_lib.analysis.calibration_error import fit
