@@ -17,7 +17,7 @@ def certificate(tmp_path_factory):
     """A small one of the toy pair. A sound sampler fails with a chance of at most 1e-6; seeds are fixed."""
     folder = tmp_path_factory.mktemp("certificate")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exactness, "QUICK", exactness.Effort(toy=500, mutants=500, tiny=20, pair=1))
+        patch.setattr(exactness, "QUICK", replace(exactness.QUICK, toy=500, mutants=500, tiny=20))
         patch.setattr("specdec_lib.analysis.exactness_adversaries._settings", lambda _: [(1, exactness.FILTERS[0])])
         certificate = exactness.certify(load_params("smoke"), folder)
     return certificate, exactness.read_certificate(folder)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from specdec_lib.decoding.sampling import invert
+from specdec_lib.decoding.sampling import draw
 from specdec_lib.decoding.streams import uniforms
 from specdec_lib.kernels import vocabulary
 
@@ -34,12 +34,11 @@ def verify(
 ) -> Verification:
     """Accept a prefix of the draft and draw the token after it, so that both follow the target's distribution."""
     tests = uniforms(draft_tokens, draft_tokens.shape[1], generator)
-    numbers = uniforms(draft_tokens, 1, generator)[:, 0]
-    if vocabulary.serves(target_probs, draft_probs):  # the CPU kernels do the same in one call
+    if vocabulary.serves(target_probs, draft_probs):  # the CPU kernels do in one call what stands below
+        numbers = uniforms(draft_tokens, 1, generator)[:, 0]
         return Verification(*vocabulary.verify(target_probs, draft_probs, draft_tokens, tests, numbers))
     num_accepted = count_accepted(target_probs, draft_probs, draft_tokens, tests)
-    residual = residual_probs(target_probs, draft_probs, num_accepted)
-    return Verification(num_accepted, invert(residual, numbers))
+    return Verification(num_accepted, draw(residual_probs(target_probs, draft_probs, num_accepted), generator))
 
 
 def count_accepted(
