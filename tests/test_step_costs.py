@@ -9,6 +9,7 @@ from specdec_lib.config import load_params
 from specdec_lib.measure import machine, step_costs
 from specdec_lib.measure.calibration import calibrate
 from specdec_lib.measure.step_costs import COLUMNS, measure_step_costs, read_step_costs, write_step_costs
+from specdec_lib.measure.team import Team
 from specdec_lib.models.pair import load_pair
 
 
@@ -84,5 +85,5 @@ def test_the_machine_is_measured_again_only_when_something_else_computes(tmp_pat
     monkeypatch.setattr(machine.calibration, "calibrate", small)
     monkeypatch.setattr(machine, "_step_costs", lambda params, pair: pd.DataFrame(columns=COLUMNS))
     for source in ("kernels a", "kernels a", "kernels b"):
-        machine.measure_machine(params, pair, tmp_path, source)
+        machine.measure_machine(params, pair, tmp_path, source, Team())
     assert len(calls) == 2

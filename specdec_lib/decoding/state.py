@@ -112,7 +112,7 @@ class DecodeState:
         """Append the first `num_tokens` `[B]` of `tokens` `[B, n]` to each unfinished row, up to a stop token."""
         index = torch.arange(tokens.shape[1], device=tokens.device)
         self.tokens.scatter_(1, self.lengths[:, None] + index, tokens)
-        torch.mul(num_tokens, ~self.done, out=self.num_emitted)
+        self.num_emitted.copy_(num_tokens * ~self.done)
         if len(self.stops):
             offered = index < self.num_emitted[:, None]
             stops = (tokens[:, :, None] == self.stops).any(dim=2) & offered
