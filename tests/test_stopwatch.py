@@ -13,7 +13,6 @@ from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import costs_of, why_unused
 from specdec_lib.analysis.verification_cost import verification_costs
 from specdec_lib.analysis.waterfall import waterfall
-from specdec_lib.decoding import step_loop
 from specdec_lib.measure.calibration import calibrate, read_calibration, write_calibration
 from specdec_lib.measure.step_costs import measure_step_costs, read_step_costs, write_step_costs
 from specdec_lib.measure.stopwatch import REPLAYS, CaptureError, Stopwatch, timed_as_run
@@ -23,16 +22,6 @@ from specdec_lib.models.runner import LanguageModel
 CPU = torch.device("cpu")
 PARAMS = study(batch_sizes=[1], prompt_tokens=[0], max_new_tokens=[96], compare_transformers=False)
 ROWS = synthetic_rows(PARAMS)
-
-
-@pytest.fixture
-def recorder(monkeypatch):
-    """Steps are captured and replayed, by a recorder of operators instead of a GPU."""
-    recorder = Recorder()
-    monkeypatch.setattr(step_loop, "CudaGraphs", lambda device: recorder)
-    monkeypatch.setattr(step_loop, "_why_not", lambda target: getattr(target.kept, "failure", None))
-    monkeypatch.setattr(step_loop, "BUCKET", 8)
-    return recorder
 
 
 def costs_of_a_toy(**more):

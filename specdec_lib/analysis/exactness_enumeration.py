@@ -200,6 +200,35 @@ class _GivenStreams(RowStreams):
         return torch.nn.functional.pad(known, missing, value=0.5).to(self.device)
 
 
+@dataclass(frozen=True)
+class _Decoder:
+    """Decodes the prompts of boxes with the numbers at a point of each."""
+
+    target: LanguageModel
+    proposer: Proposer
+    prompts: Sequence[torch.Tensor]
+    verifier: Verifier
+    options: dict[str, Any]
+
+    def decode(self, prompt: torch.Tensor, streams: RowStreams, verifier: Verifier) -> DecodeResult:
+        prompts = [self.prompts[index] for index in prompt.tolist()]
+        return speculative_decode(
+            self.target, self.proposer, prompts, generator=streams, verification=verifier, **self.options
+        )
+
+    def look_at(self, boxes: _Boxes) -> tuple[DecodeResult, _Script]:
+        """What the middle of each box gives, and which numbers it asked for."""
+        script = _Script(boxes.at(0.5))
+        streams = _ScriptedStreams(0, range(len(boxes)), self.target.device)
+        streams.script = script
+        with script:
+            return self.decode(boxes.prompt, streams, script.watch(self.verifier)), script
+
+    def at_corner(self, boxes: _Boxes, share: float, calls: list[_Call]) -> torch.Tensor:  # [N, new tokens]
+        streams = _GivenStreams(boxes.at(share), calls, self.target.device)
+        return torch.stack(self.decode(boxes.prompt, streams, self.verifier).tokens)
+
+
 def enumerate_output(
     target: LanguageModel,
     proposer: Proposer,
@@ -218,44 +247,22 @@ def enumerate_output(
     Every path is a row of a ragged batch, so cache, rollback, bonus and the step after next take part. The number of
     paths grows as (possible tokens) ** (draft and emitted tokens): a few tokens, a few draft tokens.
     """
+    options = {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens, "sampling": sampling}
     verifier = VERIFICATIONS[verification] if isinstance(verification, str) else verification
-
-    def decode(prompt: torch.Tensor, streams: RowStreams, verification: Verifier) -> DecodeResult:
-        return speculative_decode(
-            target,
-            proposer,
-            [prompts[index] for index in prompt.tolist()],
-            max_new_tokens=max_new_tokens,
-            num_draft_tokens=num_draft_tokens,
-            sampling=sampling,
-            generator=streams,
-            verification=verification,
-        )
-
-    def look_at(boxes: _Boxes) -> tuple[DecodeResult, _Script]:
-        script = _Script(boxes.at(0.5))
-        streams = _ScriptedStreams(0, range(len(boxes)), target.device)
-        streams.script = script
-        with script:
-            return decode(boxes.prompt, streams, script.watch(verifier)), script
-
-    def at_corner(boxes: _Boxes, share: float, calls: list[_Call]) -> torch.Tensor:  # [N, new tokens]
-        streams = _GivenStreams(boxes.at(share), calls, target.device)
-        return torch.stack(decode(boxes.prompt, streams, verifier).tokens)
-
+    decoder = _Decoder(target, proposer, prompts, verifier, options)
     found = Enumeration([{} for _ in prompts])
     start = torch.zeros(len(prompts), 0, dtype=torch.float64)
     queue = [(_Boxes(torch.arange(len(prompts)), start, start), 0)]
     while queue:
         boxes, done = queue.pop()
-        result, script = look_at(boxes)
+        result, script = decoder.look_at(boxes)
         call = script.calls[done] if done < len(script.calls) else None
         alive = torch.full((len(boxes),), call is not None)
         if call is not None and call.step >= 0:
             alive = torch.tensor(result.step_tokens[call.step]) > 0
         leaves = boxes.pick(~alive)
         if len(leaves):
-            low, high = (at_corner(leaves, share, script.calls[:done]) for share in (0.0, 1.0))
+            low, high = (decoder.at_corner(leaves, share, script.calls[:done]) for share in (0.0, 1.0))
             middle = torch.stack(result.tokens)[~alive]
             _count(found, leaves, middle, ((middle == low) & (middle == high)).all(dim=1))
         if call is not None:
