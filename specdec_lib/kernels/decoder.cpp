@@ -16,6 +16,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -25,12 +26,13 @@ namespace specdec {
 namespace {
 
 constexpr int kFewRows = 32;  // so many are normalised by every thread for itself
-constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate
+constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate; or queries
 
 // Weights are fetched before they are needed: far ahead, in the order of memory and past the larger caches, as long as
 // memory is what the product waits for; else, with many input rows, only the next four weight rows.
 enum class Fetch { kNone, kNear, kFar };
 constexpr int64_t kFarBytes = 8192;
+constexpr int64_t kKeysAhead = 32;  // attention fetches keys so many positions before it reads them
 
 inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of four vectors
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
@@ -67,16 +69,22 @@ inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const
   for (int r = 0; r < R; ++r) out(row + r, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
 }
 
+// Call `with` with a number of rows that the compiler knows, up to kTile.
+template <typename With>
+inline void of_size(int rows, const With& with) {
+  switch (rows) {
+    case 1: return with(std::integral_constant<int, 1>());
+    case 2: return with(std::integral_constant<int, 2>());
+    case 3: return with(std::integral_constant<int, 3>());
+    case 4: return with(std::integral_constant<int, 4>());
+    case 5: return with(std::integral_constant<int, 5>());
+    case 6: return with(std::integral_constant<int, 6>());
+  }
+}
+
 template <Fetch kFetch, typename Out>
 inline void multiply_rows(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out, int row) {
-  switch (rows) {
-    case 1: return multiply_tile<1, kFetch>(x, w, k, out, row);
-    case 2: return multiply_tile<2, kFetch>(x, w, k, out, row);
-    case 3: return multiply_tile<3, kFetch>(x, w, k, out, row);
-    case 4: return multiply_tile<4, kFetch>(x, w, k, out, row);
-    case 5: return multiply_tile<5, kFetch>(x, w, k, out, row);
-    case 6: return multiply_tile<6, kFetch>(x, w, k, out, row);
-  }
+  of_size(rows, [&](auto size) { multiply_tile<size, kFetch>(x, w, k, out, row); });
 }
 
 // All `rows` input rows with four weight rows, which stay in the first-level cache between tiles of about equal size.
@@ -121,38 +129,65 @@ void rotate(const float* x, const float* cosine, const float* sine, int64_t dim,
   }
 }
 
-// One query against `length` keys and values `[length, dim]`; dim is a multiple of 32, at most 256.
-void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values, int64_t length, int64_t dim,
-            float scaling, std::vector<float>& scores, BFloat16* out) {
-  const int64_t padded = (length + 15) / 16 * 16;
-  scores.resize(padded);
-  for (int64_t s = 0; s < length; s += 4) {
-    __m512 sum[4];
-    for (int j = 0; j < 4; ++j) {
-      const BFloat16* key = keys + std::min(s + j, length - 1) * dim;
-      sum[j] = _mm512_setzero_ps();
-      for (int64_t i = 0; i < dim; i += 32) sum[j] = _mm512_dpbf16_ps(sum[j], load(query + i), load(key + i));
-    }
-    _mm_storeu_ps(&scores[s], _mm_mul_ps(sums(sum[0], sum[1], sum[2], sum[3]), _mm_set1_ps(scaling)));
-  }
+// e^(x - the greatest) of the first `length` of `padded` scores, in place and 0 in the others; returns 1 / their sum.
+float exponentials(float* scores, int64_t length, int64_t padded) {
   for (int64_t s = length; s < padded; ++s) scores[s] = -INFINITY;
   __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-  for (int64_t s = 0; s < padded; s += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(&scores[s]));
+  for (int64_t s = 0; s < padded; s += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(scores + s));
   const __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(top));
   for (int64_t s = 0; s < padded; s += 16) {
-    const __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(&scores[s]), best));
-    _mm512_storeu_ps(&scores[s], e);
+    const __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + s), best));
+    _mm512_storeu_ps(scores + s, e);
     total = _mm512_add_ps(total, e);
   }
-  const __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-  __m512 sum[16];
-  for (int64_t i = 0; i < dim / 16; ++i) sum[i] = _mm512_setzero_ps();
-  for (int64_t s = 0; s < length; ++s) {
-    const __m512 weight = _mm512_set1_ps(scores[s]);
-    for (int64_t i = 0; i < dim / 16; ++i)
-      sum[i] = _mm512_fmadd_ps(weight, load_bf16(values + s * dim + 16 * i), sum[i]);
+  return 1.0f / _mm512_reduce_add_ps(total);
+}
+
+// R queries `[R, dim]` against keys and values `[capacity, dim]`, of which query r sees the first length[r]; dim is a
+// multiple of 32. Keys and values are read once for all queries, and fetched before: they lie in pieces too short for the
+// processor to foresee. Result r goes to to(r).
+template <int R, typename To>
+void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values, const int64_t* length, int64_t dim,
+            float scaling, std::vector<float>& scores, const To& to) {
+  const int64_t shortest = *std::min_element(length, length + R), longest = *std::max_element(length, length + R);
+  const int64_t padded = (longest + 15) / 16 * 16;
+  scores.resize(std::max<int64_t>(scores.size(), R * padded));
+  const auto fetch = [&](const BFloat16* from, int64_t begin, int64_t end) {
+    for (int64_t i = begin * dim; i < std::min(end, longest) * dim; i += 32)
+      _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
+  };
+  const __m128 scale = _mm_set1_ps(scaling);
+  fetch(keys, 0, kKeysAhead);
+  for (int64_t s = 0; s < longest; s += 4) {
+    fetch(keys, s + kKeysAhead, s + kKeysAhead + 4);
+    fetch(values, s, s + 4);
+    multiply_tile<R, Fetch::kNone>(
+        query, keys + s * dim, dim,
+        [&](int r, __m128 y) { _mm_storeu_ps(&scores[r * padded + s], _mm_mul_ps(y, scale)); }, 0);
   }
-  for (int64_t i = 0; i < dim / 16; ++i) store_bf16(out + 16 * i, _mm512_mul_ps(sum[i], scale));
+  float share[R];
+  for (int r = 0; r < R; ++r) share[r] = exponentials(&scores[r * padded], length[r], padded);
+  for (int64_t i = 0; i < dim; i += 32) {
+    __m512 left[R], right[R];
+    for (int r = 0; r < R; ++r) left[r] = right[r] = _mm512_setzero_ps();
+    const auto add = [&](int r, int64_t s) {
+      const __m512 weight = _mm512_set1_ps(scores[r * padded + s]);
+      left[r] = _mm512_fmadd_ps(weight, load_bf16(values + s * dim + i), left[r]);
+      right[r] = _mm512_fmadd_ps(weight, load_bf16(values + s * dim + i + 16), right[r]);
+    };
+    for (int64_t s = 0; s < shortest; ++s) {
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) add(r, s);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+      for (int64_t s = shortest; s < length[r]; ++s) add(r, s);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      store_bf16(to(r) + i, _mm512_mul_ps(left[r], _mm512_set1_ps(share[r])));
+      store_bf16(to(r) + i + 16, _mm512_mul_ps(right[r], _mm512_set1_ps(share[r])));
+    }
+  }
 }
 
 // Rows `from` `[R, K]` times weight `[N, K]` to `to` `[R, N]`, each thread its share of N.
@@ -247,25 +282,30 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
   check(frequencies, at::kFloat, "frequencies");
   for (const Tensor& weight : weights) check(weight, at::kBFloat16, "a weight");
   const int64_t layers = keys.size(), kv_heads = keys[0].size(1), capacity = keys[0].size(2), dim = keys[0].size(3);
+  TORCH_CHECK(capacity % 4 == 0, "keys of ", capacity, " positions: attention reads four at a time");
   const int64_t width = x.size(1), inner = weights[kGate].size(0);
   const int64_t q_size = heads * dim, kv_size = kv_heads * dim, projected = q_size + 2 * kv_size;
   const int64_t* place = slots.const_data_ptr<int64_t>();
   std::vector<float> cosine(rows * dim / 2), sine(rows * dim / 2);
+  const int64_t batch = rows / tokens, group = heads / kv_heads, queries = tokens * group;  // of a row and a head of keys
+  const int64_t tiles = (queries + kTile - 1) / kTile;
   const bool few = rows <= kFewRows;
   std::vector<BFloat16> normed_by_all(few ? 0 : rows * width);
   float* state = x.mutable_data_ptr<float>();
   BFloat16* feature = features.mutable_data_ptr<BFloat16>();
   const int64_t feature_size = features.size(1);
   Tensor qkv_buffer = at::empty({rows, projected}, x.options());
+  Tensor query_buffer = at::empty({rows, q_size}, x.options().dtype(at::kBFloat16));  // `[B, kv_heads, queries, D]`
   Tensor attended_buffer = at::empty({rows, q_size}, x.options().dtype(at::kBFloat16));
   Tensor inner_buffer = at::empty({rows, inner}, x.options().dtype(at::kBFloat16));
   float* qkv = qkv_buffer.mutable_data_ptr<float>();
+  BFloat16* query = query_buffer.mutable_data_ptr<BFloat16>();
   BFloat16 *attended = attended_buffer.mutable_data_ptr<BFloat16>(), *mlp = inner_buffer.mutable_data_ptr<BFloat16>();
 
 #pragma omp parallel num_threads(at::get_num_threads())
   {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    std::vector<BFloat16> normed_by_one(few ? rows * width : 0), query(dim);
+    std::vector<BFloat16> normed_by_one(few ? rows * width : 0);
     std::vector<float> scores;
     BFloat16* normed = few ? normed_by_one.data() : normed_by_all.data();
     const auto normalise = [&](const Tensor& weight) {  // of few rows every thread all: cheaper than a barrier
@@ -305,20 +345,32 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
                  [&](int r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
       }
 #pragma omp barrier
-      for (int64_t unit = thread; unit < rows * kv_heads; unit += threads) {
-        const int64_t r = unit / kv_heads, head = unit % kv_heads;
-        const int64_t slot = ((r / tokens * kv_heads + head) * capacity + place[r]) * dim;
-        const float* key = qkv + r * projected + q_size + head * dim;
-        rotate(key, &cosine[r * dim / 2], &sine[r * dim / 2], dim, k_cache + slot);
-        for (int64_t i = 0; i < dim; i += 16) store_bf16(v_cache + slot + i, _mm512_loadu_ps(key + kv_size + i));
+      for (int64_t unit = thread; unit < rows * (heads + kv_heads); unit += threads) {  // turn queries and keys
+        const int64_t r = unit / (heads + kv_heads), head = unit % (heads + kv_heads), b = r / tokens;
+        const float* from = qkv + r * projected + head * dim;
+        const float *c = &cosine[r * dim / 2], *s = &sine[r * dim / 2];
+        if (head < heads) {
+          const int64_t to = ((b * kv_heads + head / group) * tokens + r % tokens) * group + head % group;
+          rotate(from, c, s, dim, query + to * dim);
+        } else {
+          const int64_t slot = ((b * kv_heads + head - heads) * capacity + place[r]) * dim;
+          rotate(from, c, s, dim, k_cache + slot);
+          for (int64_t i = 0; i < dim; i += 16) store_bf16(v_cache + slot + i, _mm512_loadu_ps(from + kv_size + i));
+        }
       }
 #pragma omp barrier
-      for (int64_t unit = thread; unit < rows * heads; unit += threads) {
-        const int64_t r = unit / heads, head = unit % heads;
-        rotate(qkv + r * projected + head * dim, &cosine[r * dim / 2], &sine[r * dim / 2], dim, query.data());
-        const int64_t first = (r / tokens * kv_heads + head / (heads / kv_heads)) * capacity * dim;
-        attend(query.data(), k_cache + first, v_cache + first, place[r] + 1, dim, scaling, scores,
-               attended + r * q_size + head * dim);
+      for (int64_t unit = thread; unit < batch * kv_heads * tiles; unit += threads) {
+        const int64_t of = unit / tiles, tile = unit % tiles, b = of / kv_heads, head = of % kv_heads * group;
+        const int64_t first = queries * tile / tiles, many = queries * (tile + 1) / tiles - first;
+        int64_t length[kTile];
+        for (int64_t r = 0; r < many; ++r) length[r] = place[b * tokens + (first + r) / group] + 1;
+        of_size(many, [&](auto size) {
+          attend<size>(query + (of * queries + first) * dim, k_cache + of * capacity * dim, v_cache + of * capacity * dim,
+                       length, dim, scaling, scores, [&](int r) {
+                         const int64_t row = b * tokens + (first + r) / group;
+                         return attended + row * q_size + (head + (first + r) % group) * dim;
+                       });
+        });
       }
 #pragma omp barrier
       add_product(attended, weight[kAttentionOut]);

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 REFUSED, UNWRITABLE, LOST = 2, 3, 4  # exit codes with a last line that begins with ERROR
 ERROR = "error: "
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
+ANSWER_S = 1.0  # for a process to say where it is and end
 LEASHED = "leashed"  # what this file starts itself with, once for each process
 DEATHS: dict[int, str] = {
     signal.SIGKILL: "killed by SIGKILL - perhaps for want of memory",
@@ -97,11 +99,14 @@ def _say_why(codes: Mapping[int, int], number: int) -> int:
 
 
 def _ask_where_they_are(*_: Any) -> None:
-    """Pass on the question to the processes: their faulthandlers answer."""
+    """Pass on the question to the processes: their faulthandlers answer, one after another, for they share a stream."""
     import psutil
 
     for process in psutil.Process().children():
         process.send_signal(signal.SIGABRT)
+        deadline = time.monotonic() + ANSWER_S
+        while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 def _become(command: Sequence[str], parent: int) -> None:
