@@ -25,7 +25,7 @@ LAYERS = [
     "commands",
     "__main__",
 ]
-BESIDE = {"distill": "models", "__init__": "decoding"}  # the layer each of these counts as
+BESIDE = {"distill": "decoding", "__init__": "decoding"}  # the layer each of these counts as
 
 
 def layer_of(module: str) -> int | None:

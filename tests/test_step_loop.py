@@ -232,7 +232,7 @@ def profiled(run):
 
 
 @pytest.mark.parametrize(
-    ("method", "most"), [("autoregressive", 57), ("draft", 175), ("head", 430), ("ngram", 135), ("composite", 212)]
+    ("method", "most"), [("autoregressive", 41), ("draft", 147), ("head", 400), ("ngram", 105), ("composite", 183)]
 )
 def test_the_profiler_sees_no_step_wait_and_every_step_start_the_same_operators(method, most, folder):
     """On a CPU, over buffers that stay where they are, as steps are captured on a GPU; gamma 3, the head's target a
@@ -265,14 +265,13 @@ def static_step(target, make):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_profiler_sees_a_whole_call_wait_as_often_however_many_steps_it_takes(method, folder, recorder):
-    """Steps are heard of by their reports alone. A call looks at the ids of its prompts, which lie on the host, and in
-    the end at two counters."""
+    """Steps are heard of by their reports alone. A call looks at the ids of its prompts, which lie on the host."""
     target, make = models(method, folder)
     proposer, calls = make(), []
     decode(target, proposer, SAMPLINGS[1], new=30)  # captures
     for new in (30, 15):
         waits, _ = profiled(lambda: calls.append(decode(target, proposer, SAMPLINGS[1], new=new)[-1]))  # noqa: B023
-        assert waits == 2 * len(PROMPTS) + 2 * (proposer is not None)
+        assert waits == 2 * len(PROMPTS)
     assert len(calls[0].step_s) > len(calls[1].step_s)
 
 

@@ -113,7 +113,8 @@ class SpeculativeStep:
         chances = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0]  # [B, gamma]
         state.check(chances)
         room = torch.arange(self.num_draft_tokens, device=chances.device) < state.remaining[:, None] - 1
-        draft_probs = draft_probs * room[:, :, None]  # undraft the rest: a step emits one token more than it accepts
+        if not state.all_have_room(self.num_draft_tokens):  # a step emits one token more than it accepts
+            draft_probs = draft_probs * room[:, :, None]  # undraft the rest
 
         # What the last step wrote too much is rolled back.
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
@@ -138,8 +139,8 @@ def _verifier(verification: str | Verifier) -> Verifier:
 
 def _emission(draft_tokens: torch.Tensor, verdict: Verification) -> tuple[torch.Tensor, torch.Tensor]:
     """The accepted tokens with the resampled or bonus token behind them `[B, gamma+1]`, and how many count `[B]`."""
-    tokens = torch.nn.functional.pad(draft_tokens, (0, 1))
-    tokens = tokens.scatter(1, verdict.num_accepted[:, None], verdict.next_token[:, None])
+    behind = verdict.next_token[:, None]
+    tokens = torch.cat([draft_tokens, behind], dim=1).scatter_(1, verdict.num_accepted[:, None], behind)
     return tokens, verdict.num_accepted + 1
 
 
@@ -148,33 +149,26 @@ class _Counters:
 
     def __init__(self, num_draft_tokens: int, device: torch.device):
         self.position = torch.arange(num_draft_tokens, device=device)
-        self.steps = torch.zeros((), dtype=torch.int64, device=device)
-        self.drafted = torch.zeros_like(self.steps)
-        self.tested = torch.zeros_like(self.position)
-        self.accepted = torch.zeros_like(self.position)
+        # Steps; tokens drafted, tested and accepted, each by position.
+        self.counts = torch.zeros(1 + 3 * num_draft_tokens, dtype=torch.int64, device=device)
 
     def restart(self) -> None:
-        for counter in (self.steps, self.drafted, self.tested, self.accepted):
-            counter.zero_()
+        self.counts.zero_()
 
     def add(
         self,
         proposed: torch.Tensor,  # [B, gamma], drafted
         room: torch.Tensor,  # [B, gamma], where a draft token can be of use
         verdict: Verification,
-        num_emitted: torch.Tensor,  # [B], 0 for a row that was done before
+        num_emitted: torch.Tensor,  # [B], 0 for a row that was done before; a stop token ends what counts
     ) -> None:
         active = (num_emitted > 0)[:, None]
-        emitted = self.position < num_emitted[:, None]  # a stop token ends what counts
-        accepted = emitted & (self.position < verdict.num_accepted[:, None])
-        tested = emitted & proposed & room & (self.position <= verdict.num_accepted[:, None])
-        self.steps += active.sum()
-        self.drafted += (proposed & active).sum()
-        self.tested += tested.sum(dim=0)
-        self.accepted += accepted.sum(dim=0)
+        tested = proposed & room & (self.position < (verdict.num_accepted + 1).minimum(num_emitted)[:, None])
+        accepted = self.position < verdict.num_accepted.minimum(num_emitted)[:, None]
+        self.counts += torch.cat([active, proposed & active, tested, accepted], dim=1).sum(dim=0)
 
     def write_into(self, result: DecodeResult) -> None:
-        result.steps = int(self.steps)
-        result.drafted = int(self.drafted)
-        result.tested_by_position = self.tested.tolist()
-        result.accepted_by_position = self.accepted.tolist()
+        result.steps, *counts = self.counts.tolist()
+        gamma = len(self.position)
+        result.drafted = sum(counts[:gamma])
+        result.tested_by_position, result.accepted_by_position = counts[gamma : 2 * gamma], counts[2 * gamma :]

@@ -66,6 +66,7 @@ class DecodeState:
         self.longest_prompt = self.longest = max(map(len, prompts))  # `longest` as the host last saw it
         self.max_length = self.longest  # a bound the host knows without asking the device
         self.left = max_new_tokens  # the most tokens that an unfinished row may still emit, as the host last saw it
+        self.owed = [max_new_tokens] * self.batch_size  # the same of every row, whether it is finished or not
         self.prompt_lengths.copy_(torch.tensor([len(prompt) for prompt in prompts]))
         self.lengths.copy_(self.prompt_lengths)
         self.ends.copy_(self.prompt_lengths + max_new_tokens)
@@ -98,6 +99,13 @@ class DecodeState:
     def remaining(self) -> torch.Tensor:  # [B]
         """Tokens that each row may still emit."""
         return self.ends - self.lengths
+
+    def all_have_room(self, num_tokens: int) -> bool:
+        """Whether the host knows that every row may still emit more than `num_tokens` tokens, or is done.
+
+        It does without waiting where it sees the end of each step before it begins the next.
+        """
+        return self.reading_is_free and all(owed > num_tokens for owed in self.owed if owed)
 
     def last_tokens(self, count: int) -> torch.Tensor:  # [B, count]
         """The last `count` tokens of each row."""
@@ -142,6 +150,7 @@ class DecodeState:
                 "check the weights, or load them in float32"
             )
         self.emitted.append(emitted)
+        self.owed = [owed - new for owed, new in zip(self.owed, emitted, strict=True)]
         self.max_length = self.longest
         return self.left == 0
 

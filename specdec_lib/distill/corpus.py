@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from specdec_lib.decoding.sampling import draw
 from specdec_lib.models.runner import LanguageModel
 
 CONVERSATION_TOKENS = 448
@@ -104,21 +105,6 @@ class _Conversations:
                     self.turn_tokens[row] = 0
             tokens.append(token)
         return tokens, free
-
-
-def draw(probs: torch.Tensor, generator: torch.Generator, block: int = 256) -> torch.Tensor:  # [B]
-    """One token a row from `probs` `[B, V]` by inversion: first the block of the vocabulary, then the token within.
-
-    `torch.multinomial` draws a random number for every token of the vocabulary, which costs more than the forward pass.
-    """
-    blocks = probs.unflatten(-1, (-1, block))  # [B, V / block, block]
-    ends = blocks.sum(-1).cumsum(-1)
-    u = torch.rand(len(probs), 1, generator=generator) * ends[:, -1:]
-    chosen = torch.searchsorted(ends, u, right=True).clamp_max(ends.shape[1] - 1)  # [B, 1]
-    rest = u - (ends.gather(1, chosen) - blocks.sum(-1).gather(1, chosen))
-    within = blocks.gather(1, chosen[..., None].expand(-1, 1, block))[:, 0].cumsum(-1)  # [B, block]
-    token = torch.searchsorted(within, rest.clamp_min(0), right=True).clamp_max(block - 1)
-    return (chosen * block + token)[:, 0]
 
 
 @torch.inference_mode()

@@ -28,9 +28,8 @@ namespace {
 constexpr int kFewRows = 32;  // so many are normalised by every thread for itself
 constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate; or queries
 
-// Weights are fetched before they are needed: far ahead, in the order of memory and past the larger caches, as long as
-// memory is what the product waits for; else, with many input rows, only the next four weight rows.
-enum class Fetch { kNone, kNear, kFar };
+// Weights are fetched before they are needed: far ahead, in the order of memory and past the larger caches. Tiles share
+// that, so that memory delivers evenly while they compute.
 constexpr int64_t kFarBytes = 8192;
 constexpr int64_t kKeysAhead = 32;  // attention fetches keys so many positions before it reads them
 
@@ -43,19 +42,15 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each
 }
 
 // out(r, 0..3) of R input rows `x` with four weight rows `w`; `k` numbers of each, a multiple of 32.
-template <int R, Fetch kFetch, typename Out>
-inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const Out& out, int row) {
+template <int R, int kLines, typename Out>
+inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const Out& out, int row, const char* ahead = nullptr) {
   __m512 sum[R][4];
   for (auto& of_row : sum)
     for (auto& s : of_row) s = _mm512_setzero_ps();
   for (int64_t i = 0; i < k; i += 32) {
     __m512bh w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
     asm("" : "+v"(w0), "+v"(w1), "+v"(w2), "+v"(w3));  // else GCC loads them again for every input row
-    for (int j = 0; j < 4; ++j) {
-      if (kFetch == Fetch::kNear) _mm_prefetch(reinterpret_cast<const char*>(w + (4 + j) * k + i), _MM_HINT_T0);
-      if (kFetch == Fetch::kFar)
-        _mm_prefetch(reinterpret_cast<const char*>(w + 4 * i + 32 * j) + kFarBytes, _MM_HINT_NTA);
-    }
+    for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, _MM_HINT_NTA);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const __m512bh v = load(x + r * k + i);
@@ -82,23 +77,21 @@ inline void of_size(int rows, const With& with) {
   }
 }
 
-template <Fetch kFetch, typename Out>
-inline void multiply_rows(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out, int row) {
-  of_size(rows, [&](auto size) { multiply_tile<size, kFetch>(x, w, k, out, row); });
-}
-
 // All `rows` input rows with four weight rows, which stay in the first-level cache between tiles of about equal size.
 template <typename Out>
 inline void multiply(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out) {
   const int tiles = (rows + kTile - 1) / kTile;
-  if (tiles <= 2)
-    multiply_rows<Fetch::kFar>(x, rows / tiles, w, k, out, 0);
-  else
-    multiply_rows<Fetch::kNear>(x, rows / tiles, w, k, out, 0);
-  for (int tile = 1, row = rows / tiles; tile < tiles; ++tile) {
-    const int next = rows * (tile + 1) / tiles;
-    multiply_rows<Fetch::kNone>(x + row * k, next - row, w, k, out, row);
-    row = next;
+  const char* ahead = reinterpret_cast<const char*>(w) + kFarBytes;
+  if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, 4>(x, w, k, out, 0, ahead); });
+  const int lines = tiles < 4 ? 2 : 1;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int row = rows * tile / tiles, next = rows * (tile + 1) / tiles;
+    const BFloat16* from = x + row * k;
+    of_size(next - row, [&](auto size) {
+      if (tile * lines >= 4) return multiply_tile<size, 0>(from, w, k, out, row);
+      if (lines == 2) return multiply_tile<size, 2>(from, w, k, out, row, ahead + tile * 4 * k);
+      multiply_tile<size, 1>(from, w, k, out, row, ahead + tile * 2 * k);
+    });
   }
 }
 
@@ -161,7 +154,7 @@ void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values,
   for (int64_t s = 0; s < longest; s += 4) {
     fetch(keys, s + kKeysAhead, s + kKeysAhead + 4);
     fetch(values, s, s + 4);
-    multiply_tile<R, Fetch::kNone>(
+    multiply_tile<R, 0>(
         query, keys + s * dim, dim,
         [&](int r, __m128 y) { _mm_storeu_ps(&scores[r * padded + s], _mm_mul_ps(y, scale)); }, 0);
   }

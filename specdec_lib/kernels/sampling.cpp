@@ -56,28 +56,46 @@ int64_t greatest(const float* scores, int64_t n, float& value) {
   return 0;
 }
 
-double sum(const float* x, int64_t n) {
+namespace {
+
+struct Weights {  // as they are
+  const float* p;
+  float operator[](int64_t i) const { return p[i]; }
+  __m256 eight(int64_t i) const { return _mm256_loadu_ps(p + i); }
+};
+
+struct Residual {  // max(0, p - q)
+  const float *p, *q;
+  float operator[](int64_t i) const { return std::max(0.0f, p[i] - q[i]); }
+  __m256 eight(int64_t i) const {
+    return _mm256_max_ps(_mm256_sub_ps(_mm256_loadu_ps(p + i), _mm256_loadu_ps(q + i)), _mm256_setzero_ps());
+  }
+};
+
+template <typename W>
+double sum(const W& weights, int64_t begin, int64_t end) {
   __m512d even = _mm512_setzero_pd(), odd = _mm512_setzero_pd();
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    even = _mm512_add_pd(even, _mm512_cvtps_pd(_mm256_loadu_ps(x + i)));
-    odd = _mm512_add_pd(odd, _mm512_cvtps_pd(_mm256_loadu_ps(x + i + 8)));
+  int64_t i = begin;
+  for (; i + 16 <= end; i += 16) {
+    even = _mm512_add_pd(even, _mm512_cvtps_pd(weights.eight(i)));
+    odd = _mm512_add_pd(odd, _mm512_cvtps_pd(weights.eight(i + 8)));
   }
   double total = _mm512_reduce_add_pd(_mm512_add_pd(even, odd));
-  for (; i < n; ++i) total += x[i];
+  for (; i < end; ++i) total += weights[i];
   return total;
 }
 
-// The index at which the cumulative sum of `weights`, in double, passes `uniform` in [0, 1) of its total: never one of
-// weight 0, unless all are.
-int64_t invert(const float* weights, int64_t n, double uniform) {
+// The index at which the cumulative sum of n weights, in double, passes `uniform` in [0, 1) of its total: never one of
+// weight 0; -1 if all are.
+template <typename W>
+int64_t inverted(const W& weights, int64_t n, double uniform) {
   std::vector<double> ends((n + kBlock - 1) / kBlock);
   double total = 0;
   for (size_t b = 0; b < ends.size(); ++b)
-    ends[b] = total += sum(weights + b * kBlock, std::min<int64_t>(kBlock, n - b * kBlock));
+    ends[b] = total += sum(weights, b * kBlock, std::min<int64_t>(n, (b + 1) * kBlock));
   const double point = std::min(uniform * total, std::nextafter(total, 0.0));  // below the total even if rounded up
   const size_t block = std::upper_bound(ends.begin(), ends.end(), point) - ends.begin();
-  if (block == ends.size()) return n - 1;  // nothing to draw from
+  if (block == ends.size()) return -1;
   double cumulative = block ? ends[block - 1] : 0;
   int64_t last = n - 1;  // the rounding of the block's sum may leave the point behind all of its tokens
   for (int64_t i = block * kBlock; i < std::min<int64_t>(n, (block + 1) * kBlock); ++i) {
@@ -86,6 +104,14 @@ int64_t invert(const float* weights, int64_t n, double uniform) {
     if (cumulative > point) break;
   }
   return last;
+}
+
+}  // namespace
+
+// The same of an array; the last index if all weights are 0.
+int64_t invert(const float* weights, int64_t n, double uniform) {
+  const int64_t index = inverted(Weights{weights}, n, uniform);
+  return index < 0 ? n - 1 : index;
 }
 
 // softmax(logits / temperature) of each row of `logits` `[R, V]` float32, at temperature 0 a one-hot of the largest; all
@@ -149,7 +175,6 @@ std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, con
   const int64_t* token = drafted.const_data_ptr<int64_t>();
   int64_t *accepted = num_accepted.mutable_data_ptr<int64_t>(), *behind = next.mutable_data_ptr<int64_t>();
   at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> residual(n);
     for (int64_t r = begin; r < end; ++r) {
       int64_t position = 0;
       for (; position < gamma; ++position) {
@@ -160,15 +185,8 @@ std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, con
       }
       accepted[r] = position;
       const float *of_target = p + (r * (gamma + 1) + position) * n, *of_draft = q + (r * gamma + position) * n;
-      bool left = false;
-      if (position < gamma) {
-        for (int64_t i = 0; i < n; ++i) {
-          const float difference = of_target[i] - of_draft[i];
-          residual[i] = difference > 0 ? difference : 0;
-          left |= difference > 0;
-        }
-      }
-      behind[r] = invert(left ? residual.data() : of_target, n, number[r]);
+      const int64_t resampled = position < gamma ? inverted(Residual{of_target, of_draft}, n, number[r]) : -1;
+      behind[r] = resampled < 0 ? invert(of_target, n, number[r]) : resampled;
     }
   });
   return {num_accepted, next};
