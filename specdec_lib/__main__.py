@@ -137,7 +137,12 @@ def _add_comparisons(parsers: Commands) -> None:
     peers.add_argument("--new-tokens", type=_positive, metavar="N", default=128, help="for each prompt (default: 128)")
     peers.add_argument("--repetitions", type=_positive, metavar="N", default=3, help="of everything (default: 3)")
     peers.add_argument(
-        "--gammas", type=_positive, nargs="*", metavar="N", default=[], help="draft tokens (default: the headline's)"
+        "--gammas",
+        type=_positive,
+        nargs="*",
+        metavar="N",
+        default=[],
+        help="draft tokens (default: the headline's); lookup also copies 10",
     )
     peers.set_defaults(command=commands.bench_peers)
     install = parsers.add_parser(

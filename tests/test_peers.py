@@ -105,7 +105,7 @@ def test_an_engine_that_fails_leaves_a_row_and_the_others_go_on(params, tmp_path
     assert (failed.engine, failed.method) == ("specdec_lib", "autoregressive")
     assert failed.error == "RuntimeError: no such luck"
     assert "failed: specdec_lib autoregressive" in capsys.readouterr().out
-    assert (rows["status"] == "ok").sum() == 7 * 2
+    assert (rows["status"] == "ok").sum() == 8 * 2
     table = peers.target_table(rows, tmp_path)
     assert (table["measured"] == "–").sum() >= 3
 
@@ -178,8 +178,10 @@ def test_an_installed_engine_joins_with_every_method(params, worker, monkeypatch
     assert [(way.method, way.engine_version) for way in ways] == [
         ("autoregressive", "1.2"),
         ("ngram", "1.2"),
+        ("ngram", "1.2"),
         ("draft", "unknown"),
     ]
+    assert [way.num_draft_tokens for way in ways] == [None, 4, 10, 4], "lookup copies as much as its documentation says"
     with pytest.raises(RuntimeError, match="no drafts here"):
         ways[-1].decode(torch.tensor([1]), 4, GREEDY, 0)
 
@@ -283,7 +285,7 @@ def test_the_cost_of_five_tokens_comes_from_the_step_costs_of_the_study(tmp_path
 def test_the_report_has_its_tables_and_a_figure(params, folder):
     rows = read_peers(folder)
     peers.write_peer_lines(folder, peers.peer_lines(rows))
-    assert len(pd.read_parquet(folder / peers.FILE)) == 16
+    assert len(pd.read_parquet(folder / peers.FILE)) == 18
     page = report.make_peers(params, folder)
     text = page.read_text(encoding="utf-8")
     assert "not installed" in text

@@ -62,6 +62,11 @@ def same_draft_pair(pair: Pair) -> Pair:
     return load_pair(PLAIN_PAIR, device=pair.target.device.type, dtype=str(pair.target.dtype).removeprefix("torch."))
 
 
+def lookup_gammas(gammas: Sequence[int]) -> list[int]:
+    """How many tokens are copied at a time, by any engine: copying is cheap, and pays with more than a model drafts."""
+    return sorted({*gammas, LOOKUP_TOKENS})
+
+
 def our_ways(pair: Pair, plain: Pair, gammas: Sequence[int]) -> list[Way]:
     """The baseline, and every proposer with every gamma; those that draft also with the draft that others share."""
 
@@ -69,8 +74,8 @@ def our_ways(pair: Pair, plain: Pair, gammas: Sequence[int]) -> list[Way]:
         return Way(OURS, version("specdec_lib"), method, here.name, draft_id, gamma, _ours(here, method, gamma))
 
     ways = [way(pair, AUTOREGRESSIVE, None, None)]
+    ways += [way(pair, "ngram", NGRAM, gamma) for gamma in lookup_gammas(gammas)]
     for gamma in gammas:
-        ways.append(way(pair, "ngram", NGRAM, gamma))
         for here in [pair] if plain is pair else [pair, plain]:
             ways += [way(here, method, here.draft_id, gamma) for method in ("draft", "composite")]
     return ways

@@ -10,7 +10,7 @@ import torch
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.measure.peer_engines import AUTOREGRESSIVE, NGRAM, Decode, Way
+from specdec_lib.measure.peer_engines import AUTOREGRESSIVE, NGRAM, Decode, Way, lookup_gammas
 from specdec_lib.measure.peer_install import PEERS, PeerWorker, environment, installed
 from specdec_lib.measure.peer_llama import ENGINE as LLAMA
 from specdec_lib.measure.peer_llama import llama_model
@@ -35,7 +35,8 @@ def installed_ways(
         context: the most tokens of prompt and output together.
     """
     settings: list[tuple[str, str | None, int | None]] = [(AUTOREGRESSIVE, None, None)]
-    settings += [(method, name, g) for g in gammas for method, name in (("ngram", NGRAM), ("draft", plain.draft_id))]
+    settings += [("ngram", NGRAM, gamma) for gamma in lookup_gammas(gammas)]
+    settings += [("draft", plain.draft_id, gamma) for gamma in gammas]
     ways = []
     for engine in filter(installed, PEERS):
         for method, draft_id, gamma in settings:

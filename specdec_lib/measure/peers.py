@@ -7,8 +7,9 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from specdec_lib.measure.peer_engines import (
     Way,
     draft_checkpoint,
     load_draft,
+    lookup_gammas,
     our_ways,
     same_draft_pair,
     transformers_ways,
@@ -66,6 +68,7 @@ def run_peers(
 
     Batch 1, a fixed output length, stop tokens off. All engines are loaded before the first is timed, each is warmed
     up, and none runs while another is timed. On each prompt they follow one another in a new order at every repetition.
+    The file is written again after every prompt, so that a run that is ended has what came before.
 
     Args:
         num_prompts: how many prompts of the study's prompt set; None takes all.
@@ -88,10 +91,11 @@ def run_peers(
         ways += transformers_ways(plain, load_draft(plain, draft), chosen)
         if params.device == "cpu":
             target = str(embedded_target()) if plain.name in EMBEDDED_DRAFTS else plain.target_id
-            context = max(len(ids) for _, ids in prompts) + new_tokens + max(chosen) + 1
+            context = max(len(ids) for _, ids in prompts) + new_tokens + max(lookup_gammas(chosen)) + 1
             ways += installed_ways(plain, target, draft, chosen, context, stack)
-        rows = _Run(params, pair, ways, prompts, new_tokens).rows(repetitions)
-    return _write(rows, folder)
+        for rows in _Run(params, pair, ways, prompts, new_tokens).rows(repetitions):
+            _write(rows, folder)
+    return read_peers(folder)
 
 
 class _Run:
@@ -116,25 +120,24 @@ class _Run:
             "top_p": params.top_p,
         }
 
-    def rows(self, repetitions: int) -> list[Row]:
-        """Everything, interleaved: for each temperature and prompt the ways side by side, in a new order each time."""
-        rows = []
-        count = len(self.params.temperatures) * repetitions * len(self.prompts)
-        progress = tqdm(total=count, unit="round", disable=not sys.stderr.isatty())
-        for temperature in self.params.temperatures:
-            sampling = SamplingConfig(temperature, self.params.top_k, self.params.top_p)
+    def rows(self, repetitions: int) -> Iterator[list[Row]]:
+        """All rows so far, after every prompt.
+
+        For each prompt and temperature the ways stand side by side, in a new order each time.
+        """
+        rows: list[Row] = []
+        samplings = [SamplingConfig(t, self.params.top_k, self.params.top_p) for t in self.params.temperatures]
+        for sampling in samplings:
             for way in self._able(sampling):
                 warm = self._row(way, sampling, 0, *self.prompts[0], min(WARM_UP_TOKENS, self.new_tokens))
                 rows += [warm] * (warm["status"] == "failed")
-            for prompt, ids in self.prompts:
-                for repetition in range(repetitions):
-                    order = self._able(sampling)
-                    random.Random(f"{self.params.seed} {prompt.id} {temperature} {repetition}").shuffle(order)
-                    gc.collect()
-                    rows += [self._row(way, sampling, repetition, prompt, ids, self.new_tokens) for way in order]
-                    progress.update()
-        progress.close()
-        return rows
+        for prompt, ids in tqdm(self.prompts, unit="prompt", disable=not sys.stderr.isatty()):
+            for sampling, repetition in product(samplings, range(repetitions)):
+                order = self._able(sampling)
+                random.Random(f"{self.params.seed} {prompt.id} {sampling.temperature} {repetition}").shuffle(order)
+                gc.collect()
+                rows += [self._row(way, sampling, repetition, prompt, ids, self.new_tokens) for way in order]
+            yield rows
 
     def _able(self, sampling: SamplingConfig) -> list[Way]:
         greedy = sampling.temperature == 0
@@ -186,13 +189,12 @@ def _prompts(params: StudyParams, pair: Pair, count: int | None) -> Prompts:
     return list(zip(known, encode_prompts(known, pair.tokenizer, 0), strict=True))
 
 
-def _write(rows: list[Row], folder: Path) -> pd.DataFrame:
+def _write(rows: list[Row], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     table = pa.table({field.name: [row.get(field.name) for row in rows] for field in SCHEMA}, schema=SCHEMA)
     temporary = folder / f"{FILE}.tmp"
     pq.write_table(table, temporary)
     temporary.replace(folder / FILE)
-    return read_peers(folder)
 
 
 def read_peers(folder: Path) -> pd.DataFrame:
