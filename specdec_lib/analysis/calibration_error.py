@@ -50,9 +50,8 @@ class FittedModel:
 def fit(calibration: Calibration, costs: pd.DataFrame, rows: pd.DataFrame, num_draft_tokens: int) -> FittedModel:
     """Fit the engine's overhead at batch 1, the shortest context and one gamma.
 
-    Pieces enter with the lower quartile of their times, as everything in the calibration does: what interrupts one of
-    two passes is no work of a row, and would be multiplied by 128 of them. The baseline's whole calls say how much
-    longer these take on the median.
+    Pieces enter with the lower quartile of their times, as everything in the calibration does: what interrupts a pass
+    is no work of the engine. The baseline's whole calls say how much longer these take on the median.
 
     Args:
         costs: step costs of the machine.

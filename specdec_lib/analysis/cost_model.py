@@ -1,7 +1,8 @@
 """What a decoding step costs: bytes and operations against what a machine can do. Every number here is predicted.
 
 A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
-two small terms that are fitted or assumed: the host's work, and work that each row brings (norms, activations, logits).
+of what the engine adds, which is fitted or assumed to be nothing. That is one number for passes that decode and another
+for passes that verify: behind those others have run, the draft's among them, and left caches as they needed them.
 Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
 Matrix products come from a table measured by number of rows (`calibration`), or from a roofline: the longer of reading
 the weights and multiplying them.
@@ -35,8 +36,8 @@ class Machine:
     calls_per_layer: float
     cache_bytes_per_second: float | None = None  # of cached keys and values, where they are not read like all else
     host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
-    pass_seconds: float = 0.0  # the host's work for a pass of the target
-    row_seconds: float = 0.0  # of each row in a pass of the target, neither product nor attention
+    decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row
+    verify_pass_seconds: float = 0.0  # the same over more than one
     draft_matrix_seconds: MatrixSeconds | None = None  # of a draft's later passes, if a cache holds its weights by then
     draft_pass_seconds: float = 0.0  # the host's work for a pass of the draft; once more for the proposal as a whole
     choose_seconds: float = 0.0  # the host's work in a step of the baseline outside its pass
@@ -44,7 +45,8 @@ class Machine:
 
     def pass_(self, shape: ModelShape, batch: int, tokens: int, context: float) -> float:
         """Seconds of a pass over `tokens` tokens in each of `batch` rows behind `context` tokens, as the target."""
-        return self._bare(shape, batch, tokens, context) + self.pass_seconds + self.row_seconds * batch * tokens
+        added = self.decode_pass_seconds if tokens == 1 else self.verify_pass_seconds
+        return self._bare(shape, batch, tokens, context) + added
 
     def propose(self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2) -> float:
         """Seconds to draft with a model of this shape: the first pass reads `first` tokens a row, the others one."""
@@ -57,7 +59,7 @@ class Machine:
         """Seconds to read prompts of `tokens` tokens, and the output layer for the last of each."""
         layers, output = replace(shape, output_weights=0), replace(shape, layer_weights=0, expert_weights=0)
         reading = self._bare(layers, batch, tokens, tokens / 2)
-        return reading + self.matrix_seconds(output, batch) + self.pass_seconds
+        return reading + self.matrix_seconds(output, batch) + self.decode_pass_seconds
 
     def sampling(self, shape: ModelShape, batch: int, tokens: int) -> float:
         """Seconds of a step outside target and draft, when the target's pass took `tokens` tokens a row."""
@@ -190,24 +192,21 @@ def fitted(
 ) -> Machine:
     """The machine with the engine's overhead, from batch 1, one context, and decoding with one gamma only.
 
-    Five numbers are fitted: the host's work in a pass of the target, of the draft, in a choice and in a verification,
-    and the work of a row. The first two may be negative: an engine that computes a whole pass at once is spared the
-    starts that the products of the calibration, one by one, have paid for.
+    Five numbers are fitted: what the engine adds to a pass of the target that decodes and to one that verifies, to a
+    pass of the draft, to a choice and to a verification. The first three may be negative: an engine that computes a
+    whole pass at once is spared the starts that the products of the calibration, one by one, have paid for.
 
     Args:
         milliseconds: measured cost by model ("target", "draft", "sampling") and number of tokens, at batch 1.
         first: tokens that the draft's first pass reads.
     """
     verified = num_draft_tokens + 1
-    one = milliseconds("target", 1) / 1e3 - machine.pass_(target, 1, 1, context)
-    many = milliseconds("target", verified) / 1e3 - machine.pass_(target, 1, verified, context)
-    row = (many - one) / (verified - 1)
     drafting = milliseconds("draft", num_draft_tokens) / 1e3
     drafting -= machine.propose(draft, 1, num_draft_tokens, context, first)
     return replace(
         machine,
-        pass_seconds=one - row,
-        row_seconds=row,
+        decode_pass_seconds=milliseconds("target", 1) / 1e3 - machine.pass_(target, 1, 1, context),
+        verify_pass_seconds=milliseconds("target", verified) / 1e3 - machine.pass_(target, 1, verified, context),
         draft_pass_seconds=drafting / (num_draft_tokens + 1),
         choose_seconds=milliseconds("sampling", 1) / 1e3 - machine.sampling(target, 1, 1),
         verify_seconds=milliseconds("sampling", verified) / 1e3 - machine.sampling(target, 1, verified),

@@ -19,7 +19,8 @@ def load(
 ) -> tuple[Decode, str]:
     """A decoding function and the version of `xllamacpp`, whose last number is llama.cpp's build.
 
-    Keeps keys and values in float16, llama.cpp's own choice.
+    Keeps keys and values in float16, llama.cpp's own choice. To go on behind a stop token it never emits one, where
+    other engines emit it: their texts part there.
 
     Args:
         target, draft: GGUF files, with matrices in `dtype`.
