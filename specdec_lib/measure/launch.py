@@ -21,7 +21,7 @@ from typing import Any
 REFUSED, UNWRITABLE, LOST = 2, 3, 4  # exit codes with a last line that begins with ERROR
 ERROR = "error: "
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
-ANSWER_S = 1.0  # for a process to say where it is and end
+ANSWER_S = 1.5  # for all processes to say where they are and end
 LEASHED = "leashed"  # what this file starts itself with, once for each process
 DEATHS: dict[int, str] = {
     signal.SIGKILL: "killed by SIGKILL - perhaps for want of memory",
@@ -102,9 +102,10 @@ def _ask_where_they_are(*_: Any) -> None:
     """Pass on the question to the processes: their faulthandlers answer, one after another, for they share a stream."""
     import psutil
 
-    for process in psutil.Process().children():
+    processes = psutil.Process().children()
+    for process in processes:
         process.send_signal(signal.SIGABRT)
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + ANSWER_S / len(processes)
         while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
             time.sleep(0.01)
 

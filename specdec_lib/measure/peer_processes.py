@@ -41,7 +41,7 @@ def installed_ways(
     for engine in filter(installed, PEERS):
         for method, draft_id, gamma in settings:
             home = environment(engine)
-            log = home.parent / f"{engine}-{method}.log"
+            log = home.parent / f"{engine}-{method}-{gamma or 0}.log"
             print(f"loading {engine} {method}", flush=True)
             try:
                 load = {

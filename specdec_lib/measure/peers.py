@@ -103,7 +103,7 @@ class _Run:
 
     def __init__(self, params: StudyParams, pair: Pair, ways: list[Way], prompts: Prompts, new_tokens: int):
         self.params, self.ways, self.prompts, self.new_tokens = params, ways, prompts, new_tokens
-        self.failed: set[tuple[object, ...]] = set()
+        self.failed: set[tuple[object, ...]] = set()  # ways, each at a temperature
         self.facts: Row = {
             "run_id": uuid4().hex[:12],
             "benchmark_version": BENCHMARK_VERSION,
@@ -140,13 +140,14 @@ class _Run:
             yield rows
 
     def _able(self, sampling: SamplingConfig) -> list[Way]:
-        greedy = sampling.temperature == 0
-        return [way for way in self.ways if way.key not in self.failed and (greedy or not way.greedy_only)]
+        temperature = sampling.temperature
+        able = [way for way in self.ways if temperature == 0 or not way.greedy_only]
+        return [way for way in able if (*way.key, temperature) not in self.failed]
 
     def _row(
         self, way: Way, sampling: SamplingConfig, repetition: int, prompt: Prompt, ids: torch.Tensor, new_tokens: int
     ) -> Row:
-        """One call; a failure is a row too, and the last of its way."""
+        """One call; a failure is a row too, and the last of its way at this temperature."""
         seed = random.Random(f"{self.params.seed} {prompt.id} {repetition}").randrange(2**31)
         row = self.facts | {
             "status": "ok",
@@ -176,7 +177,7 @@ class _Run:
         except Exception as error:  # noqa: BLE001 - whatever it is, the others go on without it
             reason = (str(error).strip().splitlines() or [""])[0]
             row |= {"status": "failed", "error": f"{type(error).__name__}: {reason}"}
-            self.failed.add(way.key)
+            self.failed.add((*way.key, sampling.temperature))
             print(f"failed: {way}: {row['error']}", flush=True)
         return row
 
