@@ -182,7 +182,7 @@ def test_an_installed_engine_joins_with_every_method(params, worker, monkeypatch
         ("ngram", "1.2"),
         ("draft", "unknown"),
     ]
-    assert [way.num_draft_tokens for way in ways] == [None, 4, 10, 4], "lookup copies as much as its documentation says"
+    assert [way.num_draft_tokens for way in ways] == [None, 4, 10, 4], "lookup also copies ten"
     with pytest.raises(RuntimeError, match="no drafts here"):
         ways[-1].decode(torch.tensor([1]), 4, GREEDY, 0)
 

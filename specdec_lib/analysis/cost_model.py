@@ -2,7 +2,7 @@
 
 A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
 of what the engine adds, which is fitted or assumed to be nothing. That is one number for passes that decode and another
-for passes that verify: behind those others have run, the draft's among them, and left caches as they needed them.
+for passes that verify: before those the draft has run, and left in the caches what it needed.
 Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
 Matrix products come from a table measured by number of rows (`calibration`), or from a roofline: the longer of reading
 the weights and multiplying them.
@@ -36,7 +36,9 @@ class Machine:
     calls_per_layer: float
     cache_bytes_per_second: float | None = None  # of cached keys and values, where they are not read like all else
     host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
-    decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row
+    decode_pass_seconds: float = (
+        0.0  # what the engine adds to a pass of the target over one token a row, and to a prefill
+    )
     verify_pass_seconds: float = 0.0  # the same over more than one
     draft_matrix_seconds: MatrixSeconds | None = None  # of a draft's later passes, if a cache holds its weights by then
     draft_pass_seconds: float = 0.0  # the host's work for a pass of the draft; once more for the proposal as a whole

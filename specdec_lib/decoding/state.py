@@ -101,7 +101,7 @@ class DecodeState:
         return self.ends - self.lengths
 
     def all_have_room(self, num_tokens: int) -> bool:
-        """Whether the host knows that every row may still emit more than `num_tokens` tokens, or is done.
+        """Whether the host knows that every row may still emit more than `num_tokens` tokens, or has emitted all.
 
         It does without waiting where it sees the end of each step before it begins the next.
         """

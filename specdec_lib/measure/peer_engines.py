@@ -63,7 +63,7 @@ def same_draft_pair(pair: Pair) -> Pair:
 
 
 def lookup_gammas(gammas: Sequence[int]) -> list[int]:
-    """How many tokens are copied at a time, by any engine: copying is cheap, and pays with more than a model drafts."""
+    """How many tokens are copied at a time, but by transformers: copying is cheap, and pays with more than a draft."""
     return sorted({*gammas, LOOKUP_TOKENS})
 
 

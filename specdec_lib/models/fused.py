@@ -14,7 +14,6 @@ import torch
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.models.cache import RaggedStaticCache
 
-MAX_HEAD_DIM = 256
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not change with the length of the text
 LAYER_WEIGHTS = (
     "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -131,5 +130,4 @@ def _is_plain_llama(body: Any) -> bool:
         not (config.attention_bias or config.mlp_bias)
         and all(w.dtype == torch.bfloat16 and w.device.type == "cpu" and w.is_contiguous() for w in weights)
         and fits_kernels(config.hidden_size, config.intermediate_size, head_dim)
-        and head_dim <= MAX_HEAD_DIM
     )
