@@ -1,7 +1,7 @@
 """A worker that real faults befall: `python faulty_worker.py FAULTS ...`, and then as `specdec_lib.measure.worker`.
 
 FAULTS is JSON: for the name of a cell, what happens to the process when it decodes it; for "machine", what happens when
-it has run all cells and measures the machine.
+it measures the machine, behind one of the blocks.
 """
 
 import ctypes
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from specdec_lib.measure import worker
+from specdec_lib.measure import calibration, worker
 from specdec_lib.measure.blocks import BlockRunner
+from specdec_lib.measure.stopwatch import Rounds
 
 
 def killed():
@@ -61,7 +62,7 @@ def befall(faults):
 
     BlockRunner._decode = decode
     if fault := faults.get("machine"):
-        worker.measure_machine = lambda *_: FAULTS[fault]()
+        calibration.calibration_in_rounds = lambda *_: Rounds([FAULTS[fault]], lambda: None)
 
 
 if __name__ == "__main__":

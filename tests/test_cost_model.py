@@ -17,7 +17,8 @@ from specdec_lib.measure import calibration as calibration_module
 from specdec_lib.measure.calibration import (
     REPEATS,
     Calibration,
-    _matrix_seconds,
+    _matrix_timers,
+    _Repeated,
     attention_rates,
     calibrate,
     read_calibration,
@@ -29,7 +30,6 @@ from specdec_lib.models.shape import ModelShape, known_shape
 
 SHAPE = ModelShape("m", 10**9, 10**8, 0, 0.0, 20, 16, 4, 64, 1024, 50_000)
 DRAFT = ModelShape("d", 10**8, 10**7, 0, 0.0, 2, 16, 4, 64, 1024, 50_000)
-WATCH = Stopwatch(torch.device("cpu"))
 FITTED = ("decode_pass_seconds", "verify_pass_seconds", "draft_pass_seconds", "choose_seconds", "verify_seconds")
 
 
@@ -287,26 +287,28 @@ def test_products_are_timed_into_memory_that_is_used_again():
         made.append(weakref.ref(product))
         return product
 
-    _matrix_seconds([torch.ones(4, 4)] * 3, multiply, (1, 2), WATCH)
+    watch = Stopwatch(torch.device("cpu"))
+    piece = _Repeated(lambda: _matrix_timers([torch.ones(4, 4)] * 3, multiply, (1, 2), watch), watch)
+    for one in piece.rounds:
+        one()
     assert len(made) == 2 * 3 * 2 * REPEATS
 
 
 def test_attention_that_cannot_be_measured_is_null_and_says_why():
     """A toy attends to nothing, so that what its passes differ by is noise; one with few positions has no context."""
-    target = load_pair("toy").target
-    rates = attention_rates(target, WATCH)
-    assert (rates.cache_bytes_per_second is None) == bool(rates.missing)
-    target.context_length = 100
-    assert attention_rates(target, WATCH) == (None, None, "the model has no 580 positions")
+    pair = load_pair("toy")
+    calibration = calibrate(pair, rows=(1, 2))
+    assert (calibration.cache_bytes_per_second is None) == bool(calibration.attention_missing)
+    pair.target.context_length = 100
+    assert calibrate(pair, rows=(1, 2)).attention_missing == "the model has no 580 positions"
 
 
-def test_attention_is_measured_from_what_longer_contexts_cost(monkeypatch):
+def test_attention_is_measured_from_what_longer_contexts_cost():
     """A pass takes 3 ns for each cached token that it reads, 1 ns for each that a token computes with, and 5 ms."""
     target = load_pair("toy").target
     batch = calibration_module.ATTENTION_BATCH
     seconds = {(m, c): 5e-3 + batch * c * (3 + m) * 1e-9 for m in (1, 4) for c in (64, 576)}
-    monkeypatch.setattr(calibration_module, "_pass_seconds", lambda target, watch: seconds)
-    rates, shape = attention_rates(target, WATCH), ModelShape.of(target)
+    rates, shape = attention_rates(target, seconds), ModelShape.of(target)
     assert rates.cache_bytes_per_second == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
     assert rates.operations_per_second == pytest.approx(shape.attention_operations(1) / 1e-9)
 

@@ -49,7 +49,7 @@ def test_each_fault_costs_one_cell_which_says_why_and_the_sweep_goes_on(disturbe
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_after_its_cells_costs_the_machine_s_measurements_only(disturbed):
+def test_a_worker_that_dies_while_it_measures_the_machine_costs_those_measurements_only(disturbed):
     folder, rows = disturbed
     assert read_step_costs(folder).empty
     assert (rows["status"] == "ok").sum() == 2 * (12 - len(REASONS))

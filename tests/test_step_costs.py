@@ -1,15 +1,21 @@
 """The pieces of a step, timed inside the decoding loops."""
 
+from dataclasses import replace
+from functools import partial
+
 import pandas as pd
 import pytest
 import torch
 
 from specdec_lib.analysis.step_table import StepTable
 from specdec_lib.config import load_params
+from specdec_lib.decoding.state import DecodeState
 from specdec_lib.measure import machine, step_costs
-from specdec_lib.measure.calibration import calibrate
+from specdec_lib.measure.blocks import BlockRunner
+from specdec_lib.measure.calibration import calibrate, read_calibration
+from specdec_lib.measure.machine import MachineMeasurement
 from specdec_lib.measure.step_costs import COLUMNS, measure_step_costs, read_step_costs, write_step_costs
-from specdec_lib.measure.team import Team
+from specdec_lib.measure.stopwatch import Rounds
 from specdec_lib.models.pair import load_pair
 
 
@@ -36,14 +42,14 @@ def test_what_is_written_is_read_back(costs, tmp_path):
 
 
 def test_a_point_that_does_not_fit_the_memory_is_left_out(monkeypatch):
-    real = step_costs.speculative_decode
+    real = step_costs.SpeculativeStep
 
-    def too_large(target, proposer, prompts, **options):
-        if len(prompts) > 1:
+    def too_large(target, proposer, verifier, state, *more):
+        if state.batch_size > 1:
             raise torch.OutOfMemoryError("no memory for this")
-        return real(target, proposer, prompts, **options)
+        return real(target, proposer, verifier, state, *more)
 
-    monkeypatch.setattr(step_costs, "speculative_decode", too_large)
+    monkeypatch.setattr(step_costs, "SpeculativeStep", too_large)
     costs = measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=3, repetitions=2)
     target = costs[costs["model"] == "target"]
     assert target[target["batch_size"] == 1]["num_tokens"].tolist() == [1, 2, 3]
@@ -80,10 +86,52 @@ def test_a_context_far_from_all_that_were_measured_is_undefined_and_a_near_one_h
 
 
 def test_the_machine_is_measured_again_only_when_something_else_computes(tmp_path, monkeypatch):
-    params, pair, calls = load_params("smoke"), load_pair("toy"), []
-    small = lambda pair: calls.append(pair) or calibrate(pair, rows=(1, 2))  # noqa: E731
-    monkeypatch.setattr(machine.calibration, "calibrate", small)
-    monkeypatch.setattr(machine, "_step_costs", lambda params, pair: pd.DataFrame(columns=COLUMNS))
-    for source in ("kernels a", "kernels a", "kernels b"):
-        machine.measure_machine(params, pair, tmp_path, source, Team())
-    assert len(calls) == 2
+    runner, written = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy")), []
+    monkeypatch.setattr(machine, "MAX_TOKENS", 2)
+    monkeypatch.setattr(machine.step_costs, "write_step_costs", lambda folder, costs: written.append(costs))
+    for software in ("kernels a", "kernels a", "kernels b"):
+        runner.source = replace(runner.source, software=software)
+        MachineMeasurement(runner).finish()
+    assert len(written) == 2
+
+
+def test_behind_each_block_as_much_of_the_machine_is_measured_as_is_done_of_the_sweep(tmp_path, monkeypatch):
+    """Of calibration and of the costs of a step alike, in parts of a second; the files come at the end."""
+    runner, order = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy")), []
+    costs = Rounds([partial(order.append, f"cost {n}") for n in range(4)], lambda: pd.DataFrame(columns=COLUMNS))
+    known = calibrate(runner.pair, rows=(1, 2))
+    calibrating = Rounds([partial(order.append, f"calibration {n}") for n in range(2)], lambda: known)
+    monkeypatch.setattr(machine, "_step_costs", lambda *_: costs)
+    monkeypatch.setattr(machine.calibration, "calibration_in_rounds", lambda *_: calibrating)
+    measurement = MachineMeasurement(runner)
+    taken = [measurement.take(share) or len(order) for share in (0.1, 0.5, 0.5, 1.0)]
+    assert taken == [1, 3, 3, 6]
+    assert order == ["cost 0", "calibration 0", "cost 1", "cost 2", "calibration 1", "cost 3"]
+    assert not (tmp_path / "step_costs.json").exists()
+    measurement.finish()
+    assert read_calibration(tmp_path) == known
+    assert len(order) == 6
+
+
+def test_a_failure_while_measuring_the_machine_is_printed_and_stops_only_that(tmp_path, monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("no such instruction")
+
+    runner = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy"))
+    monkeypatch.setattr(machine, "_step_costs", lambda *_: Rounds([fail], pd.DataFrame))
+    measurement = MachineMeasurement(runner)
+    measurement.take(1.0)
+    measurement.finish()
+    assert "not measured: RuntimeError: no such instruction" in capsys.readouterr().out
+    assert read_step_costs(tmp_path).empty
+    assert MachineMeasurement(runner).needed
+
+
+def test_timed_steps_have_room_for_all_that_they_draft(monkeypatch):
+    """A row near its end has less to do: its drafts are cut short."""
+    rooms = []
+    real = DecodeState.all_have_room
+    monkeypatch.setattr(DecodeState, "all_have_room", lambda self, n: rooms.append(real(self, n)) or rooms[-1])
+    measure_step_costs(load_pair("toy"), [1], [8], token_counts=[2, 5], repetitions=1)
+    assert len(rooms) == 2 * (step_costs.STEPS + 1)
+    assert all(rooms)

@@ -3,8 +3,9 @@
 Every row of the batch is one conversation of `CONVERSATION_TOKENS` tokens that never pauses: where the chat template
 dictates a token it is forced, everywhere else the target samples it - the user's turns too, so that no data set is
 needed. A third of the rows opens with a task over text that every Python installation carries (docstrings and
-functions of the standard library), so that summaries and code edits are represented. What is stored beside the tokens
-is what a draft head learns from, and what the target's distribution can be recomputed from: its hidden states.
+functions of the standard library), another third with one over an answer from an earlier shard, so that summaries,
+lists and code edits are represented. What is stored beside the tokens is what a draft head learns from, and what the
+target's distribution can be recomputed from: its hidden states.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import ast
 import logging
 import random
+import re
 import sysconfig
 import time
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -28,15 +31,22 @@ BATCH_SIZE = 256
 MAX_TURN_TOKENS = 220  # a turn that does not end by itself is ended here
 USER_TEMPERATURE = 1.0
 ANSWER_TEMPERATURES = (0.7, 1.0)
-TASKS = (
-    "Summarize the following text in two sentences.\n\n{prose}",
-    "Rewrite this text so that a beginner understands it:\n\n{prose}",
-    "List the key points of this text.\n\n{prose}",
-    "Answer in one paragraph: what is this text about?\n\n{prose}",
-    "Explain what this Python function does.\n\n```python\n{code}\n```",
-    "Add a docstring and comments to this function. Return the whole function.\n\n```python\n{code}\n```",
-    "Rename the variables in this code so that they are clearer. Return all of the code.\n\n```python\n{code}\n```",
-    "Fix any bug in this code and return the corrected code.\n\n```python\n{code}\n```",
+TEXT_CHARACTERS = (200, 900)  # of a text that a task is about
+PROSE_TASKS = (
+    "Summarize the following text in two sentences.\n\n{text}",
+    "Rewrite this text so that a beginner understands it:\n\n{text}",
+    "List the key points of this text.\n\n{text}",
+    "Answer in one paragraph: what is this text about?\n\n{text}",
+    "Extract every name, place and number from the following text and write them as lists.\n\n{text}",
+    "Turn this text into a short, friendly email.\n\n{text}",
+    "Translate this text into French.\n\n{text}",
+    "{text}",
+)
+CODE_TASKS = (
+    "Explain what this Python function does.\n\n```python\n{text}\n```",
+    "Add a docstring and comments to this function. Return the whole function.\n\n```python\n{text}\n```",
+    "Rename the variables in this code so that they are clearer. Return all of the code.\n\n```python\n{text}\n```",
+    "Fix any bug in this code and return the corrected code.\n\n```python\n{text}\n```",
 )
 
 log = logging.getLogger(__name__)
@@ -53,15 +63,30 @@ def standard_library_text(limit: int = 4000) -> tuple[list[str], list[str]]:
                 prose.append(ast.get_docstring(node) or "")
             if isinstance(node, ast.FunctionDef):
                 code.append(ast.get_source_segment(source, node) or "")
-    return tuple([t for t in texts if 200 <= len(t) <= 900][:limit] for texts in (prose, code))  # type: ignore[return-value]
+    return _of_fitting_length(prose)[:limit], _of_fitting_length(code)[:limit]
+
+
+def answers(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What the target answered in a shard where it asked itself, at the lower temperature; whole answers only."""
+    with safe_open(path, "pt") as shard:
+        conversations = tokenizer.batch_decode(shard.get_tensor("tokens")[2::6])
+    turns = [re.findall(r"<\|im_start\|>assistant\n(.*?)<\|im_end\|>", text, re.DOTALL) for text in conversations]
+    return _of_fitting_length([answer for answers in turns for answer in answers])
+
+
+def _of_fitting_length(texts: list[str]) -> list[str]:
+    shortest, longest = TEXT_CHARACTERS
+    return [text for text in texts if shortest <= len(text) <= longest]
 
 
 class _Conversations:
     """What each row must say next: forced tokens while the template dictates, a sampled token otherwise."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: tuple[list[str], list[str]], rng: random.Random):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prose: list[str], code: list[str], own: list[str], rng: random.Random
+    ):
         self.tokenizer, self.rng = tokenizer, rng
-        self.prose, self.code = texts
+        self.prose, self.code, self.own = prose, code, own
         (self.end_of_turn,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
         opening = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
         self.opening = opening[: opening.rindex("<|im_end|>")]
@@ -73,15 +98,23 @@ class _Conversations:
         self.answering = [False] * BATCH_SIZE
         self.turn_tokens = [0] * BATCH_SIZE
         for row in range(BATCH_SIZE):
-            text = self.opening
-            if row % 3 == 0:
-                task = self.rng.choice(TASKS)
-                text += task.format(prose=self.rng.choice(self.prose), code=self.rng.choice(self.code))
-            tokens = self.tokenizer.encode(text, add_special_tokens=False)[: CONVERSATION_TOKENS // 2 + 32]
-            if row % 3 == 0:
+            task = self._task(row)
+            tokens = self.tokenizer.encode(self.opening + task, add_special_tokens=False)
+            tokens = tokens[: CONVERSATION_TOKENS // 2 + 32]
+            if task:
                 tokens += [self.end_of_turn, *self.to_answer]
                 self.answering[row] = True
             self.forced.append(tokens[::-1])
+
+    def _task(self, row: int) -> str:
+        """What the user asks first, or nothing where the target is to write that too."""
+        if row % 3 == 0:
+            tasks, texts = self.rng.choice(((PROSE_TASKS, self.prose), (CODE_TASKS, self.code)))
+        elif row % 3 == 1 and self.own:
+            tasks, texts = PROSE_TASKS, self.own
+        else:
+            return ""
+        return self.rng.choice(tasks).format(text=self.rng.choice(texts))
 
     def temperatures(self) -> torch.Tensor:  # [B, 1]
         answer = [ANSWER_TEMPERATURES[row % len(ANSWER_TEMPERATURES)] for row in range(BATCH_SIZE)]
@@ -143,13 +176,16 @@ def write_shard(path: Path, target: LanguageModel, talk: _Conversations, generat
 def write_corpus(folder: Path, target: LanguageModel, tokenizer: PreTrainedTokenizerBase, num_shards: int) -> None:
     """Write shards `0000.safetensors` ... into `folder`; those already there are kept. The seed is the shard number."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = standard_library_text()
+    prose, code = standard_library_text()
+    own: list[str] = []
     for shard in range(num_shards):
         path = folder / f"{shard:04d}.safetensors"
-        if path.exists():
-            continue
-        start = time.monotonic()
-        talk = _Conversations(tokenizer, texts, random.Random(shard))
-        chosen = write_shard(path, target, talk, torch.Generator().manual_seed(shard))
-        rate = BATCH_SIZE * CONVERSATION_TOKENS / (time.monotonic() - start)
-        log.info("shard %d of %d: %d tokens chosen by the target, %.0f tokens/s", shard + 1, num_shards, chosen, rate)
+        if not path.exists():
+            start = time.monotonic()
+            talk = _Conversations(tokenizer, prose, code, own, random.Random(shard))
+            chosen = write_shard(path, target, talk, torch.Generator().manual_seed(shard))
+            rate = BATCH_SIZE * CONVERSATION_TOKENS / (time.monotonic() - start)
+            log.info(
+                "shard %d of %d: %d tokens chosen by the target, %.0f tokens/s", shard + 1, num_shards, chosen, rate
+            )
+        own += answers(path, tokenizer)

@@ -12,7 +12,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -111,8 +111,17 @@ class BlockRunner:
             for setting in dict.fromkeys(b.setting for b in self.blocks)
         }
 
-    def run(self, numbers: Collection[int] | None = None, skip: Collection[str] = ()) -> None:
-        """Run what is missing of the blocks with these numbers (None: of all), but no cell whose id is in `skip`."""
+    def run(
+        self,
+        numbers: Collection[int] | None = None,
+        skip: Collection[str] = (),
+        behind_block: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        """Run what is missing of the blocks with these numbers (None: of all), but no cell whose id is in `skip`.
+
+        Args:
+            behind_block: called behind each block, with the share of all this that is done.
+        """
         chosen = [b for number, b in enumerate(self.blocks) if numbers is None or number in numbers]
         wanted = {*self.team.decide(lambda: [cell.id for b in chosen for cell in b.missing(self.folder)])}
         missing = [[cell for cell in b.cells if cell.id in wanted and cell.id not in skip] for b in chosen]
@@ -127,6 +136,7 @@ class BlockRunner:
                 continue
             self._run_block(chosen_block, cells, skip)
             done += len(cells)
+            behind_block(done / to_do)
             if self.progress.disable:
                 left = (time.monotonic() - started) / done * (to_do - done)
                 print(f"[{done}/{to_do} cells, about {left / 60:.0f} min left] {chosen_block.setting}", flush=True)

@@ -6,11 +6,12 @@ import itertools
 import json
 import random
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.nn.functional import linear
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.measure.environment import device_name, now
 from specdec_lib.measure.results import write_at_once
-from specdec_lib.measure.stopwatch import Stopwatch, Timer, timed_as_run
+from specdec_lib.measure.stopwatch import Rounds, Stopwatch, Timer, timed_as_run
 from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
@@ -67,37 +68,46 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
     Args:
         rows: token counts to multiply with.
     """
-    return timed_as_run(pair.target, partial(_calibrate, pair, rows))
+    return timed_as_run(pair.target, lambda watch: calibration_in_rounds(pair, watch, rows).whole())
 
 
-@torch.inference_mode()
-def _calibrate(pair: Pair, rows: Sequence[int], watch: Stopwatch) -> Calibration:
+def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Rounds[Calibration]:
+    """The same, to be taken round by round, with other work in between."""
     target = pair.target
     multiply = linear if target.fused is None else fused.linear
-    weights = matrix_weights(target)
-    count = sum(weight.numel() for weight in weights)
-    matrix = _matrix_seconds(weights, multiply, rows, watch)
-    of_draft = draft_weights(pair.draft)
-    drafting = _matrix_seconds(of_draft, linear if pair.draft.fused is None else fused.linear, rows, watch)
-    attention = attention_rates(target, watch)
-    return Calibration(
-        device_name=device_name(target.device.type),
-        dtype=str(target.dtype).removeprefix("torch."),
-        measured=now(),
-        read_bytes_per_second=_read_rate(watch),
-        matrix_rows=tuple(rows),
-        matrix_seconds_per_weight=tuple(seconds / count for seconds in matrix),
-        call_seconds=_call_seconds(target, watch),
-        calls_per_pass=calls_per_pass(target),
-        target=ModelShape.of(target),
-        draft=ModelShape.of(pair.draft),
-        draft_is_head=isinstance(pair.draft, DraftHead),
-        draft_seconds_per_weight=tuple(seconds / sum(w.numel() for w in of_draft) for seconds in drafting),
-        cache_bytes_per_second=attention.cache_bytes_per_second,
-        attention_operations_per_second=attention.operations_per_second,
-        attention_missing=attention.missing,
-        replayed=watch.graphs is not None,
-    )
+    draft_multiply = linear if pair.draft.fused is None else fused.linear
+    weights, of_draft = matrix_weights(target), draft_weights(pair.draft)
+    matrix = _Repeated(lambda: _matrix_timers(weights, multiply, rows, watch), watch)
+    drafting = _Repeated(lambda: _matrix_timers(of_draft, draft_multiply, rows, watch), watch)
+    reading = _Repeated(lambda: _read_timer(watch), watch)
+    calls = _Repeated(lambda: _call_timer(target, watch), watch)
+    attention = _Repeated(lambda: _pass_timers(target, watch), watch)
+    missing = missing_attention(target)
+
+    @torch.inference_mode()
+    def result() -> Calibration:
+        rates = attention_rates(target, attention.seconds(), missing)
+        return Calibration(
+            device_name=device_name(target.device.type),
+            dtype=str(target.dtype).removeprefix("torch."),
+            measured=now(),
+            read_bytes_per_second=READ_BYTES / reading.seconds()[""],
+            matrix_rows=tuple(rows),
+            matrix_seconds_per_weight=_per_weight(matrix.seconds(), rows, weights),
+            call_seconds=calls.seconds()[""] / CALLS,
+            calls_per_pass=calls_per_pass(target),
+            target=ModelShape.of(target),
+            draft=ModelShape.of(pair.draft),
+            draft_is_head=isinstance(pair.draft, DraftHead),
+            draft_seconds_per_weight=_per_weight(drafting.seconds(), rows, of_draft),
+            cache_bytes_per_second=rates.cache_bytes_per_second,
+            attention_operations_per_second=rates.operations_per_second,
+            attention_missing=rates.missing,
+            replayed=watch.graphs is not None,
+        )
+
+    pieces: list[_Repeated[Any]] = [matrix, drafting, reading, calls, *([] if missing else [attention])]
+    return Rounds([*itertools.chain(*zip(*(piece.rounds for piece in pieces), strict=True))], result)
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
@@ -132,19 +142,21 @@ class AttentionRates(NamedTuple):
     missing: str | None = None
 
 
-def attention_rates(target: LanguageModel, watch: Stopwatch) -> AttentionRates:
+def attention_rates(
+    target: LanguageModel, seconds: dict[tuple[int, int], float], missing: str | None = None
+) -> AttentionRates:
     """The rates from how much longer passes of one token and of several take behind a longer context.
 
     Products and everything else that does not depend on the context cancel in the differences.
+
+    Args:
+        seconds: of a pass, by its number of tokens and its context.
+        missing: why there are none.
     """
+    if missing:
+        return AttentionRates(None, None, missing)
     short, long = ATTENTION_CONTEXTS
     few, many = ATTENTION_TOKENS
-    if target.context_length < long + many:
-        return AttentionRates(None, None, f"the model has no {long + many} positions")
-    try:
-        seconds = _pass_seconds(target, watch)
-    except torch.OutOfMemoryError:
-        return AttentionRates(None, None, "no memory for the keys and values")
     shape, longer = ModelShape.of(target), ATTENTION_BATCH * (long - short)
     one, several = (seconds[tokens, long] - seconds[tokens, short] for tokens in ATTENTION_TOKENS)
     computing = (several - one) / (many - few)  # of one token in each row
@@ -153,6 +165,12 @@ def attention_rates(target: LanguageModel, watch: Stopwatch) -> AttentionRates:
         return AttentionRates(None, None, "lost in the noise of everything else that a pass does")
     read = longer * shape.key_values_per_token() * target.dtype.itemsize
     return AttentionRates(read / reading, shape.attention_operations(longer) / computing)
+
+
+def missing_attention(target: LanguageModel) -> str | None:
+    """Why attention cannot be timed, if so."""
+    positions = ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1]
+    return f"the model has no {positions} positions" if target.context_length < positions else None
 
 
 def matrix_weights(target: LanguageModel) -> list[torch.Tensor]:
@@ -192,7 +210,7 @@ class _CallCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _pass_seconds(target: LanguageModel, watch: Stopwatch) -> dict[tuple[int, int], float]:
+def _pass_timers(target: LanguageModel, watch: Stopwatch) -> dict[tuple[int, int], Timer]:
     """Passes by their number of tokens and their context."""
     cache = target.new_cache(ATTENTION_BATCH, ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1])
 
@@ -205,16 +223,16 @@ def _pass_seconds(target: LanguageModel, watch: Stopwatch) -> dict[tuple[int, in
         ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
         lengths = torch.full_like(cache.lengths, context)
         timers[tokens, context] = watch.ready(partial(pass_behind, ids, lengths, context))
-    return _interleaved(timers)
+    return timers
 
 
 def _pass(target: LanguageModel, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
     return target.logits(target.forward(tokens, cache).hidden)
 
 
-def _matrix_seconds(
+def _matrix_timers(
     weights: list[torch.Tensor], multiply: Multiply, rows: Sequence[int], watch: Stopwatch
-) -> list[float]:
+) -> dict[int, Timer]:
     """All products of a pass over each number of rows."""
 
     def products(inputs: dict[int, torch.Tensor]) -> None:
@@ -222,16 +240,20 @@ def _matrix_seconds(
             multiply(inputs[weight.shape[1]], weight)  # dropped at once: 128 rows of all are 100 MB of new pages
 
     widths, like = {weight.shape[1] for weight in weights}, weights[0]
-    timers = {count: watch.ready(partial(products, {k: like.new_ones(count, k) for k in widths})) for count in rows}
-    return list(_interleaved(timers).values())
+    return {count: watch.ready(partial(products, {k: like.new_ones(count, k) for k in widths})) for count in rows}
 
 
-def _read_rate(watch: Stopwatch) -> float:
+def _per_weight(seconds: dict[int, float], rows: Sequence[int], weights: list[torch.Tensor]) -> tuple[float, ...]:
+    count = sum(weight.numel() for weight in weights)
+    return tuple(seconds[number] / count for number in rows)
+
+
+def _read_timer(watch: Stopwatch) -> dict[str, Timer]:
     buffer = torch.ones(READ_BYTES // 4, device=watch.device)
-    return READ_BYTES / _interleaved({"": watch.ready(buffer.sum)})[""]
+    return {"": watch.ready(buffer.sum)}
 
 
-def _call_seconds(target: LanguageModel, watch: Stopwatch) -> float:
+def _call_timer(target: LanguageModel, watch: Stopwatch) -> dict[str, Timer]:
     """The time between starts of many small additions, each waiting for the one before."""
     x = torch.ones(1, target.hidden_size, dtype=target.dtype, device=target.device)
 
@@ -239,18 +261,30 @@ def _call_seconds(target: LanguageModel, watch: Stopwatch) -> float:
         for _ in range(CALLS):
             torch.add(x, x)
 
-    return _interleaved({"": watch.ready(many)})[""] / CALLS
+    return {"": watch.ready(many)}
 
 
-def _interleaved(timers: dict[K, Timer]) -> dict[K, float]:
-    """Each piece's seconds: the lower quartile of `REPEATS` rounds over all pieces, each in an order of its own.
+class _Repeated(Generic[K]):
+    """Pieces that are timed `REPEATS` times: each time all of them, in an order of its own.
 
     A piece runs twice and the second time counts: a pass follows its like, and finds in the caches what that has left.
-    Others on the machine only ever add time, for seconds on end, and a median has that in it.
+    What pieces work on is made for each time and dropped behind it, except where making it means capturing it.
     """
-    seen: dict[K, list[float]] = {name: [] for name in timers}
-    for repeat in range(REPEATS):
-        for name in random.Random(repeat).sample(list(timers), len(timers)):
-            timers[name]()
-            seen[name].append(timers[name]())
-    return {name: statistics.quantiles(spent, n=4)[0] for name, spent in seen.items()}
+
+    def __init__(self, make: Callable[[], dict[K, Timer]], watch: Stopwatch):
+        self.make = make
+        self.seen: dict[K, list[float]] = defaultdict(list)
+        times = [range(REPEATS)] if watch.graphs is not None else [range(n, n + 1) for n in range(REPEATS)]
+        self.rounds = [partial(self._time, repeats) for repeats in times]
+
+    @torch.inference_mode()
+    def _time(self, repeats: range) -> None:
+        timers = self.make()
+        for repeat in repeats:
+            for name in random.Random(repeat).sample(list(timers), len(timers)):
+                timers[name]()
+                self.seen[name].append(timers[name]())
+
+    def seconds(self) -> dict[K, float]:
+        """Of each piece the lower quartile: others on the machine only ever add time, and a median has that in it."""
+        return {name: statistics.quantiles(spent, n=4)[0] for name, spent in self.seen.items()}

@@ -1,18 +1,28 @@
 """What a run keeps about its machine beside the rows of the sweep: the cost of each piece of a step, and a calibration.
 
-Both are measured after the sweep by the process that ran it, and again only if what determines them has changed.
+Both are measured by the process that runs the sweep, and again only if what determines them has changed. A machine
+that others use too is not the same from one minute to the next, so a part of both is measured behind each block of the
+sweep. Where steps are captured on a GPU, all of it comes behind the sweep: what that captured is dropped for it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
 from specdec_lib.config import StudyParams
-from specdec_lib.measure import calibration, step_costs
-from specdec_lib.measure.team import Team, first_failure
+from specdec_lib.decoding.step_loop import new_graphs
+from specdec_lib.measure import calibration, heartbeat, step_costs
+from specdec_lib.measure.blocks import BlockRunner
+from specdec_lib.measure.calibration import Calibration
+from specdec_lib.measure.stopwatch import Rounds, Stopwatch, timed_as_run
+from specdec_lib.measure.team import first_failure
 from specdec_lib.models.pair import Pair
 
 NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
@@ -20,34 +30,79 @@ MAX_TOKENS = 16
 KEY_FILE = "machine.key"  # a hash of what determined the two files
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
+Measured = tuple[Calibration | None, pd.DataFrame]  # the latter the costs of a step
+T = TypeVar("T")
 
-def measure_machine(params: StudyParams, pair: Pair, folder: Path, source: object, team: Team) -> None:
-    """Write `calibration.json` and `step_costs.json` into `folder`, unless those of this `source` and params are there.
+
+class MachineMeasurement:
+    """Leaves `calibration.json` and `step_costs.json` beside the rows, unless those of this study are there.
 
     What cannot be measured is printed and left empty: the rows of the sweep stand without it. A target that is spread
     over several devices has costs of a step and no calibration: the cost model knows of one device.
     """
-    key = hashlib.sha256(f"{source} {params.model_dump_json()}".encode()).hexdigest()
-    known = folder / KEY_FILE
-    if team.decide(lambda: known.exists() and known.read_text(encoding="utf-8") == key):
-        return
-    failure = None
-    try:
-        if team.size == 1:
-            calibration.write_calibration(folder, calibration.calibrate(pair))
-        costs = _step_costs(params, pair)
-    except Exception as error:  # noqa: BLE001 - out of memory or anything else
-        failure = f"{type(error).__name__}: {error}"
-    failure = first_failure(team.share(failure, failure))
-    if not team.leads:
-        return
-    if failure:
-        leave_unmeasured(folder, failure)
-        return
-    if team.size > 1:
-        (folder / calibration.FILE).unlink(missing_ok=True)
-    step_costs.write_step_costs(folder, costs)
-    known.write_text(key, encoding="utf-8")
+
+    def __init__(self, runner: BlockRunner):
+        self.runner, self.params, self.pair = runner, runner.params, runner.pair
+        self.key = hashlib.sha256(f"{runner.source} {self.params.model_dump_json()}".encode()).hexdigest()
+        known = runner.folder / KEY_FILE
+        self.needed = runner.team.decide(lambda: not known.exists() or known.read_text(encoding="utf-8") != self.key)
+        self.failure: str | None = None
+        self.parts: Rounds[Measured] | None = None  # if they are taken one by one
+        self.taken = 0
+        if self.needed and new_graphs(self.pair.target) is None:
+            self.parts = self._rounds(Stopwatch(self.pair.target.device))
+
+    def take(self, share: float) -> None:
+        """Measure on, until this share of everything has been; behind the sweep, where steps are captured."""
+        if self.parts is not None and not self.failure:
+            due = math.ceil(share * len(self.parts.rounds))
+            self._try(self.parts.rounds[self.taken : due])
+            self.taken = due
+
+    def finish(self) -> None:
+        """Measure what is left, and write all of it."""
+        if not self.needed:
+            return
+        self.take(1.0)
+        if not self.failure:
+            self._try([self._write])
+        failure = first_failure(self.runner.team.share(self.failure, self.failure))
+        if not self.runner.team.leads:
+            return
+        if failure:
+            leave_unmeasured(self.runner.folder, failure)
+        else:
+            (self.runner.folder / KEY_FILE).write_text(self.key, encoding="utf-8")
+
+    def _try(self, rounds: Sequence[Callable[[], None]]) -> None:
+        if self.runner.team.leads:
+            heartbeat.beat(self.runner.folder, heartbeat.MACHINE, self.runner.run_id)
+        try:
+            for one in rounds:
+                one()
+        except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep stands without it
+            self.failure = f"{type(error).__name__}: {error}"
+
+    def _write(self) -> None:
+        if self.parts is not None:
+            calibrated, costs = self.parts.result()
+        else:
+            calibrated, costs = timed_as_run(self.pair.target, lambda watch: self._rounds(watch).whole())
+        if not self.runner.team.leads:
+            return
+        folder = self.runner.folder
+        if calibrated is None:
+            (folder / calibration.FILE).unlink(missing_ok=True)
+        else:
+            calibration.write_calibration(folder, calibrated)
+        step_costs.write_step_costs(folder, costs)
+
+    def _rounds(self, watch: Stopwatch) -> Rounds[Measured]:
+        costs = _step_costs(self.params, self.pair, watch)
+        if self.runner.team.size > 1:
+            return Rounds(costs.rounds, lambda: (None, costs.result()))
+        calibrated = calibration.calibration_in_rounds(self.pair, watch)
+        return Rounds(_evenly(calibrated.rounds, costs.rounds), lambda: (calibrated.result(), costs.result()))
 
 
 def leave_unmeasured(folder: Path, reason: str) -> None:
@@ -56,7 +111,13 @@ def leave_unmeasured(folder: Path, reason: str) -> None:
     step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))
 
 
-def _step_costs(params: StudyParams, pair: Pair) -> pd.DataFrame:
+def _evenly(*sequences: Sequence[T]) -> list[T]:
+    """All of several sequences in one, each in its order and spread over the whole."""
+    places = [((number + 0.5) / len(each), item) for each in sequences for number, item in enumerate(each)]
+    return [item for _, item in sorted(places, key=lambda place: place[0])]
+
+
+def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> Rounds[pd.DataFrame]:
     """All token counts and contexts at the headline's batch size; some at the others, as the design crosses them.
 
     Contexts are those halfway through the first output, where the sweep's steps are on average.
@@ -66,13 +127,7 @@ def _step_costs(params: StudyParams, pair: Pair) -> pd.DataFrame:
     contexts = [tokens for tokens in contexts if tokens <= room]
     first, *others = params.batch_sizes
     sparse = sorted({*SPARSE, *(gamma + 1 for gamma in params.num_draft_tokens if gamma < MAX_TOKENS)})
-    temperatures = params.temperatures
     crossed = contexts if params.design == "factorial" else contexts[:1]
-    tables = [step_costs.measure_step_costs(pair, [first], contexts, MAX_TOKENS, temperatures=temperatures)]
-    if others:
-        tables.append(
-            step_costs.measure_step_costs(
-                pair, others, crossed, token_counts=sparse, temperatures=temperatures[:1], repetitions=2
-            )
-        )
-    return pd.concat(tables, ignore_index=True)
+    every = itertools.product([first], contexts, range(1, MAX_TOKENS + 1), params.temperatures)
+    some = itertools.product(others, crossed, sparse, params.temperatures[:1])
+    return step_costs.step_costs_in_rounds(pair, watch, [*every, *some])

@@ -1,8 +1,8 @@
 """What the pieces of a decoding step cost: the target's pass over 1 to 16 tokens, drafting, sampling.
 
-The pieces are timed inside the very decoding loops that the sweep times, with the device synchronised around each, so
-that whatever these loops do is in one of them. Where the sweep's steps were captured and replayed, so are whole steps
-and pieces here (`replayed_steps`). Acceptance is switched off - each step emits one token - so that every point has the
+The pieces are timed inside the very steps that the sweep runs, with the device synchronised around each, so that
+whatever a step does is in one of them. Where the sweep's steps were captured and replayed, so are whole steps and
+pieces here (`replayed_steps`). Acceptance is switched off - each step emits one token - so that every point has the
 same number of steps at the same context.
 """
 
@@ -12,7 +12,7 @@ import json
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +21,15 @@ import pandas as pd
 import torch
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.baseline import autoregressive_decode
+from specdec_lib.decoding.baseline import BaselineStep
 from specdec_lib.decoding.proposers import NgramProposer, Proposal, Proposer, make_proposer
-from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.decoding.speculative import SpeculativeStep
 from specdec_lib.decoding.state import DecodeState
+from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.decoding.verification import Verification, verify
 from specdec_lib.measure.replayed_steps import replayed_pieces
 from specdec_lib.measure.results import write_at_once
-from specdec_lib.measure.stopwatch import Stopwatch, seconds, timed_as_run
+from specdec_lib.measure.stopwatch import Rounds, Stopwatch, seconds, timed_as_run
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel, Step
 
@@ -74,28 +74,39 @@ def measure_step_costs(
         for tokens in token_counts or range(1, max_tokens + 1)
         for temperature in temperatures
     ]
-    return timed_as_run(pair.target, partial(_measure, pair, points, repetitions, seed))
+    return timed_as_run(pair.target, lambda watch: step_costs_in_rounds(pair, watch, points, repetitions, seed).whole())
 
 
-@torch.inference_mode()
-def _measure(pair: Pair, points: Sequence[Point], repetitions: int, seed: int, watch: Stopwatch) -> pd.DataFrame:
-    replayed, points = watch.graphs is not None, list(points)
-    if replayed:
-        pair.target.kept = None  # what the sweep captured has had its time; its memory is needed
+def step_costs_in_rounds(
+    pair: Pair, watch: Stopwatch, points: Sequence[Point], repetitions: int = 3, seed: int = 0
+) -> Rounds[pd.DataFrame]:
+    """The same at these points, to be taken round by round, with other work in between."""
     seen: dict[Key, list[float]] = defaultdict(list)
+    too_large: set[Point] = set()
+    if watch.graphs is not None:
+        pair.target.kept = None  # what the sweep captured has had its time; its memory is needed
+
+    @torch.inference_mode()
+    def time_point(point: Point) -> None:
+        if point in too_large:
+            return
+        try:
+            for key, ms in _time_point(pair, watch, *point, seed):
+                seen[key].append(ms)
+        except torch.OutOfMemoryError:
+            too_large.add(point)
+            torch.cuda.empty_cache()
+
+    def table() -> pd.DataFrame:
+        rows = [(*key, statistics.median(ms), [round(each, 4) for each in ms]) for key, ms in sorted(seen.items())]
+        return pd.DataFrame(rows, columns=COLUMNS[:-1]).assign(replayed=watch.graphs is not None)
+
+    rounds: list[Callable[[], None]] = []
     for repetition in range(repetitions):
         order = list(points)
         random.Random(f"{seed} {repetition}").shuffle(order)
-        for point in order:
-            try:
-                timed = _time_replayed(pair, *point, seed, watch) if replayed else _time_point(pair, *point, seed)
-                for key, ms in timed:
-                    seen[key].append(ms)
-            except torch.OutOfMemoryError:
-                points.remove(point)  # the table lacks it
-                torch.cuda.empty_cache()
-    rows = [(*key, statistics.median(ms), [round(each, 4) for each in ms]) for key, ms in sorted(seen.items())]
-    return pd.DataFrame(rows, columns=COLUMNS[:-1]).assign(replayed=replayed)
+        rounds += [partial(time_point, point) for point in order]
+    return Rounds(rounds, table)
 
 
 def write_step_costs(folder: Path, costs: pd.DataFrame) -> None:
@@ -167,64 +178,60 @@ class _TimedProposer:
 
 
 def _time_point(
-    pair: Pair, batch: int, context: int, tokens: int, temperature: float, seed: int
+    pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float, seed: int
 ) -> Iterator[tuple[Key, float]]:
-    """The cost of each piece in each step of one call."""
-    prompts = _prompts(pair, batch, context, seed)
+    """The cost of each piece in each of `STEPS` steps."""
+    ids = torch.Generator().manual_seed(seed)
+    prompts = [torch.randint(0, pair.target.vocab_size, (context,), generator=ids) for _ in range(batch)]
+    generator, sampling = torch.Generator(pair.target.device).manual_seed(seed), SamplingConfig(temperature=temperature)
+    time_steps = _time_called if watch.graphs is None else _time_replayed
+    for spent in time_steps(pair, watch, prompts, tokens, sampling, generator):
+        yield ("target", batch, context, tokens, temperature), spent["target"] * 1e3
+        yield ("sampling", batch, context, tokens, temperature), spent["rest"] * 1e3
+        for piece in {"draft", "ngram"} & spent.keys():
+            yield (piece, batch, context, tokens - 1, temperature), spent[piece] * 1e3
+
+
+def _time_called(
+    pair: Pair,
+    watch: Stopwatch,
+    prompts: list[torch.Tensor],
+    tokens: int,
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+) -> Iterator[dict[str, float]]:
+    """Seconds of the pieces of steps that decode `prompts`, all of which have room for another whole step."""
     target, proposer = _TimedTarget(pair.target), _TimedProposer(make_proposer("draft", pair))
-    options: dict[str, Any] = {
-        "max_new_tokens": STEPS + 2,
-        "sampling": SamplingConfig(temperature=temperature),
-        "generator": torch.Generator(pair.target.device).manual_seed(seed),
-    }
     stand_in = cast("LanguageModel", target)
-    if tokens == 1:
-        result = autoregressive_decode(stand_in, prompts, **options)
-    else:
-        result = speculative_decode(
-            stand_in, proposer, prompts, num_draft_tokens=tokens - 1, verification=_accept_nothing, **options
-        )
-    yield from _pieces(result, target, proposer, (batch, context, tokens, temperature))
+    state = DecodeState(stand_in, prompts, max_new_tokens=STEPS + 2 + tokens, stop_token_ids=(), slack=tokens)
+    streams = RowStreams.of(generator, len(prompts), tokens)
+    step: BaselineStep | SpeculativeStep = BaselineStep(stand_in, state, sampling, streams)
+    if tokens > 1:
+        step = SpeculativeStep(stand_in, proposer, _accept_nothing, state, tokens - 1, sampling, streams)
+    step.start()
+    state.look()
+    for number in range(STEPS + 1):
+        whole, _ = seconds(watch.device, lambda: (step(), state.look()))
+        spent = {"target": target.seconds[-1]}
+        if tokens > 1:
+            spent |= {"draft": proposer.seconds[-1], "ngram": proposer.lookup_seconds[-1]}
+        if number > 0:  # the first warms up
+            yield spent | {"rest": whole - sum(spent.values())}
 
 
 def _time_replayed(
-    pair: Pair, batch: int, context: int, tokens: int, temperature: float, seed: int, watch: Stopwatch
-) -> Iterator[tuple[Key, float]]:
+    pair: Pair,
+    watch: Stopwatch,
+    prompts: list[torch.Tensor],
+    tokens: int,
+    sampling: SamplingConfig,
+    generator: torch.Generator,
+) -> Iterator[dict[str, float]]:
     """The same of a captured step and of its pieces, captured too."""
-    generator = torch.Generator(pair.target.device).manual_seed(seed)
-    prompts, sampling = _prompts(pair, batch, context, seed), SamplingConfig(temperature=temperature)
     timers = replayed_pieces(pair, watch, prompts, tokens, sampling, generator, _accept_nothing)
     for _ in range(STEPS):
         spent = {name: timer() for name, timer in timers.items()}
-        forward, draft, lookup = (spent.get(name, 0.0) for name in ("target", "draft", "ngram"))
-        rest = spent["step"] - forward - draft  # no lookup is in this step
-        yield from _costs((batch, context, tokens, temperature), forward, rest, draft, lookup)
-
-
-def _prompts(pair: Pair, batch: int, context: int, seed: int) -> list[torch.Tensor]:
-    ids = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, pair.target.vocab_size, (context,), generator=ids) for _ in range(batch)]
-
-
-def _pieces(
-    result: DecodeResult, target: _TimedTarget, proposer: _TimedProposer, point: Point
-) -> Iterator[tuple[Key, float]]:
-    passes = target.seconds[-len(result.step_s) :]  # those before are of the prefill
-    drafts = proposer.seconds or [0.0] * len(passes)
-    lookups = proposer.lookup_seconds or [0.0] * len(passes)
-    steps = list(zip(result.step_s, passes, drafts, lookups, strict=True))
-    for whole, forward, draft, lookup in steps[1:]:  # the first warms up
-        yield from _costs(point, forward, whole - forward - draft - lookup, draft, lookup)
-
-
-def _costs(point: Point, forward: float, rest: float, draft: float, lookup: float) -> Iterator[tuple[Key, float]]:
-    """Seconds of one step as the pieces of the table, in milliseconds."""
-    batch, context, tokens, temperature = point
-    yield ("target", batch, context, tokens, temperature), forward * 1e3
-    yield ("sampling", batch, context, tokens, temperature), rest * 1e3
-    if tokens > 1:
-        yield ("draft", batch, context, tokens - 1, temperature), draft * 1e3
-        yield ("ngram", batch, context, tokens - 1, temperature), lookup * 1e3
+        yield spent | {"rest": spent["step"] - spent["target"] - spent.get("draft", 0.0)}  # no lookup is in this step
 
 
 def _accept_nothing(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -16,6 +17,20 @@ REPLAYS = 5  # behind one another, as in a sweep, where the device never waits f
 
 T = TypeVar("T")
 Timer = Callable[[], float]  # runs a piece, and returns its seconds
+
+
+@dataclass(frozen=True)
+class Rounds(Generic[T]):
+    """A measurement in rounds of a second or so, between which other work may run; then there is a result."""
+
+    rounds: list[Callable[[], None]]
+    result: Callable[[], T]
+
+    def whole(self) -> T:
+        """All of it at once."""
+        for one in self.rounds:
+            one()
+        return self.result()
 
 
 class CaptureError(Exception):

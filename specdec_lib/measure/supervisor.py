@@ -73,7 +73,8 @@ def run_blocks(
     while (ending := _run_worker(order, command, limit_s)).reason is not None:
         if ending.last.phase == heartbeat.MACHINE:
             leave_unmeasured(folder, ending.reason)
-            return
+            order = replace(order, machine=False)
+            continue
         failed = _blame(folder, ending)
         in_vain = 0 if failed else in_vain + 1
         if in_vain == 2:

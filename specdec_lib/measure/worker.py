@@ -36,7 +36,7 @@ from specdec_lib.measure.environment import (
     write_environment,
 )
 from specdec_lib.measure.launch import ERROR, LOST, REFUSED, UNWRITABLE, leash
-from specdec_lib.measure.machine import measure_machine
+from specdec_lib.measure.machine import MachineMeasurement
 from specdec_lib.measure.results import writing
 from specdec_lib.measure.team import LostError, Team, join
 from specdec_lib.models.pair import load_study_pair
@@ -50,7 +50,7 @@ class Order:
     folder: Path
     blocks: tuple[int, ...] | None = None  # numbers of blocks in the study's plan; None for all
     skip: tuple[str, ...] = ()  # ids of cells not to be tried
-    machine: bool = True  # measure calibration and the costs of a step afterwards
+    machine: bool = True  # measure calibration and the costs of a step too
 
     def to_json(self) -> str:
         facts = {"folder": str(self.folder), "blocks": self.blocks, "skip": self.skip, "machine": self.machine}
@@ -99,13 +99,12 @@ def _work(order: Order, team: Team) -> None:
     with writing(folder):
         if team.leads:
             write_environment(folder, facts | {"source": asdict(runner.source)}, runner.run_id)
-        runner.run(order.blocks, order.skip)
+        machine = MachineMeasurement(runner) if order.machine else None
+        runner.run(order.blocks, order.skip, machine.take if machine else lambda share: None)
         if team.leads:
             add_facts(folder, runner.run_id, **engine_facts(pair))  # what was compiled and captured on the way
-        if order.machine:
-            if team.leads:
-                heartbeat.beat(folder, heartbeat.MACHINE, runner.run_id)
-            measure_machine(params, pair, folder, runner.source, team)
+        if machine:
+            machine.finish()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
