@@ -111,6 +111,24 @@ def test_an_engine_that_fails_leaves_a_row_and_the_others_go_on(params, tmp_path
     assert (table["measured"] == "–").sum() >= 3
 
 
+def test_a_run_that_is_ended_leaves_what_came_before(params, tmp_path, monkeypatch):
+    """By hand at the second prompt; what an earlier run had left in the same place is gone by then."""
+    run_peers(params, tmp_path, num_prompts=3, new_tokens=4, repetitions=1)
+    real = peer_engines.autoregressive_decode
+
+    def decode(target, prompts, **options):
+        if prompts[0].tolist() == [6, 7]:
+            raise KeyboardInterrupt
+        return real(target, prompts, **options)
+
+    monkeypatch.setattr(peer_engines, "autoregressive_decode", decode)
+    with pytest.raises(KeyboardInterrupt):
+        run_peers(params, tmp_path, num_prompts=3, new_tokens=4, repetitions=1)
+    rows = read_peers(tmp_path)
+    assert rows["prompt_tokens"].eq(3).all()
+    assert rows.groupby("temperature").size().tolist() == [9, 9]
+
+
 ENGINE = """
 def load(version, threads):
     print("noise of the engine")

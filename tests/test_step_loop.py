@@ -284,3 +284,21 @@ def test_a_step_that_looks_is_noticed_by_the_profiler(folder):
 def test_a_step_that_looks_is_noticed(nowhere):
     with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
         launches(Peeking(), SAMPLINGS[0], nowhere[0])
+
+
+@pytest.mark.parametrize("stops", [(), (5,)])
+def test_drafts_without_room_are_dropped_also_where_the_host_sees_when_there_are_any(stops, folder, monkeypatch):
+    """A step passes over all drafts only if a row is short of room; rows that a stop token ended need none."""
+    target, proposer = models("draft", folder)
+
+    def decoded(rule):
+        monkeypatch.setattr(DecodeState, "all_have_room", rule)
+        return decode(target, proposer(), SamplingConfig(), stop_token_ids=stops)[:4]
+
+    known, seen = DecodeState.all_have_room, []
+    real = decoded(lambda state, count: seen.append(known(state, count)) or seen[-1])
+    assert sorted({len(tokens) < 20 for tokens in real[0]}) == ([False, True] if stops else [False])
+    assert set(seen) == {False, True}
+    assert real == decoded(lambda state, count: False)
+    with pytest.raises((RuntimeError, AssertionError)):
+        assert real == decoded(lambda state, count: True)

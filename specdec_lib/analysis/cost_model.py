@@ -19,7 +19,7 @@ from specdec_lib.measure.calibration import Calibration
 from specdec_lib.models.shape import ModelShape
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 2 * 2 / 32}  # int4: groups of 32
-VOCABULARY_PASSES = 12  # how often a step reads or writes each probability: softmax, its checks, residual, choice
+VOCABULARY_PASSES = 12  # of a step in PyTorch over each probability: softmax, its checks, residual, choice
 MatrixSeconds = Callable[[ModelShape, int], float]  # of all products of a pass over that many rows
 
 
@@ -36,14 +36,12 @@ class Machine:
     calls_per_layer: float
     cache_bytes_per_second: float | None = None  # of cached keys and values, where they are not read like all else
     host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
-    decode_pass_seconds: float = (
-        0.0  # what the engine adds to a pass of the target over one token a row, and to a prefill
-    )
+    decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row, or a prefill
     verify_pass_seconds: float = 0.0  # the same over more than one
     draft_matrix_seconds: MatrixSeconds | None = None  # of a draft's later passes, if a cache holds its weights by then
-    draft_pass_seconds: float = 0.0  # the host's work for a pass of the draft; once more for the proposal as a whole
-    choose_seconds: float = 0.0  # the host's work in a step of the baseline outside its pass
-    verify_seconds: float = 0.0  # the same in a speculative step, outside target and draft
+    draft_pass_seconds: float = 0.0  # what it adds to a pass of the draft; once more for the proposal as a whole
+    choose_seconds: float = 0.0  # what it adds to a step of the baseline, outside the pass
+    verify_seconds: float = 0.0  # the same to a speculative step, outside target and draft
 
     def pass_(self, shape: ModelShape, batch: int, tokens: int, context: float) -> float:
         """Seconds of a pass over `tokens` tokens in each of `batch` rows behind `context` tokens, as the target."""
@@ -65,8 +63,8 @@ class Machine:
 
     def sampling(self, shape: ModelShape, batch: int, tokens: int) -> float:
         """Seconds of a step outside target and draft, when the target's pass took `tokens` tokens a row."""
-        host = self.choose_seconds if tokens == 1 else self.verify_seconds
-        return host + self._probabilities(shape, batch * tokens)
+        added = self.choose_seconds if tokens == 1 else self.verify_seconds
+        return added + self._probabilities(shape, batch * tokens)
 
     def _probabilities(self, shape: ModelShape, rows: int) -> float:
         scored = shape.output_weights / shape.hidden_size

@@ -30,7 +30,7 @@ CONVERSATION_TOKENS = 448
 BATCH_SIZE = 256
 MAX_TURN_TOKENS = 220  # a turn that does not end by itself is ended here
 USER_TEMPERATURE = 1.0
-ANSWER_TEMPERATURES = (0.7, 1.0)
+ANSWER_TEMPERATURES = (0.3, 1.0, 0.7, 1.0)  # row by row
 TEXT_CHARACTERS = (200, 900)  # of a text that a task is about
 PROSE_TASKS = (
     "Summarize the following text in two sentences.\n\n{text}",
@@ -67,7 +67,7 @@ def standard_library_text(limit: int = 4000) -> tuple[list[str], list[str]]:
 
 
 def answers(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What the target answered in a shard where it asked itself, at the lower temperature; whole answers only."""
+    """What the target answered in a shard where it asked itself, at the lower temperatures; whole answers only."""
     with safe_open(path, "pt") as shard:
         conversations = tokenizer.batch_decode(shard.get_tensor("tokens")[2::6])
     turns = [re.findall(r"<\|im_start\|>assistant\n(.*?)<\|im_end\|>", text, re.DOTALL) for text in conversations]

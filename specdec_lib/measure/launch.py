@@ -7,6 +7,7 @@ process ends with what the first one died of. It needs nothing of the package, w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -104,10 +105,11 @@ def _ask_where_they_are(*_: Any) -> None:
 
     processes = psutil.Process().children()
     for process in processes:
-        process.send_signal(signal.SIGABRT)
         deadline = time.monotonic() + ANSWER_S / len(processes)
-        while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-            time.sleep(0.01)
+        with contextlib.suppress(psutil.Error):  # it has ended
+            process.send_signal(signal.SIGABRT)
+            while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.01)
 
 
 def _become(command: Sequence[str], parent: int) -> None:

@@ -68,7 +68,7 @@ def run_peers(
 
     Batch 1, a fixed output length, stop tokens off. All engines are loaded before the first is timed, each is warmed
     up, and none runs while another is timed. On each prompt they follow one another in a new order at every repetition.
-    The file is written again after every prompt, so that a run that is ended has what came before.
+    The file is written anew after every prompt, in place of an earlier run's: a run that is ended leaves what it has.
 
     Args:
         num_prompts: how many prompts of the study's prompt set; None takes all.
