@@ -133,5 +133,5 @@ def test_timed_steps_have_room_for_all_that_they_draft(monkeypatch):
     real = DecodeState.all_have_room
     monkeypatch.setattr(DecodeState, "all_have_room", lambda self, n: rooms.append(real(self, n)) or rooms[-1])
     measure_step_costs(load_pair("toy"), [1], [8], token_counts=[2, 5], repetitions=1)
-    assert len(rooms) == 2 * (step_costs.STEPS + 1)
+    assert len(rooms) == 2 * (step_costs.WARM_UP + step_costs.STEPS)
     assert all(rooms)

@@ -50,8 +50,7 @@ class FittedModel:
 def fit(calibration: Calibration, costs: pd.DataFrame, rows: pd.DataFrame, num_draft_tokens: int) -> FittedModel:
     """Fit the engine's overhead at batch 1, the shortest context and one gamma.
 
-    Pieces enter with the lower quartile of their times, as everything in the calibration does: what interrupts a pass
-    is no work of the engine. The baseline's whole calls say how much longer these take on the median.
+    The baseline's whole calls say how much longer these take than their pieces.
 
     Args:
         costs: step costs of the machine.
@@ -64,7 +63,7 @@ def fit(calibration: Calibration, costs: pd.DataFrame, rows: pd.DataFrame, num_d
     for timed in (costs, costs.head(1).assign(replayed=calibration.replayed)):
         if reason := why_unused(timed, rows):
             raise ValueError(reason)
-    table = StepTable(costs.assign(ms=_undisturbed_ms(costs)))
+    table = StepTable(costs)
     context = int(costs["context_tokens"].min())
     first = _first(calibration.draft_is_head, num_draft_tokens)
     if np.isnan(table.ms("draft", 1, context, num_draft_tokens)):
@@ -130,15 +129,6 @@ def _interval(low: float, high: float) -> str | None:
     if np.isnan(low):
         return None
     return "beyond" if low > AIM or high < -AIM else "within" if max(-low, high) <= AIM else "across"
-
-
-def _undisturbed_ms(costs: pd.DataFrame) -> list[float]:
-    """The lower quartile of every piece's times; its `ms` where they were not kept."""
-    kept = costs["samples_ms"] if "samples_ms" in costs else [None] * len(costs)
-    return [
-        float(np.quantile(samples, 0.25)) if isinstance(samples, list) else ms
-        for ms, samples in zip(costs["ms"], kept, strict=True)
-    ]
 
 
 def _first(draft_is_head: bool, num_draft_tokens: int) -> int:

@@ -33,6 +33,7 @@ ATTENTION_BATCH = 8
 ATTENTION_TOKENS = (1, 4)  # a pass of more tokens computes more and reads no more
 ATTENTION_CONTEXTS = (64, 576)  # the difference is of more keys and values than any cache holds
 REPEATS = 7
+WARM_UP, TIMED = 2, 3  # runs of a piece in each: a pass follows its like, and finds what that left in the caches
 CALLS = 300
 FILE = "calibration.json"
 
@@ -42,7 +43,7 @@ Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [R, K], [N, K
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a machine was measured to do, in seconds and bytes; lower quartiles of interleaved repetitions."""
+    """What a machine was measured to do, in seconds and bytes; means over interleaved repetitions."""
 
     device_name: str
     dtype: str
@@ -267,7 +268,6 @@ def _call_timer(target: LanguageModel, watch: Stopwatch) -> dict[str, Timer]:
 class _Repeated(Generic[K]):
     """Pieces that are timed `REPEATS` times: each time all of them, in an order of its own.
 
-    A piece runs twice and the second time counts: a pass follows its like, and finds in the caches what that has left.
     What pieces work on is made for each time and dropped behind it, except where making it means capturing it.
     """
 
@@ -282,9 +282,10 @@ class _Repeated(Generic[K]):
         timers = self.make()
         for repeat in repeats:
             for name in random.Random(repeat).sample(list(timers), len(timers)):
-                timers[name]()
-                self.seen[name].append(timers[name]())
+                for _ in range(WARM_UP):
+                    timers[name]()
+                self.seen[name].append(statistics.median(timers[name]() for _ in range(TIMED)))
 
     def seconds(self) -> dict[K, float]:
-        """Of each piece the lower quartile: others on the machine only ever add time, and a median has that in it."""
-        return {name: statistics.quantiles(spent, n=4)[0] for name, spent in self.seen.items()}
+        """Of each piece the geometric mean, as the times of rows are averaged."""
+        return {name: statistics.geometric_mean(spent) for name, spent in self.seen.items()}

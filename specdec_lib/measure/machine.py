@@ -123,7 +123,7 @@ def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> Rounds[pd.
     Contexts are those halfway through the first output, where the sweep's steps are on average.
     """
     contexts = sorted({(tokens or NATURAL_PROMPT) + params.max_new_tokens[0] // 2 for tokens in params.prompt_tokens})
-    room = pair.target.context_length - step_costs.STEPS - MAX_TOKENS - 2
+    room = pair.target.context_length - step_costs.WARM_UP - step_costs.STEPS - 1 - MAX_TOKENS
     contexts = [tokens for tokens in contexts if tokens <= room]
     first, *others = params.batch_sizes
     sparse = sorted({*SPARSE, *(gamma + 1 for gamma in params.num_draft_tokens if gamma < MAX_TOKENS)})

@@ -34,7 +34,8 @@ from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel, Step
 
 COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms", "samples_ms", "replayed"]
-STEPS = 3  # timed in each call, after one that warms up
+WARM_UP, STEPS = 6, 3  # steps of each call that are run, and then timed: those behind a prefill take longer
+REPETITIONS = 4
 FILE = "step_costs.json"
 
 Point = tuple[int, int, int, float]  # batch size, context, tokens of a pass, temperature
@@ -49,10 +50,10 @@ def measure_step_costs(
     *,
     token_counts: Sequence[int] | None = None,
     temperatures: Sequence[float] = (1.0,),
-    repetitions: int = 3,
+    repetitions: int = REPETITIONS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Time the pieces of a step at every batch size and context; the median over interleaved repetitions.
+    """Time the pieces of a step at every batch size and context, in interleaved repetitions.
 
     Args:
         contexts: tokens of every row's prompt, random ids.
@@ -60,8 +61,8 @@ def measure_step_costs(
         token_counts: the numbers of tokens instead, if not all of them are wanted.
 
     Returns:
-        One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`, with its `ms` and all the
-        times, `samples_ms`, that it is the median of:
+        One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`, with `samples_ms`, in every
+        repetition the median of three steps, and their geometric mean `ms`, as the times of rows are averaged:
         "target" is a pass of the target over `num_tokens` tokens of each row, logits included; "draft" and "ngram" are
         a proposal of `num_tokens` tokens, the choice of them included; "sampling" is everything else of a step whose
         pass took `num_tokens` tokens: probabilities, verification or choice, bookkeeping, and the host's look.
@@ -78,7 +79,7 @@ def measure_step_costs(
 
 
 def step_costs_in_rounds(
-    pair: Pair, watch: Stopwatch, points: Sequence[Point], repetitions: int = 3, seed: int = 0
+    pair: Pair, watch: Stopwatch, points: Sequence[Point], repetitions: int = REPETITIONS, seed: int = 0
 ) -> Rounds[pd.DataFrame]:
     """The same at these points, to be taken round by round, with other work in between."""
     seen: dict[Key, list[float]] = defaultdict(list)
@@ -91,14 +92,16 @@ def step_costs_in_rounds(
         if point in too_large:
             return
         try:
-            for key, ms in _time_point(pair, watch, *point, seed):
-                seen[key].append(ms)
+            for key, spent in _time_point(pair, watch, *point, seed).items():
+                seen[key].append(spent * 1e3)
         except torch.OutOfMemoryError:
             too_large.add(point)
             torch.cuda.empty_cache()
 
     def table() -> pd.DataFrame:
-        rows = [(*key, statistics.median(ms), [round(each, 4) for each in ms]) for key, ms in sorted(seen.items())]
+        rows = [
+            (*key, statistics.geometric_mean(ms), [round(each, 4) for each in ms]) for key, ms in sorted(seen.items())
+        ]
         return pd.DataFrame(rows, columns=COLUMNS[:-1]).assign(replayed=watch.graphs is not None)
 
     rounds: list[Callable[[], None]] = []
@@ -179,17 +182,18 @@ class _TimedProposer:
 
 def _time_point(
     pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float, seed: int
-) -> Iterator[tuple[Key, float]]:
-    """The cost of each piece in each of `STEPS` steps."""
+) -> dict[Key, float]:
+    """Seconds of each piece: the median over `STEPS` steps."""
     ids = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(0, pair.target.vocab_size, (context,), generator=ids) for _ in range(batch)]
     generator, sampling = torch.Generator(pair.target.device).manual_seed(seed), SamplingConfig(temperature=temperature)
     time_steps = _time_called if watch.graphs is None else _time_replayed
-    for spent in time_steps(pair, watch, prompts, tokens, sampling, generator):
-        yield ("target", batch, context, tokens, temperature), spent["target"] * 1e3
-        yield ("sampling", batch, context, tokens, temperature), spent["rest"] * 1e3
-        for piece in {"draft", "ngram"} & spent.keys():
-            yield (piece, batch, context, tokens - 1, temperature), spent[piece] * 1e3
+    steps = pd.DataFrame(time_steps(pair, watch, prompts, tokens, sampling, generator))
+    proposed = {"draft": tokens - 1, "ngram": tokens - 1}
+    return {
+        (piece, batch, context, proposed.get(piece, tokens), temperature): float(seconds)
+        for piece, seconds in steps.median().items()
+    }
 
 
 def _time_called(
@@ -203,20 +207,22 @@ def _time_called(
     """Seconds of the pieces of steps that decode `prompts`, all of which have room for another whole step."""
     target, proposer = _TimedTarget(pair.target), _TimedProposer(make_proposer("draft", pair))
     stand_in = cast("LanguageModel", target)
-    state = DecodeState(stand_in, prompts, max_new_tokens=STEPS + 2 + tokens, stop_token_ids=(), slack=tokens)
+    state = DecodeState(stand_in, prompts, max_new_tokens=WARM_UP + STEPS + 1 + tokens, stop_token_ids=(), slack=tokens)
     streams = RowStreams.of(generator, len(prompts), tokens)
     step: BaselineStep | SpeculativeStep = BaselineStep(stand_in, state, sampling, streams)
     if tokens > 1:
         step = SpeculativeStep(stand_in, proposer, _accept_nothing, state, tokens - 1, sampling, streams)
     step.start()
     state.look()
-    for number in range(STEPS + 1):
+    for _ in range(WARM_UP):
+        step()
+        state.look()
+    for _ in range(STEPS):
         whole, _ = seconds(watch.device, lambda: (step(), state.look()))
         spent = {"target": target.seconds[-1]}
         if tokens > 1:
             spent |= {"draft": proposer.seconds[-1], "ngram": proposer.lookup_seconds[-1]}
-        if number > 0:  # the first warms up
-            yield spent | {"rest": whole - sum(spent.values())}
+        yield spent | {"sampling": whole - sum(spent.values())}
 
 
 def _time_replayed(
@@ -231,7 +237,8 @@ def _time_replayed(
     timers = replayed_pieces(pair, watch, prompts, tokens, sampling, generator, _accept_nothing)
     for _ in range(STEPS):
         spent = {name: timer() for name, timer in timers.items()}
-        yield spent | {"rest": spent["step"] - spent["target"] - spent.get("draft", 0.0)}  # no lookup is in this step
+        whole = spent.pop("step")  # no lookup is in it
+        yield spent | {"sampling": whole - spent["target"] - spent.get("draft", 0.0)}
 
 
 def _accept_nothing(
