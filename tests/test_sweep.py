@@ -11,9 +11,11 @@ from specdec_lib.analysis.metrics import speedups
 from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers import NgramProposer
 from specdec_lib.measure import sweep
+from specdec_lib.measure.blocks import BlockRunner
 from specdec_lib.measure.cells import Source, block, prompt_groups, settings
 from specdec_lib.measure.results import read_results
 from specdec_lib.measure.timing import latency_columns
+from specdec_lib.models.pair import load_pair
 
 SOURCE = Source("smoke", "this", "toy", "toy-target", "toy-draft", "0", "torch", "float32", 2, "mixed", "0")
 
@@ -169,6 +171,26 @@ def test_a_killed_run_leaves_only_whole_cells(params, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cells").glob("*.json"))) == 5
     rows = sweep.run_sweep_here(params, tmp_path)
     assert rows.groupby(["cell_id", "run_id"])["repetition"].count().eq(params.repetitions).all()
+
+
+def order_of_settings(params, folder, monkeypatch):
+    """Temperature and batch size of each block as it runs."""
+    order = []
+    monkeypatch.setattr(BlockRunner, "_run_block", lambda self, this, cells, skip: order.append(this.setting))
+    BlockRunner(params, folder, load_pair("toy")).run()
+    return [(setting.temperature, setting.batch_size) for setting in order]
+
+
+def test_the_blocks_of_every_setting_are_spread_over_the_sweep(params, tmp_path, monkeypatch):
+    """So that a slow spell of the machine is no property of a setting. There are four settings, of two blocks each."""
+    four = [(0, 1), (1, 1), (0, 2), (1, 2)]
+    assert order_of_settings(params, tmp_path, monkeypatch) == 2 * four
+
+
+def test_where_steps_are_captured_the_blocks_of_a_setting_follow_one_another(params, tmp_path, monkeypatch, recorder):
+    """Another batch size would throw away what was captured."""
+    order = order_of_settings(params, tmp_path, monkeypatch)
+    assert order == [(t, batch) for batch in (1, 2) for t in (0, 1) for _ in range(2)]
 
 
 def test_the_environment_is_written(params, tmp_path):

@@ -12,9 +12,10 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import torch
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.state import check_context
+from specdec_lib.decoding.step_loop import new_graphs
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.decode_cell import decode_cell, fingerprint
@@ -39,6 +41,8 @@ from specdec_lib.models.pair import Pair
 
 WARM_UP_TOKENS = 4
 TERMINAL = "SPECDEC_TERMINAL"  # set by who runs this in a kernel whose output ends in a terminal
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Block:
 
 
 def plan(params: StudyParams, source: Source) -> list[Block]:
-    """All blocks of a study in the order they run; a block's number is its place in this list."""
+    """All blocks of a study; a block's number is its place in this list."""
     return [
         Block(setting, indices, block(params, source, setting, group))
         for setting in settings(params)
@@ -77,6 +81,12 @@ def plan(params: StudyParams, source: Source) -> list[Block]:
 def num_blocks(params: StudyParams) -> int:
     """How many blocks a study has, on any device."""
     return sum(len(prompt_groups(params, setting)) for setting in settings(params))
+
+
+def evenly(sequences: Iterable[Sequence[T]]) -> list[T]:
+    """All of several sequences in one, each in its order and spread over the whole."""
+    places = [((number + 0.5) / len(each), item) for each in sequences for number, item in enumerate(each)]
+    return [item for _, item in sorted(places, key=lambda place: place[0])]
 
 
 class BlockRunner:
@@ -119,10 +129,15 @@ class BlockRunner:
     ) -> None:
         """Run what is missing of the blocks with these numbers (None: of all), but no cell whose id is in `skip`.
 
+        The blocks of every setting are spread over the whole: a machine that others use too changes while this goes on.
+        Where steps are captured they follow one another, for another setting needs other captures.
+
         Args:
             behind_block: called behind each block, with the share of all this that is done.
         """
         chosen = [b for number, b in enumerate(self.blocks) if numbers is None or number in numbers]
+        if new_graphs(self.pair.target) is None:
+            chosen = evenly([[b for b in chosen if b.setting == setting] for setting in self.prompts])
         wanted = {*self.team.decide(lambda: [cell.id for b in chosen for cell in b.missing(self.folder)])}
         missing = [[cell for cell in b.cells if cell.id in wanted and cell.id not in skip] for b in chosen]
         total, to_do = sum(len(b.cells) for b in chosen), sum(map(len, missing))

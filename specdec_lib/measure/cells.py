@@ -87,7 +87,7 @@ class Cell:
 
 
 def settings(params: StudyParams) -> list[Setting]:
-    """The settings of a study, in the order they run; see `StudyParams` for the two designs."""
+    """The settings of a study, the headline's first; see `StudyParams` for the two designs."""
     batches, outputs = params.batch_sizes, params.max_new_tokens
     prompts = [n or None for n in params.prompt_tokens]
     base = (batches[0], prompts[0], outputs[0])

@@ -12,14 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import pandas as pd
 
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.step_loop import new_graphs
 from specdec_lib.measure import calibration, heartbeat, step_costs
-from specdec_lib.measure.blocks import BlockRunner
+from specdec_lib.measure.blocks import BlockRunner, evenly
 from specdec_lib.measure.calibration import Calibration
 from specdec_lib.measure.stopwatch import Rounds, Stopwatch, timed_as_run
 from specdec_lib.measure.team import first_failure
@@ -31,7 +30,6 @@ KEY_FILE = "machine.key"  # a hash of what determined the two files
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
 Measured = tuple[Calibration | None, pd.DataFrame]  # the latter the costs of a step
-T = TypeVar("T")
 
 
 class MachineMeasurement:
@@ -102,19 +100,13 @@ class MachineMeasurement:
         if self.runner.team.size > 1:
             return Rounds(costs.rounds, lambda: (None, costs.result()))
         calibrated = calibration.calibration_in_rounds(self.pair, watch)
-        return Rounds(_evenly(calibrated.rounds, costs.rounds), lambda: (calibrated.result(), costs.result()))
+        return Rounds(evenly([calibrated.rounds, costs.rounds]), lambda: (calibrated.result(), costs.result()))
 
 
 def leave_unmeasured(folder: Path, reason: str) -> None:
     """Leave the costs of a step empty, and say why."""
     print(f"the costs of a step were not measured: {reason}", flush=True)
     step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))
-
-
-def _evenly(*sequences: Sequence[T]) -> list[T]:
-    """All of several sequences in one, each in its order and spread over the whole."""
-    places = [((number + 0.5) / len(each), item) for each in sequences for number, item in enumerate(each)]
-    return [item for _, item in sorted(places, key=lambda place: place[0])]
 
 
 def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> Rounds[pd.DataFrame]:
