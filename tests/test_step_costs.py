@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from specdec_lib.analysis.statistics import median_interval
 from specdec_lib.analysis.step_table import StepTable
 from specdec_lib.config import load_params
 from specdec_lib.decoding.state import DecodeState
@@ -111,6 +112,35 @@ def test_behind_each_block_as_much_of_the_machine_is_measured_as_is_done_of_the_
     measurement.finish()
     assert read_calibration(tmp_path) == known
     assert len(order) == 6
+
+
+def test_intervals_of_passes_are_known_at_every_batch_size(tmp_path, monkeypatch):
+    """Of six times of each piece, as many as the interval of a median needs."""
+    monkeypatch.setattr(machine, "MAX_TOKENS", 2)
+    monkeypatch.setattr(machine, "SPARSE", (1,))
+    params = load_params("smoke").model_copy(update={"num_draft_tokens": [1]})
+    MachineMeasurement(BlockRunner(params, tmp_path, load_pair("toy"))).finish()
+    costs = read_step_costs(tmp_path)
+    assert set(costs["batch_size"]) == {1, 2}
+    assert all(
+        low <= ms <= high
+        for ms, (low, high) in zip(costs["ms"], map(median_interval, costs["samples_ms"]), strict=True)
+    )
+
+
+def test_what_noise_turns_negative_still_has_a_mean(monkeypatch):
+    """Where steps are replayed, sampling is what a step takes longer than its pieces."""
+    spent = iter([{"target": 2.0, "sampling": s} for s in (-0.3, 0.6, 0.6) for _ in range(step_costs.STEPS)])
+    monkeypatch.setattr(step_costs, "_time_called", lambda *_: spent)
+    costs = measure_step_costs(load_pair("toy"), [1], [8], max_tokens=1, repetitions=3).set_index("model")
+    assert costs.loc["sampling", "ms"] == pytest.approx(300.0)
+    assert costs.loc["target", "samples_ms"] == [2000.0] * 3
+
+
+def test_a_context_without_room_for_the_steps_is_refused():
+    pair = load_pair("toy")
+    with pytest.raises(ValueError, match="exceed the context of"):
+        measure_step_costs(pair, [1], [pair.draft.context_length - 5], max_tokens=1)
 
 
 def test_a_failure_while_measuring_the_machine_is_printed_and_stops_only_that(tmp_path, monkeypatch, capsys):

@@ -67,7 +67,7 @@ def standard_library_text(limit: int = 4000) -> tuple[list[str], list[str]]:
 
 
 def answers(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What the target answered in a shard where it asked itself, at the lower temperatures; whole answers only."""
+    """What the target answered in a shard where it asked itself, at the lower temperatures."""
     with safe_open(path, "pt") as shard:
         conversations = tokenizer.batch_decode(shard.get_tensor("tokens")[2::6])
     turns = [re.findall(r"<\|im_start\|>assistant\n(.*?)<\|im_end\|>", text, re.DOTALL) for text in conversations]
@@ -174,7 +174,10 @@ def write_shard(path: Path, target: LanguageModel, talk: _Conversations, generat
 
 
 def write_corpus(folder: Path, target: LanguageModel, tokenizer: PreTrainedTokenizerBase, num_shards: int) -> None:
-    """Write shards `0000.safetensors` ... into `folder`; those already there are kept. The seed is the shard number."""
+    """Write shards `0000.safetensors` ... into `folder`; those already there are kept.
+
+    The seed is the shard number. Tasks are also about what the target answered in the shards before.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     prose, code = standard_library_text()
     own: list[str] = []

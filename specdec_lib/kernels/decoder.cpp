@@ -28,9 +28,11 @@ namespace {
 constexpr int kFewRows = 32;  // so many are normalised by every thread for itself
 constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate; or queries
 
-// Weights are fetched before they are needed: far ahead, in the order of memory and past the larger caches. Tiles share
-// that, so that memory delivers evenly while they compute.
+// Weights are fetched before they are needed, far ahead and in the order of memory. Tiles share that, so that memory
+// delivers evenly while they compute. Those that are read once a step go past the larger caches, and leave them to those
+// that are kept: of a draft, read again for the next draft token.
 constexpr int64_t kFarBytes = 8192;
+constexpr auto kPassing = _MM_HINT_NTA, kKept = _MM_HINT_T0;
 constexpr int64_t kKeysAhead = 32;  // attention fetches keys so many positions before it reads them
 
 inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of four vectors
@@ -42,7 +44,7 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each
 }
 
 // out(r, 0..3) of R input rows `x` with four weight rows `w`; `k` numbers of each, a multiple of 32.
-template <int R, int kLines, typename Out>
+template <int R, int kLines, _mm_hint kHint = kPassing, typename Out>
 inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const Out& out, int row, const char* ahead = nullptr) {
   __m512 sum[R][4];
   for (auto& of_row : sum)
@@ -50,7 +52,7 @@ inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const
   for (int64_t i = 0; i < k; i += 32) {
     __m512bh w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
     asm("" : "+v"(w0), "+v"(w1), "+v"(w2), "+v"(w3));  // else GCC loads them again for every input row
-    for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, _MM_HINT_NTA);
+    for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, kHint);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const __m512bh v = load(x + r * k + i);
@@ -78,21 +80,26 @@ inline void of_size(int rows, const With& with) {
 }
 
 // All `rows` input rows with four weight rows, which stay in the first-level cache between tiles of about equal size.
-template <typename Out>
+template <_mm_hint kHint, typename Out>
 inline void multiply(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out) {
   const int tiles = (rows + kTile - 1) / kTile;
   const char* ahead = reinterpret_cast<const char*>(w) + kFarBytes;
-  if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, 4>(x, w, k, out, 0, ahead); });
+  if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, 4, kHint>(x, w, k, out, 0, ahead); });
   const int lines = tiles < 4 ? 2 : 1;
   for (int tile = 0; tile < tiles; ++tile) {
     const int row = rows * tile / tiles, next = rows * (tile + 1) / tiles;
     const BFloat16* from = x + row * k;
     of_size(next - row, [&](auto size) {
       if (tile * lines >= 4) return multiply_tile<size, 0>(from, w, k, out, row);
-      if (lines == 2) return multiply_tile<size, 2>(from, w, k, out, row, ahead + tile * 4 * k);
-      multiply_tile<size, 1>(from, w, k, out, row, ahead + tile * 2 * k);
+      if (lines == 2) return multiply_tile<size, 2, kHint>(from, w, k, out, row, ahead + tile * 4 * k);
+      multiply_tile<size, 1, kHint>(from, w, k, out, row, ahead + tile * 2 * k);
     });
   }
+}
+
+template <typename Out>
+inline void multiply(const BFloat16* x, int rows, const BFloat16* w, int64_t k, bool kept, const Out& out) {
+  kept ? multiply<kKept>(x, rows, w, k, out) : multiply<kPassing>(x, rows, w, k, out);
 }
 
 struct Share {  // the weight rows of one thread, in fours
@@ -184,14 +191,14 @@ void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values,
 }
 
 // Rows `from` `[R, K]` times weight `[N, K]` to `to` `[R, N]`, each thread its share of N.
-void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, float* to) {
+void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, bool kept, float* to) {
   const int64_t n = weight.size(0), k = weight.size(1);
   const BFloat16* w = weight.const_data_ptr<BFloat16>();
   const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
   for (int64_t four = mine.begin; four < mine.end; four += 4) {
     const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
     const __mmask8 own = static_cast<__mmask8>(0xF << (four - i) & 0xF);
-    multiply(from, rows, w + i * k, k, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
+    multiply(from, rows, w + i * k, k, kept, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
   }
 }
 
@@ -203,19 +210,19 @@ void check_weight(const Tensor& weight, int64_t k) {
 
 }  // namespace
 
-// x `[R, K]` bfloat16 times weight `[N, K]` bfloat16 to `[R, N]` float32.
-Tensor linear(const Tensor& x, const Tensor& weight) {
+// x `[R, K]` bfloat16 times weight `[N, K]` bfloat16 to `[R, N]` float32. `kept`: the weight is soon read again.
+Tensor linear(const Tensor& x, const Tensor& weight, bool kept) {
   check(x, at::kBFloat16, "x");
   check_weight(weight, x.size(1));
   Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
   float* to = out.mutable_data_ptr<float>();
 #pragma omp parallel num_threads(at::get_num_threads())
-  multiply_share(x.const_data_ptr<BFloat16>(), x.size(0), weight, to);
+  multiply_share(x.const_data_ptr<BFloat16>(), x.size(0), weight, kept, to);
   return out;
 }
 
 // The same of x `[R, K]` float32 after RMSNorm with weights `norm_weight` `[K]`.
-Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight) {
+Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight, bool kept) {
   const int64_t rows = x.size(0), k = x.size(1);
   check(x, at::kFloat, "x");
   check(norm_weight, at::kBFloat16, "norm_weight");
@@ -227,7 +234,7 @@ Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const
     std::vector<BFloat16> normed(rows * k);
     for (int64_t r = 0; r < rows; ++r)
       norm(x.const_data_ptr<float>() + r * k, norm_weight.const_data_ptr<BFloat16>(), eps, k, &normed[r * k]);
-    multiply_share(normed.data(), rows, weight, to);
+    multiply_share(normed.data(), rows, weight, kept, to);
   }
   return out;
 }
@@ -254,7 +261,7 @@ Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states
       norm(embedded.data(), ones.data(), eps, width, &both[r * 2 * width]);
       norm(states.const_data_ptr<float>() + r * width, ones.data(), eps, width, &both[r * 2 * width + width]);
     }
-    multiply_share(both.data(), rows, weight, to);
+    multiply_share(both.data(), rows, weight, true, to);
   }
   return out;
 }
@@ -267,7 +274,7 @@ enum Weight { kAttentionNorm, kQuery, kKey, kValue, kAttentionOut, kMlpNorm, kGa
 // output goes to, or -1.
 void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::TensorList values, const Tensor& slots,
                     const Tensor& positions, const Tensor& frequencies, double rotary_scaling, int64_t heads, double eps,
-                    double scaling, at::IntArrayRef taps, Tensor& features) {
+                    double scaling, at::IntArrayRef taps, Tensor& features, bool kept) {
   const int64_t tokens = slots.size(1), rows = x.size(0);
   check(x, at::kFloat, "x");
   check(slots, at::kLong, "slots");
@@ -319,7 +326,7 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
       const BFloat16* w = weight.const_data_ptr<BFloat16>();
       const Share mine(width, thread, threads);
       for (int64_t i = mine.begin; i < mine.end; i += 4)
-        multiply(from, rows, w + i * k, k, [&](int r, __m128 y) {
+        multiply(from, rows, w + i * k, k, kept, [&](int r, __m128 y) {
           float* to = state + r * width + i;
           _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), y));
         });
@@ -334,7 +341,7 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
         const bool is_query = i < q_size, is_key = i < q_size + kv_size;
         const int64_t within = is_query ? i : is_key ? i - q_size : i - q_size - kv_size;
         const BFloat16* w = weight[is_query ? kQuery : is_key ? kKey : kValue].const_data_ptr<BFloat16>();
-        multiply(normed, rows, w + within * width, width,
+        multiply(normed, rows, w + within * width, width, kept,
                  [&](int r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
       }
 #pragma omp barrier
@@ -375,9 +382,9 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
       for (int64_t i = inside.begin; i < inside.end; i += 16) {
         const int64_t columns = std::min<int64_t>(16, inside.end - i);
         for (int64_t j = 0; j < columns; j += 4) {
-          multiply(normed, rows, gate + (i + j) * width, width,
+          multiply(normed, rows, gate + (i + j) * width, width, kept,
                    [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * 16 + j], y); });
-          multiply(normed, rows, up + (i + j) * width, width,
+          multiply(normed, rows, up + (i + j) * width, width, kept,
                    [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * 16 + j], y); });
         }
         const __mmask16 mask = static_cast<__mmask16>((1 << columns) - 1);
@@ -400,13 +407,13 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
 }
 
 TORCH_LIBRARY(specdec_lib, library) {
-  library.def("linear(Tensor x, Tensor weight) -> Tensor", linear);
-  library.def("norm_linear(Tensor x, Tensor norm_weight, float eps, Tensor weight) -> Tensor", norm_linear);
+  library.def("linear(Tensor x, Tensor weight, bool kept=False) -> Tensor", linear);
+  library.def("norm_linear(Tensor x, Tensor norm_weight, float eps, Tensor weight, bool kept=False) -> Tensor", norm_linear);
   library.def("join(Tensor tokens, Tensor embeddings, Tensor states, float eps, Tensor weight) -> Tensor", join);
   library.def(
       "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] keys, Tensor[] values, Tensor slots, Tensor positions, "
-      "Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, Tensor(b!) features) "
-      "-> ()",
+      "Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, Tensor(b!) features, "
+      "bool kept=False) -> ()",
       decoder_layers);
 }
 

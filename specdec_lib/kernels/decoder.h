@@ -6,13 +6,14 @@
 
 namespace specdec {
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
-at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm_weight, double eps, const at::Tensor& weight);
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, bool kept);
+at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm_weight, double eps, const at::Tensor& weight,
+                       bool kept);
 at::Tensor join(const at::Tensor& tokens, const at::Tensor& embeddings, const at::Tensor& states, double eps,
                 const at::Tensor& weight);
 void decoder_layers(at::Tensor& x, at::TensorList weights, at::TensorList keys, at::TensorList values,
                     const at::Tensor& slots, const at::Tensor& positions, const at::Tensor& frequencies,
                     double rotary_scaling, int64_t heads, double eps, double scaling, at::IntArrayRef taps,
-                    at::Tensor& features);
+                    at::Tensor& features, bool kept);
 
 }  // namespace specdec

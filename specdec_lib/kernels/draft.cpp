@@ -65,12 +65,12 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
   Tensor nothing = at::empty({batch * pairs, 0}, features.options());
   const auto run = [&](Tensor& x, const Tensor& slots) {
     decoder_layers(x, layer, cache.slice(0, 1), cache.slice(1, 1), slots, slots, frequencies, 1.0, heads, eps, scaling,
-                   {-1}, nothing);
+                   {-1}, nothing, true);
   };
 
   Tensor slots = known.unsqueeze(1).add(at::arange(pairs, known.options()));
   const Tensor scaled = scaled_features(features.view({batch * pairs, -1}), feature_scale, width, eps);
-  Tensor x = join(tokens.view(-1), embeddings, specdec::linear(scaled, fuse_weight), eps, combine_weight);
+  Tensor x = join(tokens.view(-1), embeddings, specdec::linear(scaled, fuse_weight, true), eps, combine_weight);
   run(x, slots);
   Tensor state = at::empty({batch, width}, x.options());
   slots = at::empty({batch, 1}, known.options());
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
   Tensor probs = at::zeros({batch, gamma, vocabulary}, x.options());
   std::vector<float> scored(num_scored);
   for (int64_t position = 0; position < gamma; ++position) {
-    const Tensor scores = norm_linear(state, output_norm, eps, output_rows);
+    const Tensor scores = norm_linear(state, output_norm, eps, output_rows, true);
     for (int64_t b = 0; b < batch; ++b) {
       const float* of_row = scores.const_data_ptr<float>() + b * num_scored;
       float* to = probs.mutable_data_ptr<float>() + (b * gamma + position) * vocabulary;

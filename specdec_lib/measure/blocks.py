@@ -165,6 +165,7 @@ class BlockRunner:
         If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
         are taken within one run.
         """
+        self._drop_reserve()  # of other settings
         prompts = [self.prompts[this.setting][index] for index in this.prompts]
         baseline = this.cells[0]
         rows: dict[Cell, list[Row]] = {cell: [] for cell in cells}
@@ -196,8 +197,7 @@ class BlockRunner:
         row |= together(self.team.share(columns, failure=columns.get("error")))
         if row["status"] == "failed":
             print(f"failed: {cell}: {row['error']}", flush=True)
-            if self.pair.target.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._drop_reserve()
         elif self.params.accepted_per_step:
             row |= given_columns(row)
         return row
@@ -222,10 +222,14 @@ class BlockRunner:
         """Once for each shape of work, a few tokens outside the measurement."""
         kind = (cell.engine, cell.method, cell.num_draft_tokens, cell.batch_size, cell.prompt_tokens, cell.temperature)
         if kind not in self.warm:
-            if self.pair.target.device.type == "cuda":
-                torch.cuda.empty_cache()  # the reserve of other shapes is not this one's
+            self._drop_reserve()  # that of other shapes is not this one's
             self._decode(cell, prompts, min(WARM_UP_TOKENS, cell.max_new_tokens), seed=0)
             self.warm.add(kind)
+
+    def _drop_reserve(self) -> None:
+        """Give back the memory that the allocator holds for what comes next."""
+        if self.pair.target.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _decode(self, cell: Cell, prompts: list[torch.Tensor], max_new_tokens: int, seed: int) -> DecodeResult:
         given = self.params.accepted_per_step

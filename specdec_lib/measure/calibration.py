@@ -64,7 +64,7 @@ class Calibration:
 
 
 def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
-    """Measure the machine that a pair lives on, with the target's weights as the matrices; a few seconds.
+    """Measure the machine that a pair lives on, with the target's weights as the matrices; about twenty seconds.
 
     Args:
         rows: token counts to multiply with.
@@ -76,7 +76,7 @@ def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MA
     """The same, to be taken round by round, with other work in between."""
     target = pair.target
     multiply = linear if target.fused is None else fused.linear
-    draft_multiply = linear if pair.draft.fused is None else fused.linear
+    draft_multiply = linear if pair.draft.fused is None else partial(fused.linear, kept=True)
     weights, of_draft = matrix_weights(target), draft_weights(pair.draft)
     matrix = _Repeated(lambda: _matrix_timers(weights, multiply, rows, watch), watch)
     drafting = _Repeated(lambda: _matrix_timers(of_draft, draft_multiply, rows, watch), watch)

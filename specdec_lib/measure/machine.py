@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +27,7 @@ from specdec_lib.models.pair import Pair
 NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
 MAX_TOKENS = 16
 KEY_FILE = "machine.key"  # a hash of what determined the two files
+PROTOCOL = 2  # how they are measured: files of another protocol are measured again
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
 Measured = tuple[Calibration | None, pd.DataFrame]  # the latter the costs of a step
@@ -41,45 +42,50 @@ class MachineMeasurement:
 
     def __init__(self, runner: BlockRunner):
         self.runner, self.params, self.pair = runner, runner.params, runner.pair
-        self.key = hashlib.sha256(f"{runner.source} {self.params.model_dump_json()}".encode()).hexdigest()
+        facts = (runner.source, self.params.model_dump_json(), PROTOCOL)
+        self.key = hashlib.sha256(" ".join(map(str, facts)).encode()).hexdigest()
         known = runner.folder / KEY_FILE
         self.needed = runner.team.decide(lambda: not known.exists() or known.read_text(encoding="utf-8") != self.key)
         self.failure: str | None = None
-        self.parts: Rounds[Measured] | None = None  # if they are taken one by one
+        self.parts: Rounds[Measured] | None = None
         self.taken = 0
-        if self.needed and new_graphs(self.pair.target) is None:
-            self.parts = self._rounds(Stopwatch(self.pair.target.device))
 
     def take(self, share: float) -> None:
-        """Measure on, until this share of everything has been; behind the sweep, where steps are captured."""
-        if self.parts is not None and not self.failure:
-            due = math.ceil(share * len(self.parts.rounds))
-            self._try(self.parts.rounds[self.taken : due])
-            self.taken = due
+        """Measure on, until this share of everything has been; nothing yet, where steps are captured."""
+        if self.needed and new_graphs(self.pair.target) is None:
+            self._try(lambda: self._take(share))
 
     def finish(self) -> None:
         """Measure what is left, and write all of it."""
         if not self.needed:
             return
         self.take(1.0)
-        if not self.failure:
-            self._try([self._write])
-        failure = first_failure(self.runner.team.share(self.failure, self.failure))
-        if not self.runner.team.leads:
-            return
-        if failure:
-            leave_unmeasured(self.runner.folder, failure)
-        else:
+        self._try(self._write)
+        if self.failure is None and self.runner.team.leads:
             (self.runner.folder / KEY_FILE).write_text(self.key, encoding="utf-8")
 
-    def _try(self, rounds: Sequence[Callable[[], None]]) -> None:
-        if self.runner.team.leads:
-            heartbeat.beat(self.runner.folder, heartbeat.MACHINE, self.runner.run_id)
+    def _try(self, measure: Callable[[], None]) -> None:
+        """Unless something failed before: that stops all processes of the team, and the sweep stands without it."""
+        if self.failure:
+            return
+        runner = self.runner
+        if runner.team.leads:
+            heartbeat.beat(runner.folder, heartbeat.MACHINE, runner.run_id)
         try:
-            for one in rounds:
-                one()
-        except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep stands without it
+            measure()
+        except Exception as error:  # noqa: BLE001 - out of memory or anything else
             self.failure = f"{type(error).__name__}: {error}"
+        self.failure = first_failure(runner.team.share(self.failure, self.failure))
+        if self.failure and runner.team.leads:
+            leave_unmeasured(runner.folder, self.failure)
+
+    def _take(self, share: float) -> None:
+        if self.parts is None:
+            self.parts = self._rounds(Stopwatch(self.pair.target.device))
+        due = math.ceil(share * len(self.parts.rounds))
+        for one in self.parts.rounds[self.taken : due]:
+            one()
+        self.taken = due
 
     def _write(self) -> None:
         if self.parts is not None:
@@ -96,6 +102,7 @@ class MachineMeasurement:
         step_costs.write_step_costs(folder, costs)
 
     def _rounds(self, watch: Stopwatch) -> Rounds[Measured]:
+        """Calibration and costs of a step, each spread over the whole."""
         costs = _step_costs(self.params, self.pair, watch)
         if self.runner.team.size > 1:
             return Rounds(costs.rounds, lambda: (None, costs.result()))
@@ -104,8 +111,10 @@ class MachineMeasurement:
 
 
 def leave_unmeasured(folder: Path, reason: str) -> None:
-    """Leave the costs of a step empty, and say why."""
+    """Leave calibration and costs of a step empty, and say why."""
     print(f"the costs of a step were not measured: {reason}", flush=True)
+    for name in (calibration.FILE, KEY_FILE):
+        (folder / name).unlink(missing_ok=True)
     step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))
 
 
@@ -115,7 +124,7 @@ def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> Rounds[pd.
     Contexts are those halfway through the first output, where the sweep's steps are on average.
     """
     contexts = sorted({(tokens or NATURAL_PROMPT) + params.max_new_tokens[0] // 2 for tokens in params.prompt_tokens})
-    room = pair.target.context_length - step_costs.WARM_UP - step_costs.STEPS - 1 - MAX_TOKENS
+    room = min(pair.target.context_length, pair.draft.context_length) - step_costs.new_tokens(MAX_TOKENS)
     contexts = [tokens for tokens in contexts if tokens <= room]
     first, *others = params.batch_sizes
     sparse = sorted({*SPARSE, *(gamma + 1 for gamma in params.num_draft_tokens if gamma < MAX_TOKENS)})

@@ -8,6 +8,7 @@ same number of steps at the same context.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import statistics
@@ -24,7 +25,7 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.baseline import BaselineStep
 from specdec_lib.decoding.proposers import NgramProposer, Proposal, Proposer, make_proposer
 from specdec_lib.decoding.speculative import SpeculativeStep
-from specdec_lib.decoding.state import DecodeState
+from specdec_lib.decoding.state import DecodeState, check_context
 from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.decoding.verification import Verification, verify
 from specdec_lib.measure.replayed_steps import replayed_pieces
@@ -35,7 +36,7 @@ from specdec_lib.models.runner import LanguageModel, Step
 
 COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms", "samples_ms", "replayed"]
 WARM_UP, STEPS = 6, 3  # steps of each call that are run, and then timed: those behind a prefill take longer
-REPETITIONS = 4
+REPETITIONS = 6
 FILE = "step_costs.json"
 
 Point = tuple[int, int, int, float]  # batch size, context, tokens of a pass, temperature
@@ -81,35 +82,52 @@ def measure_step_costs(
 def step_costs_in_rounds(
     pair: Pair, watch: Stopwatch, points: Sequence[Point], repetitions: int = REPETITIONS, seed: int = 0
 ) -> Rounds[pd.DataFrame]:
-    """The same at these points, to be taken round by round, with other work in between."""
+    """The same at these points, to be taken round by round, with other work in between.
+
+    What is captured is captured once, so that all repetitions of a point are one round.
+
+    Raises:
+        ValueError: a context leaves target or draft no room for these steps.
+    """
     seen: dict[Key, list[float]] = defaultdict(list)
     too_large: set[Point] = set()
+    for model, (_, context, tokens, _) in itertools.product((pair.target, pair.draft), points):
+        check_context(model, context, new_tokens(tokens))
     if watch.graphs is not None:
         pair.target.kept = None  # what the sweep captured has had its time; its memory is needed
 
     @torch.inference_mode()
-    def time_point(point: Point) -> None:
+    def time_point(point: Point, samples: int) -> None:
         if point in too_large:
             return
         try:
-            for key, spent in _time_point(pair, watch, *point, seed).items():
+            for key, spent in _time_point(pair, watch, *point, seed, samples):
                 seen[key].append(spent * 1e3)
         except torch.OutOfMemoryError:
             too_large.add(point)
             torch.cuda.empty_cache()
 
     def table() -> pd.DataFrame:
-        rows = [
-            (*key, statistics.geometric_mean(ms), [round(each, 4) for each in ms]) for key, ms in sorted(seen.items())
-        ]
+        rows = [(*key, _mean(ms), [round(each, 4) for each in ms]) for key, ms in sorted(seen.items())]
         return pd.DataFrame(rows, columns=COLUMNS[:-1]).assign(replayed=watch.graphs is not None)
 
     rounds: list[Callable[[], None]] = []
-    for repetition in range(repetitions):
+    times, samples = (repetitions, 1) if watch.graphs is None else (1, repetitions)
+    for repetition in range(times):
         order = list(points)
         random.Random(f"{seed} {repetition}").shuffle(order)
-        rounds += [partial(time_point, point) for point in order]
+        rounds += [partial(time_point, point, samples) for point in order]
     return Rounds(rounds, table)
+
+
+def new_tokens(tokens: int) -> int:
+    """How many tokens a call must have room for whose passes take `tokens` tokens: all its steps draft whole."""
+    return WARM_UP + STEPS + 1 + tokens
+
+
+def _mean(ms: Sequence[float]) -> float:
+    """Geometric; of differences, which noise may turn negative, arithmetic."""
+    return statistics.geometric_mean(ms) if min(ms) > 0 else statistics.fmean(ms)
 
 
 def write_step_costs(folder: Path, costs: pd.DataFrame) -> None:
@@ -134,8 +152,6 @@ def read_step_costs(folder: Path) -> pd.DataFrame:
 
 class _TimedTarget:
     """The target, with the seconds of each of its passes."""
-
-    compiled = False  # nothing is captured: of a captured step the pieces could not be timed
 
     def __init__(self, target: LanguageModel):
         self.target = target
@@ -181,19 +197,18 @@ class _TimedProposer:
 
 
 def _time_point(
-    pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float, seed: int
-) -> dict[Key, float]:
-    """Seconds of each piece: the median over `STEPS` steps."""
+    pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float, seed: int, samples: int
+) -> Iterator[tuple[Key, float]]:
+    """Seconds of each piece, `samples` times: the median over `STEPS` steps."""
     ids = torch.Generator().manual_seed(seed)
     prompts = [torch.randint(0, pair.target.vocab_size, (context,), generator=ids) for _ in range(batch)]
     generator, sampling = torch.Generator(pair.target.device).manual_seed(seed), SamplingConfig(temperature=temperature)
     time_steps = _time_called if watch.graphs is None else _time_replayed
-    steps = pd.DataFrame(time_steps(pair, watch, prompts, tokens, sampling, generator))
+    steps = time_steps(pair, watch, prompts, tokens, sampling, generator)
     proposed = {"draft": tokens - 1, "ngram": tokens - 1}
-    return {
-        (piece, batch, context, proposed.get(piece, tokens), temperature): float(seconds)
-        for piece, seconds in steps.median().items()
-    }
+    for _ in range(samples):
+        for piece, spent in pd.DataFrame(itertools.islice(steps, STEPS)).median().items():
+            yield (str(piece), batch, context, proposed.get(str(piece), tokens), temperature), float(spent)
 
 
 def _time_called(
@@ -207,7 +222,7 @@ def _time_called(
     """Seconds of the pieces of steps that decode `prompts`, all of which have room for another whole step."""
     target, proposer = _TimedTarget(pair.target), _TimedProposer(make_proposer("draft", pair))
     stand_in = cast("LanguageModel", target)
-    state = DecodeState(stand_in, prompts, max_new_tokens=WARM_UP + STEPS + 1 + tokens, stop_token_ids=(), slack=tokens)
+    state = DecodeState(stand_in, prompts, max_new_tokens=new_tokens(tokens), stop_token_ids=(), slack=tokens)
     streams = RowStreams.of(generator, len(prompts), tokens)
     step: BaselineStep | SpeculativeStep = BaselineStep(stand_in, state, sampling, streams)
     if tokens > 1:
@@ -233,9 +248,9 @@ def _time_replayed(
     sampling: SamplingConfig,
     generator: torch.Generator,
 ) -> Iterator[dict[str, float]]:
-    """The same of a captured step and of its pieces, captured too."""
+    """The same of a captured step and of its pieces, captured too, as often as asked for."""
     timers = replayed_pieces(pair, watch, prompts, tokens, sampling, generator, _accept_nothing)
-    for _ in range(STEPS):
+    while True:
         spent = {name: timer() for name, timer in timers.items()}
         whole = spent.pop("step")  # no lookup is in it
         yield spent | {"sampling": whole - spent["target"] - spent.get("draft", 0.0)}

@@ -73,7 +73,7 @@ def run_blocks(
     while (ending := _run_worker(order, command, limit_s)).reason is not None:
         if ending.last.phase == heartbeat.MACHINE:
             leave_unmeasured(folder, ending.reason)
-            order = replace(order, machine=False)
+            order, in_vain = replace(order, machine=False), 0
             continue
         failed = _blame(folder, ending)
         in_vain = 0 if failed else in_vain + 1

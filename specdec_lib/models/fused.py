@@ -21,9 +21,13 @@ LAYER_WEIGHTS = (
 )  # fmt: skip
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x `[..., K]` times weight `[N, K]`, both bfloat16 on the CPU, to float32 `[..., N]`."""
-    return torch.ops.specdec_lib.linear(_rows(x), weight).unflatten(0, x.shape[:-1])
+def linear(x: torch.Tensor, weight: torch.Tensor, kept: bool = False) -> torch.Tensor:
+    """x `[..., K]` times weight `[N, K]`, both bfloat16 on the CPU, to float32 `[..., N]`.
+
+    Args:
+        kept: the weight is soon read again, and should stay in the caches. All values are the same.
+    """
+    return torch.ops.specdec_lib.linear(_rows(x), weight, kept).unflatten(0, x.shape[:-1])
 
 
 def norm_linear(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor) -> torch.Tensor:
