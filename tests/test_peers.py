@@ -13,12 +13,14 @@ import torch
 from test_pair import write_checkpoint
 
 from specdec_lib import report
-from specdec_lib.analysis import peers, peers_plots
+from specdec_lib.analysis import peers, peers_limits, peers_plots
 from specdec_lib.analysis.statistics import Estimate
+from specdec_lib.analysis.step_table import StepTable
 from specdec_lib.config import SamplingConfig, load_params
 from specdec_lib.measure import peer_engines, peer_install, peer_processes
 from specdec_lib.measure.peers import SCHEMA, read_peers, run_peers
 from specdec_lib.measure.prompts import load_prompts
+from specdec_lib.measure.step_costs import write_step_costs
 from specdec_lib.measure.timing import result_of_arrivals
 from specdec_lib.models.pair import load_pair
 
@@ -299,6 +301,25 @@ def test_the_cost_of_five_tokens_comes_from_the_step_costs_of_the_study(tmp_path
         "1.35: met, without an interval",
         "1.15: not met, without an interval",
     )
+
+
+def test_limits_say_which_acceptance_a_target_needs(tmp_path):
+    """A pass of 10 ms whatever it verifies, 1 ms for each drafted token: two tokens a step must take 1.2 passes."""
+    rows = ROWS.assign(prompt_tokens=100, acceptance_rate=0.5, tpot_ms=ROWS["tpot_ms"].astype("float64"))
+    assert peers_limits.limit_table(rows, tmp_path).empty
+    costs = [("target", n, 10.0) for n in range(1, 17)] + [("draft", n, 1.0 * n) for n in range(1, 16)]
+    costs += [("sampling", n, 0.0) for n in range(1, 17)]
+    facts = {"batch_size": 1, "context_tokens": 100, "temperature": 0.0}
+    table = pd.DataFrame([facts | dict(zip(("model", "num_tokens", "ms"), cost, strict=True)) for cost in costs])
+    write_step_costs(tmp_path, table)
+    line = peers_limits.limit_table(rows, tmp_path).set_index("T").loc["0"]
+    assert line["ratio at that"] == f"{1.2 / 1.75:.2f}", "at half accepted two draft tokens are best"
+    assert line["ratio if all were accepted"] == f"{2.5 / 16:.2f}"
+    ratios = peers_limits.step_ratios(StepTable(table), 100.0, 0.0)
+    bound, rate = map(float, line["acceptance for at least"].split(": "))
+    assert peers_limits.reachable(ratios, rate) <= bound < peers_limits.reachable(ratios, rate - 0.01)
+    assert np.isnan(peers_limits.needed(ratios, 0.1))
+    assert peers_limits.reachable(ratios, 0.0) == 1, "nothing is drafted then"
 
 
 def test_the_report_has_its_tables_and_a_figure(params, folder):
