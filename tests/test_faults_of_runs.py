@@ -14,7 +14,7 @@ from specdec_lib.measure.heartbeat import read_heartbeat
 from specdec_lib.measure.sweep import run_sweep_here
 from specdec_lib.report import make_reports
 
-STUCK = faulty({cell("draft", 1, 0): "hang"})  # in the third of four blocks
+STUCK = faulty({cell("draft", 0, 1): "hang"})  # in the third of four blocks
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def start_and_wait_until_stuck(start, folder):
 
 def is_stuck(beat):
     row = (beat and beat.row) or {}
-    return (row.get("method"), row.get("temperature"), row.get("prompt_group")) == ("draft", 1, 0) and alive(beat.pid)
+    return (row.get("method"), row.get("temperature"), row.get("prompt_group")) == ("draft", 0, 1) and alive(beat.pid)
 
 
 def gone(pid, seconds):
