@@ -39,7 +39,8 @@ RECIPES = {  # one after another, each with its own warm-up
     HEAD: (
         Recipe(num_batches=600, steps=3, unroll_from=0.4),
         Recipe(num_batches=1500, steps=2, unroll_from=0.35),
-        Recipe(num_batches=4500, steps=2, unroll_from=0.45, learning_rate=8e-4),
+        Recipe(num_batches=9500, steps=2, unroll_from=0.45, learning_rate=8e-4),
+        Recipe(num_batches=8000, steps=2, unroll_from=0.45, learning_rate=8e-4),
     ),
     LAYERS: (Recipe(num_batches=530),),
     NARROW: (Recipe(num_batches=330),),
@@ -48,7 +49,7 @@ RECIPES = {  # one after another, each with its own warm-up
 log = logging.getLogger(__name__)
 
 
-def make_draft(workdir: Path, target: LanguageModel, tokenizer: PreTrainedTokenizerBase, num_shards: int = 10) -> None:
+def make_draft(workdir: Path, target: LanguageModel, tokenizer: PreTrainedTokenizerBase, num_shards: int = 39) -> None:
     """Write the corpus and a folder for every shape into `workdir`, `target` being bfloat16 on the CPU.
 
     Shards and drafts that are already there are kept, so an interrupted run goes on where it stopped. The target must
