@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,21 @@ def test_make_draft_goes_from_nothing_to_model_cards(tmp_path: Path, monkeypatch
     assert len(written) == 2 + len(make.SHAPES)
     make.make_draft(tmp_path, target, byte_tokenizer(), num_shards=2)
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+
+def test_tasks_are_about_what_the_target_had_answered_to_itself(tmp_path: Path) -> None:
+    """Of conversations that open with no task (every third) at a low temperature (every second): rows 2, 8, ..."""
+    tokenizer = byte_tokenizer()
+    answer, short = "A river is long. " * 15, "No."
+    rows = ["<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\nA task's answer.<|im_end|>"] * 6
+    rows[2] = "".join(f"<|im_start|>assistant\n{text}<|im_end|>\n" for text in (answer, short))
+    tokens = [tokenizer.encode(row) for row in rows]
+    padded = [row + [0] * (max(map(len, tokens)) - len(row)) for row in tokens]
+    save_file({"tokens": torch.tensor(padded, dtype=torch.int32)}, tmp_path / "0000.safetensors")
+    own = corpus_module.answers(tmp_path / "0000.safetensors", tokenizer)
+    assert own == [answer]
+
+    talk = corpus_module._Conversations(tokenizer, ["Some prose."], ["def f(): pass"], own, random.Random(0))
+    assert [answer in talk._task(row) for row in range(6)] == [False, True, False] * 2
+    assert "Some prose." in talk._task(0) + talk._task(3) + talk._task(6) + talk._task(9)
+    assert talk._task(2) == ""
