@@ -40,7 +40,7 @@ RECIPES = {  # one after another, each with its own warm-up
         Recipe(num_batches=600, steps=3, unroll_from=0.4),
         Recipe(num_batches=1500, steps=2, unroll_from=0.35),
         Recipe(num_batches=9500, steps=2, unroll_from=0.45, learning_rate=8e-4),
-        Recipe(num_batches=8000, steps=2, unroll_from=0.45, learning_rate=8e-4),
+        Recipe(num_batches=8600, steps=2, unroll_from=0.45, learning_rate=8e-4),
     ),
     LAYERS: (Recipe(num_batches=530),),
     NARROW: (Recipe(num_batches=330),),
