@@ -11,7 +11,7 @@ from synthetic_rows import synthetic_rows
 from transformers import AutoConfig
 
 from specdec_lib.analysis.calibration_error import AIM, error_table, finding_error, fit
-from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, speculative_step
+from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, displaced, speculative_step
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.measure import calibration as calibration_module
 from specdec_lib.measure.calibration import (
@@ -130,7 +130,7 @@ def synthetic_costs():
     rows = []
     for batch in (1, 4):
         for tokens in range(1, 17):
-            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + (3 if tokens == 1 else 3.4)}
+            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + 3 + 0.4 * displaced(tokens)}
             ms["sampling"] = machine.sampling(SHAPE, batch, tokens) * 1e3 + (0.4 if tokens == 1 else 0.7)
             ms["draft"] = machine.propose(DRAFT, batch, tokens, 64, 2) * 1e3 + 0.5 * (tokens + 1)
             rows += [(model, batch, 64, tokens, np.nan, value) for model, value in ms.items()]
@@ -146,6 +146,13 @@ def test_a_fit_at_batch_1_and_one_gamma_finds_the_overhead_and_predicts_the_rest
     assert model.propose(4, 8, 64) * 1e3 == pytest.approx(
         costs[(costs["model"] == "draft") & (costs["batch_size"] == 4) & (costs["num_tokens"] == 8)]["ms"].iloc[0]
     )
+
+
+def test_one_draft_token_displaces_a_third_of_what_the_target_had_in_the_caches():
+    """The fit knows it, and finds the whole from a pass over two tokens."""
+    assert [displaced(tokens) for tokens in (1, 2, 4, 16)] == [0, pytest.approx(1 / 3), 1, 1]
+    machine = fit(synthetic_calibration(), synthetic_costs(), synthetic_rows(), num_draft_tokens=1).machine
+    assert machine.verify_pass_seconds == pytest.approx(3.4e-3)
 
 
 def test_the_fit_looks_at_nothing_but_batch_1_and_one_gamma():

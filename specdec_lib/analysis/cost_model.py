@@ -2,7 +2,8 @@
 
 A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
 of what the engine adds, which is fitted or assumed to be nothing. That is one number for passes that decode and another
-for passes that verify: before those the draft has run, and left in the caches what it needed.
+for passes that verify: before those the draft has run, and left in the caches what it needed. Of few tokens it has left
+part of that, so that the second number is reached over the first `DISPLACING` tokens.
 Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
 Matrix products come from a table measured by number of rows (`calibration`), or from a roofline: the longer of reading
 the weights and multiplying them.
@@ -20,6 +21,7 @@ from specdec_lib.models.shape import ModelShape
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 2 * 2 / 32}  # int4: groups of 32
 VOCABULARY_PASSES = 12  # of a step in PyTorch over each probability: softmax, its checks, residual, choice
+DISPLACING = 3  # draft tokens, behind which nothing of the target is left in the caches
 MatrixSeconds = Callable[[ModelShape, int], float]  # of all products of a pass over that many rows
 
 
@@ -37,7 +39,7 @@ class Machine:
     cache_bytes_per_second: float | None = None  # of cached keys and values, where they are not read like all else
     host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
     decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row, or a prefill
-    verify_pass_seconds: float = 0.0  # the same over more than one
+    verify_pass_seconds: float = 0.0  # the same over more than `DISPLACING`
     draft_matrix_seconds: MatrixSeconds | None = None  # of a draft's later passes, if a cache holds its weights by then
     draft_pass_seconds: float = 0.0  # what it adds to a pass of the draft; once more for the proposal as a whole
     choose_seconds: float = 0.0  # what it adds to a step of the baseline, outside the pass
@@ -45,8 +47,9 @@ class Machine:
 
     def pass_(self, shape: ModelShape, batch: int, tokens: int, context: float) -> float:
         """Seconds of a pass over `tokens` tokens in each of `batch` rows behind `context` tokens, as the target."""
-        added = self.decode_pass_seconds if tokens == 1 else self.verify_pass_seconds
-        return self._bare(shape, batch, tokens, context) + added
+        added = self.verify_pass_seconds - self.decode_pass_seconds
+        bare = self._bare(shape, batch, tokens, context)
+        return bare + self.decode_pass_seconds + displaced(tokens) * added
 
     def propose(self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2) -> float:
         """Seconds to draft with a model of this shape: the first pass reads `first` tokens a row, the others one."""
@@ -82,6 +85,11 @@ class Machine:
         products = (matrix_seconds or self.matrix_seconds)(shape, batch * tokens)
         work = products + attention + starts
         return max(work, self.host_layer_seconds * shape.num_layers)
+
+
+def displaced(tokens: int) -> float:
+    """The share of what a pass over many tokens costs more beside its work that one over `tokens` tokens costs."""
+    return min(1.0, (tokens - 1) / DISPLACING)
 
 
 @dataclass(frozen=True)
@@ -203,10 +211,13 @@ def fitted(
     verified = num_draft_tokens + 1
     drafting = milliseconds("draft", num_draft_tokens) / 1e3
     drafting -= machine.propose(draft, 1, num_draft_tokens, context, first)
+    decoding, verifying = (
+        milliseconds("target", tokens) / 1e3 - machine.pass_(target, 1, tokens, context) for tokens in (1, verified)
+    )
     return replace(
         machine,
-        decode_pass_seconds=milliseconds("target", 1) / 1e3 - machine.pass_(target, 1, 1, context),
-        verify_pass_seconds=milliseconds("target", verified) / 1e3 - machine.pass_(target, 1, verified, context),
+        decode_pass_seconds=decoding,
+        verify_pass_seconds=decoding + (verifying - decoding) / displaced(verified),
         draft_pass_seconds=drafting / (num_draft_tokens + 1),
         choose_seconds=milliseconds("sampling", 1) / 1e3 - machine.sampling(target, 1, 1),
         verify_seconds=milliseconds("sampling", verified) / 1e3 - machine.sampling(target, 1, verified),
