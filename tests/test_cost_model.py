@@ -148,7 +148,7 @@ def test_a_fit_at_batch_1_and_one_gamma_finds_the_overhead_and_predicts_the_rest
     )
 
 
-def test_one_draft_token_displaces_a_third_of_what_the_target_had_in_the_caches():
+def test_behind_one_draft_token_a_third_of_what_verifying_adds_is_reached():
     """The fit knows it, and finds the whole from a pass over two tokens."""
     assert [displaced(tokens) for tokens in (1, 2, 4, 16)] == [0, pytest.approx(1 / 3), 1, 1]
     machine = fit(synthetic_calibration(), synthetic_costs(), synthetic_rows(), num_draft_tokens=1).machine

@@ -2,8 +2,8 @@
 
 A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
 of what the engine adds, which is fitted or assumed to be nothing. That is one number for passes that decode and another
-for passes that verify: before those the draft has run, and left in the caches what it needed. Of few tokens it has left
-part of that, so that the second number is reached over the first `DISPLACING` tokens.
+for passes that verify, which on CPUs was found to be reached over the first `DISPLACING` draft tokens. That drafting takes
+the caches from the target would explain it, and has not been shown.
 Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
 Matrix products come from a table measured by number of rows (`calibration`), or from a roofline: the longer of reading
 the weights and multiplying them.
@@ -21,7 +21,7 @@ from specdec_lib.models.shape import ModelShape
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 2 * 2 / 32}  # int4: groups of 32
 VOCABULARY_PASSES = 12  # of a step in PyTorch over each probability: softmax, its checks, residual, choice
-DISPLACING = 3  # draft tokens, behind which nothing of the target is left in the caches
+DISPLACING = 3  # draft tokens, behind which a pass costs no more beside its work; found, not derived
 MatrixSeconds = Callable[[ModelShape, int], float]  # of all products of a pass over that many rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from specdec_lib.analysis.peers import AUTOREGRESSIVE, BASELINE, BEST, NGRAM, OURS, TARGETS
+from specdec_lib.analysis.peers import BASELINE, BEST, OURS, TARGETS
 from specdec_lib.analysis.step_table import StepTable
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.measure.step_costs import FILE as STEP_COSTS
@@ -69,8 +69,7 @@ def needed(ratios: pd.Series, bound: float) -> float:
 def _drafted(rows: pd.DataFrame, temperature: float, costs: pd.Series) -> dict[str, str]:
     """What our fastest way to draft with a model had accepted, and the ratio that follows."""
     ours = rows[(rows["engine"] == OURS) & (rows["status"] == "ok") & (rows["temperature"] == temperature)]
-    ours = ours[~ours["method"].isin([AUTOREGRESSIVE, "composite"]) & (ours["draft_id"] != NGRAM)]
-    ways = ours.groupby(["draft_id", "num_draft_tokens"])[["tpot_ms", "acceptance_rate"]].mean()
+    ways = ours[ours["method"] == "draft"].groupby(["draft_id", "num_draft_tokens"])[["tpot_ms", "acceptance_rate"]].mean()
     if ways.empty:
         return {"measured acceptance": "–", "ratio at that": "–"}
     rate = float(ways.loc[ways["tpot_ms"].idxmin(), "acceptance_rate"])

@@ -64,7 +64,7 @@ class Calibration:
 
 
 def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
-    """Measure the machine that a pair lives on, with the target's weights as the matrices; about twenty seconds.
+    """Measure the machine that a pair lives on, with the target's weights as the matrices, in seven rounds.
 
     Args:
         rows: token counts to multiply with.
