@@ -2,8 +2,8 @@
 
 A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
 of what the engine adds, which is fitted or assumed to be nothing. That is one number for passes that decode and another
-for passes that verify, which on CPUs was found to be reached over the first `DISPLACING` draft tokens. That drafting takes
-the caches from the target would explain it, and has not been shown.
+for passes that verify, which on a CPU was found to be reached over the first `DISPLACING` draft tokens. That drafting
+takes the caches from the target would explain it, and has not been shown.
 Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
 Matrix products come from a table measured by number of rows (`calibration`), or from a roofline: the longer of reading
 the weights and multiplying them.

@@ -69,7 +69,8 @@ def needed(ratios: pd.Series, bound: float) -> float:
 def _drafted(rows: pd.DataFrame, temperature: float, costs: pd.Series) -> dict[str, str]:
     """What our fastest way to draft with a model had accepted, and the ratio that follows."""
     ours = rows[(rows["engine"] == OURS) & (rows["status"] == "ok") & (rows["temperature"] == temperature)]
-    ways = ours[ours["method"] == "draft"].groupby(["draft_id", "num_draft_tokens"])[["tpot_ms", "acceptance_rate"]].mean()
+    drafted = ours[ours["method"] == "draft"].groupby(["draft_id", "num_draft_tokens"])
+    ways = drafted[["tpot_ms", "acceptance_rate"]].mean()
     if ways.empty:
         return {"measured acceptance": "–", "ratio at that": "–"}
     rate = float(ways.loc[ways["tpot_ms"].idxmin(), "acceptance_rate"])
