@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from specdec_lib.models import huge_pages
+
 VIEW_MULTIPLE = 64  # attention reads a prefix of the cache, rounded up to this many positions
 
 
@@ -46,12 +48,10 @@ class RaggedLayer(CacheLayerMixin):
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, placement: Placement, shape: tuple[int, int, int, int], dtype: torch.dtype):
+    def __init__(self, placement: Placement, keys: torch.Tensor, values: torch.Tensor):
         super().__init__()
-        self.placement = placement
-        self.batch_size, _, self.capacity, _ = shape
-        self.keys = torch.zeros(shape, dtype=dtype, device=placement.rows.device)
-        self.values = torch.zeros_like(self.keys)
+        self.placement, self.keys, self.values = placement, keys, values
+        self.batch_size, _, self.capacity, _ = keys.shape
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -112,7 +112,9 @@ class RaggedStaticCache(Cache):
         rows = torch.arange(batch_size, device=device)[:, None]
         self.placement = Placement(rows, rows, view=0)
         shape = (batch_size, num_heads, self.capacity, head_dim)
-        super().__init__(layers=[RaggedLayer(self.placement, shape, dtype) for _ in range(num_layers)])
+        kept = huge_pages.zeros([shape] * 2 * num_layers, dtype, device)
+        layers = [RaggedLayer(self.placement, *of_layer) for of_layer in zip(kept[::2], kept[1::2], strict=True)]
+        super().__init__(layers=layers)
 
     def place(self, num_tokens: int) -> torch.Tensor:  # [B, num_tokens]
         """Choose where the next `num_tokens` tokens of each row go, and return those positions."""

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
-from specdec_lib.models import fused
+from specdec_lib.models import fused, huge_pages
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel, grouped_attention
 from specdec_lib.models.weights import sha256
@@ -130,6 +130,7 @@ class DraftHead(nn.Module):
         head = cls(config, target.model.get_input_embeddings().weight, name=Path(folder).name)
         load_weights(head, folder)
         head.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
+        huge_pages.move(head)
         head.share_output_rows()
         if target.fused is not None:
             head.fused = head.fused_layer()
@@ -141,7 +142,9 @@ class DraftHead(nn.Module):
 
     def share_output_rows(self) -> None:
         """Gather the output rows `[scored, H]` from the target's tied embedding."""
-        self._shared["output"] = self._shared["embeddings"][self.scored_ids]
+        rows = self._shared["embeddings"][self.scored_ids]
+        (place,) = huge_pages.zeros([rows.shape], rows.dtype, rows.device)
+        self._shared["output"] = place.copy_(rows)
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` pairs each."""

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from specdec_lib.config import CUSTOM_PAIR, StudyParams
 from specdec_lib.facts import facts_table
+from specdec_lib.models import huge_pages
 from specdec_lib.models.draft_head import DraftHead, read_config
 from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.plain_draft import load_plain_draft
@@ -311,6 +312,8 @@ def load_language_model(
         attn_implementation=ATTENTION,
         **loading(tensor_parallel, device),
     )
+    if tensor_parallel == 1:
+        huge_pages.move(model)
     language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
     language_model.check_faithful()
     return language_model

@@ -1,0 +1,77 @@
+"""Weights and caches lie in huge pages where Linux gives them, and nothing else about them changes."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from specdec_lib.models import huge_pages
+from specdec_lib.models.cache import RaggedStaticCache
+
+CPU = torch.device("cpu")
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+needs_huge_pages = pytest.mark.skipif(
+    not SETTING.exists() or "[never]" in SETTING.read_text(), reason="this system gives no huge pages"
+)
+
+
+def in_huge_pages() -> int:
+    """Bytes of this process that lie in them."""
+    found = re.search(r"AnonHugePages:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+@needs_huge_pages
+def test_what_fills_huge_pages_lies_in_them_and_is_given_back() -> None:
+    before = in_huge_pages()
+    kept = huge_pages.zeros([(1000, 1000)] * 16, torch.float32, CPU)  # 64 MB
+    for tensor in kept:
+        tensor.fill_(1)
+    assert in_huge_pages() - before >= 56e6
+    del kept, tensor
+    gc.collect()
+    assert in_huge_pages() - before < 8e6
+
+
+@pytest.mark.parametrize("shapes", [[(3, 5), (2, 2, 7)], [(1000, 999), (7,), (300, 1001)]], ids=["few", "many"])
+def test_they_are_zeros_apart_from_each_other(shapes: list[tuple[int, ...]]) -> None:
+    tensors = huge_pages.zeros(shapes, torch.float32, CPU)
+    assert [tuple(tensor.shape) for tensor in tensors] == shapes
+    assert all(tensor.is_contiguous() and not tensor.any() for tensor in tensors)
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number + 1)
+    assert [tensor.unique().item() for tensor in tensors] == [number + 1 for number in range(len(shapes))]
+
+
+def test_nothing_can_be_asked_for() -> None:
+    tensors = huge_pages.zeros([(0, 3), (2000, 2000)], torch.float32, CPU)
+    assert [tuple(tensor.shape) for tensor in tensors] == [(0, 3), (2000, 2000)]
+
+
+def test_moving_a_module_changes_no_weight_and_keeps_shared_ones_shared() -> None:
+    module = nn.Sequential(nn.Linear(1000, 1000), nn.Linear(1000, 1000).bfloat16(), nn.Linear(1000, 1000))
+    module[2].weight = module[0].weight
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    parameters = list(module.parameters())
+    huge_pages.move(module)
+    assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
+    assert all(weight is parameter for weight, parameter in zip(module.parameters(), parameters, strict=True))
+    assert module[2].weight is module[0].weight
+    assert module[0].weight.data_ptr() % huge_pages.LINE == 0
+
+
+def test_a_cache_is_zeros_of_its_shape_whatever_its_size() -> None:
+    for capacity in (64, 4096):
+        cache = RaggedStaticCache(
+            batch_size=2, capacity=capacity, num_layers=3, num_heads=2, head_dim=64, dtype=torch.bfloat16, device=CPU
+        )
+        kept = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        assert {tuple(tensor.shape) for tensor in kept} == {(2, 2, capacity, 64)}
+        assert not any(tensor.any() for tensor in kept)
+        assert len({tensor.data_ptr() for tensor in kept}) == 6
