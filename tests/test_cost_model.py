@@ -287,7 +287,7 @@ def test_products_are_timed_into_memory_that_is_used_again():
         return product
 
     watch = Stopwatch(torch.device("cpu"))
-    piece = _Repeated(lambda: _matrix_timers([torch.ones(4, 4)] * 3, multiply, (1, 2), watch), watch)
+    piece = _Repeated(lambda: _matrix_timers([(torch.ones(4, 4),)] * 3, multiply, (1, 2), torch.float32, watch), watch)
     for one in piece.rounds:
         one()
     assert len(made) == 2 * 3 * (WARM_UP + TIMED) * REPEATS

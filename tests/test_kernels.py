@@ -18,6 +18,7 @@ from specdec_lib.distill.students import layers_of_target
 from specdec_lib.kernels import build, vocabulary
 from specdec_lib.models import fused
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.fused_head import EightBits
 from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.runner import LanguageModel
 
@@ -51,6 +52,24 @@ def test_the_product_is_the_product(rows, inputs, outputs):
     x = torch.randn(rows, inputs, generator=seeded()).bfloat16()
     weight = torch.randn(outputs, inputs, generator=seeded(1)).bfloat16()
     assert torch.allclose(fused.linear(x, weight), x.float() @ weight.float().T, atol=1e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [*range(1, 14), 40])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 4), (32, 7), (576, 102), (1536, 64)])
+def test_the_product_with_a_weight_of_8_bits_is_that_with_what_it_stands_for(rows, inputs, outputs):
+    x = torch.randn(rows, inputs, generator=seeded()).bfloat16()
+    weight = EightBits.of(torch.randn(outputs, inputs, generator=seeded(1)))
+    assert torch.allclose(fused.linear(x, *weight), x.float() @ weight.exact().T, atol=1e-3)
+
+
+def test_8_bits_are_the_nearest_to_every_weight():
+    weight = torch.randn(64, 96, generator=seeded()) * torch.logspace(-30, 3, 64)[:, None]
+    weight[5] = 0
+    numbers, factors = short = EightBits.of(weight.bfloat16())
+    assert numbers.dtype == torch.int8
+    assert numbers.abs().amax(dim=1).unique().tolist() == [0, 127]
+    assert ((short.exact() - weight.bfloat16().float()).abs() <= factors[:, None] * 0.501).all()
 
 
 HEADS = {  # of queries, of keys and values, and their size
@@ -145,6 +164,8 @@ def test_what_the_kernels_cannot_multiply_is_refused():
         fused.linear(x, torch.ones(8, 48).bfloat16())
     with pytest.raises(RuntimeError, match="not empty"):
         fused.linear(x[:0], torch.ones(8, 48).bfloat16())
+    with pytest.raises(RuntimeError, match="as many factors as rows"):
+        fused.linear(x[:, :32].contiguous(), torch.ones(8, 32, dtype=torch.int8), torch.ones(7))
 
 
 @needs_kernels
@@ -173,7 +194,8 @@ def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_p
     for cache in caches:
         head.forward(torch.full((3, 5), 7), torch.ones(3, 5, 64), cache)
     uniforms = torch.rand(3, 4, generator=seeded(2), dtype=torch.float64)
-    drafted, probs = head.draft(tokens, features, known, num_new, caches[0], temperature, uniforms)
+    assert head.fused is not None
+    drafted, probs = head.fused.draft(tokens, features, known, num_new, caches[0], temperature, uniforms)
 
     caches[1].set_lengths(known, 5)
     hidden = head.forward(tokens, head.fuse(features), caches[1])
@@ -195,7 +217,7 @@ def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperat
     head = DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
     features = torch.full((1, 1, 192), float("nan")).bfloat16()
     start, uniforms = torch.zeros(1, dtype=torch.int64), torch.full((1, 2), 0.5, dtype=torch.float64)
-    _, probs = head.draft(
+    _, probs = head.fused.draft(
         torch.ones(1, 1).long(), features, start, start + 1, head.new_cache(1, 8), temperature, uniforms
     )
     assert probs.sum(dim=-1).isnan().all()

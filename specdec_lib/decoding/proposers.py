@@ -134,7 +134,7 @@ class HeadProposer(ModelProposer):
         if self.head.fused is not None and (sampling.top_k, sampling.top_p) == (0, 1):
             numbers = uniforms(tokens, num_draft_tokens, generator)  # [B, gamma]; greedy drafting looks at none
             news = state.num_emitted
-            return self.head.draft(tokens, state.features, known, news, self.cache, sampling.temperature, numbers)
+            return self.head.fused.draft(tokens, state.features, known, news, self.cache, sampling.temperature, numbers)
         self.cache.set_lengths(known, state.max_length - 1)
         hidden = self.head.forward(tokens, self.head.fuse(state.features), self.cache)
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)

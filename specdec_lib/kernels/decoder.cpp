@@ -4,7 +4,8 @@
 // Decoding and verification multiply a handful of rows with every weight of the model, so the time is the time to read
 // the weights. Each thread streams its share of the rows of a weight matrix, four at a time, and multiplies them with
 // all rows of the input while they are in registers. All layers run in one parallel region with a barrier between
-// phases. Weights are used where PyTorch keeps them, `[out, in]` bfloat16, row by row: nothing is packed or copied.
+// phases. Weights are used where PyTorch keeps them, `[out, in]`, row by row: nothing is packed or copied. They are
+// bfloat16, or 8 bits with a factor for each row: those of a draft, whose quality may suffer and nothing else.
 //
 // A row's result does not depend on how many other rows are computed with it: verifying gamma + 1 tokens at once gives
 // bit for bit the logits of decoding them one at a time.
@@ -29,10 +30,11 @@ constexpr int kFewRows = 32;  // so many are normalised by every thread for itse
 constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate; or queries
 
 // Weights are fetched before they are needed, far ahead and in the order of memory. Tiles share that, so that memory
-// delivers evenly while they compute. Those that are read once a step go past the larger caches, and leave them to those
-// that are kept: of a draft, read again for the next draft token.
+// delivers evenly while they compute. Those that are read once a step go past the larger caches, and leave them to
+// weights of 8 bits: of a draft, read again for the next draft token.
 constexpr int64_t kFarBytes = 8192;
-constexpr auto kPassing = _MM_HINT_NTA, kKept = _MM_HINT_T0;
+template <typename W>
+constexpr auto kHint = sizeof(W) == 1 ? _MM_HINT_T0 : _MM_HINT_NTA;
 constexpr int64_t kKeysAhead = 32;  // attention fetches keys so many positions before it reads them
 
 inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of four vectors
@@ -44,15 +46,15 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each
 }
 
 // out(r, 0..3) of R input rows `x` with four weight rows `w`; `k` numbers of each, a multiple of 32.
-template <int R, int kLines, _mm_hint kHint = kPassing, typename Out>
-inline void multiply_tile(const BFloat16* x, const BFloat16* w, int64_t k, const Out& out, int row, const char* ahead = nullptr) {
+template <int R, int kLines, typename W, typename Out>
+inline void multiply_tile(const BFloat16* x, const W* w, int64_t k, const Out& out, int row, const char* ahead = nullptr) {
   __m512 sum[R][4];
   for (auto& of_row : sum)
     for (auto& s : of_row) s = _mm512_setzero_ps();
   for (int64_t i = 0; i < k; i += 32) {
     __m512bh w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
     asm("" : "+v"(w0), "+v"(w1), "+v"(w2), "+v"(w3));  // else GCC loads them again for every input row
-    for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, kHint);
+    for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, kHint<W>);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const __m512bh v = load(x + r * k + i);
@@ -79,27 +81,45 @@ inline void of_size(int rows, const With& with) {
   }
 }
 
-// All `rows` input rows with four weight rows, which stay in the first-level cache between tiles of about equal size.
-template <_mm_hint kHint, typename Out>
-inline void multiply(const BFloat16* x, int rows, const BFloat16* w, int64_t k, const Out& out) {
+template <typename W>
+struct Matrix {  // a weight `[n, k]`; of 8 bits, the products of row i are to be multiplied with factors[i]
+  const W* rows;
+  int64_t n, k;
+  const float* factors;
+  Matrix(const Tensor& weight, const Tensor& factors)
+      : rows(weight.const_data_ptr<W>()), n(weight.size(0)), k(weight.size(1)),
+        factors(sizeof(W) == 1 ? factors.const_data_ptr<float>() : nullptr) {}
+  __m128 scaled(int64_t i, __m128 products) const {
+    return sizeof(W) == 1 ? _mm_mul_ps(products, _mm_loadu_ps(factors + i)) : products;
+  }
+};
+
+// All `rows` input rows with the weight rows i to i + 3, which stay in the first-level cache between tiles of about equal size.
+template <typename W, typename To>
+inline void multiply(const BFloat16* x, int rows, const Matrix<W>& weight, int64_t i, const To& to) {
+  constexpr int kLines = 2 * sizeof(W);  // of the caches: 32 numbers of four rows
+  const int64_t k = weight.k;
+  const W* w = weight.rows + i * k;
+  const auto out = [&](int r, __m128 products) { to(r, weight.scaled(i, products)); };
   const int tiles = (rows + kTile - 1) / kTile;
   const char* ahead = reinterpret_cast<const char*>(w) + kFarBytes;
-  if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, 4, kHint>(x, w, k, out, 0, ahead); });
-  const int lines = tiles < 4 ? 2 : 1;
+  if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, kLines>(x, w, k, out, 0, ahead); });
+  const int lines = tiles < kLines ? kLines / 2 : 1;
   for (int tile = 0; tile < tiles; ++tile) {
     const int row = rows * tile / tiles, next = rows * (tile + 1) / tiles;
     const BFloat16* from = x + row * k;
     of_size(next - row, [&](auto size) {
-      if (tile * lines >= 4) return multiply_tile<size, 0>(from, w, k, out, row);
-      if (lines == 2) return multiply_tile<size, 2, kHint>(from, w, k, out, row, ahead + tile * 4 * k);
-      multiply_tile<size, 1, kHint>(from, w, k, out, row, ahead + tile * 2 * k);
+      if (tile * lines >= kLines) return multiply_tile<size, 0>(from, w, k, out, row);
+      if (lines == 2) return multiply_tile<size, 2>(from, w, k, out, row, ahead + tile * 4 * k);
+      multiply_tile<size, 1>(from, w, k, out, row, ahead + tile * 2 * k);
     });
   }
 }
 
-template <typename Out>
-inline void multiply(const BFloat16* x, int rows, const BFloat16* w, int64_t k, bool kept, const Out& out) {
-  kept ? multiply<kKept>(x, rows, w, k, out) : multiply<kPassing>(x, rows, w, k, out);
+// Call `with` with a number of the type that a weight is of.
+template <typename With>
+inline void of_type(const Tensor& weight, const With& with) {
+  weight.scalar_type() == at::kChar ? with(int8_t()) : with(BFloat16());
 }
 
 struct Share {  // the weight rows of one thread, in fours
@@ -191,42 +211,51 @@ void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values,
 }
 
 // Rows `from` `[R, K]` times weight `[N, K]` to `to` `[R, N]`, each thread its share of N.
-void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, bool kept, float* to) {
-  const int64_t n = weight.size(0), k = weight.size(1);
-  const BFloat16* w = weight.const_data_ptr<BFloat16>();
-  const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
-  for (int64_t four = mine.begin; four < mine.end; four += 4) {
-    const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
-    const __mmask8 own = static_cast<__mmask8>(0xF << (four - i) & 0xF);
-    multiply(from, rows, w + i * k, k, kept, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
-  }
+void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, const Tensor& factors, float* to) {
+  of_type(weight, [&](auto number) {
+    const Matrix<decltype(number)> matrix(weight, factors);
+    const int64_t n = matrix.n;
+    const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
+    for (int64_t four = mine.begin; four < mine.end; four += 4) {
+      const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
+      const __mmask8 own = static_cast<__mmask8>(0xF << (four - i) & 0xF);
+      multiply(from, rows, matrix, i, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
+    }
+  });
 }
 
-void check_weight(const Tensor& weight, int64_t k) {
-  check(weight, at::kBFloat16, "a weight");
+void check_weight(const Tensor& weight, const Tensor& factors, int64_t k) {
+  const bool short_numbers = weight.scalar_type() == at::kChar;
+  check(weight, short_numbers ? at::kChar : at::kBFloat16, "a weight");
+  if (short_numbers) check(factors, at::kFloat, "factors");
+  TORCH_CHECK(!short_numbers || factors.numel() == weight.size(0), "a weight of 8 bits is ", weight.sizes(), ": it must ",
+              "have as many factors as rows, not ", factors.numel());
   TORCH_CHECK(weight.size(-1) == k && k % 32 == 0 && weight.size(0) >= 4, "a weight is ", weight.sizes(), ": its rows must ",
               "be at least 4, of ", k, " numbers, a multiple of 32");
 }
 
 }  // namespace
 
-// x `[R, K]` bfloat16 times weight `[N, K]` bfloat16 to `[R, N]` float32. `kept`: the weight is soon read again.
-Tensor linear(const Tensor& x, const Tensor& weight, bool kept) {
+// x `[R, K]` bfloat16 times weight `[N, K]`, bfloat16 or int8 with factors `[N]` float32, to `[R, N]` float32.
+Tensor linear(const Tensor& x, const Tensor& weight, const Factors& given) {
+  const Tensor factors = given.value_or(Tensor());
   check(x, at::kBFloat16, "x");
-  check_weight(weight, x.size(1));
+  check_weight(weight, factors, x.size(1));
   Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
   float* to = out.mutable_data_ptr<float>();
 #pragma omp parallel num_threads(at::get_num_threads())
-  multiply_share(x.const_data_ptr<BFloat16>(), x.size(0), weight, kept, to);
+  multiply_share(x.const_data_ptr<BFloat16>(), x.size(0), weight, factors, to);
   return out;
 }
 
 // The same of x `[R, K]` float32 after RMSNorm with weights `norm_weight` `[K]`.
-Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight, bool kept) {
+Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const Tensor& weight,
+                   const Factors& given) {
+  const Tensor factors = given.value_or(Tensor());
   const int64_t rows = x.size(0), k = x.size(1);
   check(x, at::kFloat, "x");
   check(norm_weight, at::kBFloat16, "norm_weight");
-  check_weight(weight, k);
+  check_weight(weight, factors, k);
   Tensor out = at::empty({rows, weight.size(0)}, x.options());
   float* to = out.mutable_data_ptr<float>();
 #pragma omp parallel num_threads(at::get_num_threads())
@@ -234,7 +263,7 @@ Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const
     std::vector<BFloat16> normed(rows * k);
     for (int64_t r = 0; r < rows; ++r)
       norm(x.const_data_ptr<float>() + r * k, norm_weight.const_data_ptr<BFloat16>(), eps, k, &normed[r * k]);
-    multiply_share(normed.data(), rows, weight, kept, to);
+    multiply_share(normed.data(), rows, weight, factors, to);
   }
   return out;
 }
@@ -246,7 +275,7 @@ Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states
   check(tokens, at::kLong, "tokens");
   check(embeddings, at::kBFloat16, "embeddings");
   check(states, at::kFloat, "states");
-  check_weight(weight, 2 * width);
+  check_weight(weight, {}, 2 * width);
   Tensor out = at::empty({rows, weight.size(0)}, states.options());
   const BFloat16* table = embeddings.const_data_ptr<BFloat16>();
   const int64_t* token = tokens.const_data_ptr<int64_t>();
@@ -261,26 +290,29 @@ Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states
       norm(embedded.data(), ones.data(), eps, width, &both[r * 2 * width]);
       norm(states.const_data_ptr<float>() + r * width, ones.data(), eps, width, &both[r * 2 * width + width]);
     }
-    multiply_share(both.data(), rows, weight, true, to);
+    multiply_share(both.data(), rows, weight, {}, to);
   }
   return out;
 }
 
 enum Weight { kAttentionNorm, kQuery, kKey, kValue, kAttentionOut, kMlpNorm, kGate, kUp, kDown, kWeights };
 
-// Run the layers over B rows of m tokens: x `[B * m, H]` float32 in place. `weights` holds kWeights tensors a layer,
+// Run the layers over B rows of m tokens: x `[B * m, H]` float32 in place. `weights` holds kWeights tensors a layer, and
+// so does `factors` if they are of 8 bits;
 // keys and values `[B, kv_heads, capacity, D]` one a layer; slots `[B, m]` says where each token goes in them, positions
 // `[B, m]` and frequencies `[D / 2]` how it is turned. `taps[l]` is the column of `features` `[B * m, F]` that layer l's
 // output goes to, or -1.
-void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::TensorList values, const Tensor& slots,
+void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys, at::TensorList values, const Tensor& slots,
                     const Tensor& positions, const Tensor& frequencies, double rotary_scaling, int64_t heads, double eps,
-                    double scaling, at::IntArrayRef taps, Tensor& features, bool kept) {
+                    double scaling, at::IntArrayRef taps, Tensor& features) {
   const int64_t tokens = slots.size(1), rows = x.size(0);
   check(x, at::kFloat, "x");
   check(slots, at::kLong, "slots");
   check(positions, at::kLong, "positions");
   check(frequencies, at::kFloat, "frequencies");
-  for (const Tensor& weight : weights) check(weight, at::kBFloat16, "a weight");
+  const at::ScalarType dtype = weights[kQuery].scalar_type() == at::kChar ? at::kChar : at::kBFloat16;
+  TORCH_CHECK(factors.size() == (dtype == at::kChar ? weights.size() : 0), "weights of 8 bits, and no others, have factors");
+  for (const Tensor& weight : weights) check(weight, weight.dim() == 1 ? at::kBFloat16 : dtype, "a weight");
   const int64_t layers = keys.size(), kv_heads = keys[0].size(1), capacity = keys[0].size(2), dim = keys[0].size(3);
   TORCH_CHECK(capacity % 4 == 0, "keys of ", capacity, " positions: attention reads four at a time");
   const int64_t width = x.size(1), inner = weights[kGate].size(0);
@@ -302,118 +334,122 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList keys, at::
   BFloat16* query = query_buffer.mutable_data_ptr<BFloat16>();
   BFloat16 *attended = attended_buffer.mutable_data_ptr<BFloat16>(), *mlp = inner_buffer.mutable_data_ptr<BFloat16>();
 
+  of_type(weights[kQuery], [&](auto number) {
 #pragma omp parallel num_threads(at::get_num_threads())
-  {
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    std::vector<BFloat16> normed_by_one(few ? rows * width : 0);
-    std::vector<float> scores;
-    BFloat16* normed = few ? normed_by_one.data() : normed_by_all.data();
-    const auto normalise = [&](const Tensor& weight) {  // of few rows every thread all: cheaper than a barrier
-      for (int64_t r = few ? 0 : thread; r < rows; r += few ? 1 : threads)
-        norm(state + r * width, weight.const_data_ptr<BFloat16>(), eps, width, normed + r * width);
-      if (!few) {
+    {
+      const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+      std::vector<BFloat16> normed_by_one(few ? rows * width : 0);
+      std::vector<float> scores;
+      BFloat16* normed = few ? normed_by_one.data() : normed_by_all.data();
+      const auto normalise = [&](const Tensor& weight) {  // of few rows every thread all: cheaper than a barrier
+        for (int64_t r = few ? 0 : thread; r < rows; r += few ? 1 : threads)
+          norm(state + r * width, weight.const_data_ptr<BFloat16>(), eps, width, normed + r * width);
+        if (!few) {
 #pragma omp barrier
-      }
-    };
-    for (int64_t r = thread; r < rows; r += threads)
-      for (int64_t i = 0; i < dim / 2; ++i) {
-        const float angle = positions.const_data_ptr<int64_t>()[r] * frequencies.const_data_ptr<float>()[i];
-        cosine[r * dim / 2 + i] = std::cos(angle) * rotary_scaling;
-        sine[r * dim / 2 + i] = std::sin(angle) * rotary_scaling;
-      }
-    const auto add_product = [&](const BFloat16* from, const Tensor& weight) {  // state += from @ weight.T
-      const int64_t k = weight.size(1);
-      const BFloat16* w = weight.const_data_ptr<BFloat16>();
-      const Share mine(width, thread, threads);
-      for (int64_t i = mine.begin; i < mine.end; i += 4)
-        multiply(from, rows, w + i * k, k, kept, [&](int r, __m128 y) {
-          float* to = state + r * width + i;
-          _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), y));
-        });
-    };
-    for (int64_t layer = 0; layer < layers; ++layer) {
-      const Tensor* weight = &weights[layer * kWeights];
-      BFloat16 *k_cache = keys[layer].mutable_data_ptr<BFloat16>(), *v_cache = values[layer].mutable_data_ptr<BFloat16>();
+        }
+      };
+      for (int64_t r = thread; r < rows; r += threads)
+        for (int64_t i = 0; i < dim / 2; ++i) {
+          const float angle = positions.const_data_ptr<int64_t>()[r] * frequencies.const_data_ptr<float>()[i];
+          cosine[r * dim / 2 + i] = std::cos(angle) * rotary_scaling;
+          sine[r * dim / 2 + i] = std::sin(angle) * rotary_scaling;
+        }
+      const auto matrix = [&](int64_t layer, Weight which) {
+        const int64_t i = layer * kWeights + which;
+        return Matrix<decltype(number)>(weights[i], factors.empty() ? weights[i] : factors[i]);
+      };
+      const auto add_product = [&](const BFloat16* from, const auto& weight) {  // state += from @ weight.T
+        const Share mine(width, thread, threads);
+        for (int64_t i = mine.begin; i < mine.end; i += 4)
+          multiply(from, rows, weight, i, [&](int r, __m128 y) {
+            float* to = state + r * width + i;
+            _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), y));
+          });
+      };
+      for (int64_t layer = 0; layer < layers; ++layer) {
+        BFloat16 *k_cache = keys[layer].mutable_data_ptr<BFloat16>(), *v_cache = values[layer].mutable_data_ptr<BFloat16>();
 
-      normalise(weight[kAttentionNorm]);
-      const Share mine(projected, thread, threads);
-      for (int64_t i = mine.begin; i < mine.end; i += 4) {
-        const bool is_query = i < q_size, is_key = i < q_size + kv_size;
-        const int64_t within = is_query ? i : is_key ? i - q_size : i - q_size - kv_size;
-        const BFloat16* w = weight[is_query ? kQuery : is_key ? kKey : kValue].const_data_ptr<BFloat16>();
-        multiply(normed, rows, w + within * width, width, kept,
-                 [&](int r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
-      }
-#pragma omp barrier
-      for (int64_t unit = thread; unit < rows * (heads + kv_heads); unit += threads) {  // turn queries and keys
-        const int64_t r = unit / (heads + kv_heads), head = unit % (heads + kv_heads), b = r / tokens;
-        const float* from = qkv + r * projected + head * dim;
-        const float *c = &cosine[r * dim / 2], *s = &sine[r * dim / 2];
-        if (head < heads) {
-          const int64_t to = ((b * kv_heads + head / group) * tokens + r % tokens) * group + head % group;
-          rotate(from, c, s, dim, query + to * dim);
-        } else {
-          const int64_t slot = ((b * kv_heads + head - heads) * capacity + place[r]) * dim;
-          rotate(from, c, s, dim, k_cache + slot);
-          for (int64_t i = 0; i < dim; i += 16) store_bf16(v_cache + slot + i, _mm512_loadu_ps(from + kv_size + i));
+        normalise(weights[layer * kWeights + kAttentionNorm]);
+        const auto query_rows = matrix(layer, kQuery), key_rows = matrix(layer, kKey), value_rows = matrix(layer, kValue);
+        const Share mine(projected, thread, threads);
+        for (int64_t i = mine.begin; i < mine.end; i += 4) {
+          const bool is_query = i < q_size, is_key = i < q_size + kv_size;
+          const int64_t within = is_query ? i : is_key ? i - q_size : i - q_size - kv_size;
+          multiply(normed, rows, is_query ? query_rows : is_key ? key_rows : value_rows, within,
+                   [&](int r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
         }
-      }
 #pragma omp barrier
-      for (int64_t unit = thread; unit < batch * kv_heads * tiles; unit += threads) {
-        const int64_t of = unit / tiles, tile = unit % tiles, b = of / kv_heads, head = of % kv_heads * group;
-        const int64_t first = queries * tile / tiles, many = queries * (tile + 1) / tiles - first;
-        int64_t length[kTile];
-        for (int64_t r = 0; r < many; ++r) length[r] = place[b * tokens + (first + r) / group] + 1;
-        of_size(many, [&](auto size) {
-          attend<size>(query + (of * queries + first) * dim, k_cache + of * capacity * dim, v_cache + of * capacity * dim,
-                       length, dim, scaling, scores, [&](int r) {
-                         const int64_t row = b * tokens + (first + r) / group;
-                         return attended + row * q_size + (head + (first + r) % group) * dim;
-                       });
-        });
-      }
-#pragma omp barrier
-      add_product(attended, weight[kAttentionOut]);
-#pragma omp barrier
-      normalise(weight[kMlpNorm]);
-      const Share inside(inner, thread, threads);
-      const BFloat16 *gate = weight[kGate].const_data_ptr<BFloat16>(), *up = weight[kUp].const_data_ptr<BFloat16>();
-      std::vector<float> gated(rows * 16), raised(rows * 16);  // sixteen columns at a time, for a vector exponential
-      for (int64_t i = inside.begin; i < inside.end; i += 16) {
-        const int64_t columns = std::min<int64_t>(16, inside.end - i);
-        for (int64_t j = 0; j < columns; j += 4) {
-          multiply(normed, rows, gate + (i + j) * width, width, kept,
-                   [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * 16 + j], y); });
-          multiply(normed, rows, up + (i + j) * width, width, kept,
-                   [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * 16 + j], y); });
+        for (int64_t unit = thread; unit < rows * (heads + kv_heads); unit += threads) {  // turn queries and keys
+          const int64_t r = unit / (heads + kv_heads), head = unit % (heads + kv_heads), b = r / tokens;
+          const float* from = qkv + r * projected + head * dim;
+          const float *c = &cosine[r * dim / 2], *s = &sine[r * dim / 2];
+          if (head < heads) {
+            const int64_t to = ((b * kv_heads + head / group) * tokens + r % tokens) * group + head % group;
+            rotate(from, c, s, dim, query + to * dim);
+          } else {
+            const int64_t slot = ((b * kv_heads + head - heads) * capacity + place[r]) * dim;
+            rotate(from, c, s, dim, k_cache + slot);
+            for (int64_t i = 0; i < dim; i += 16) store_bf16(v_cache + slot + i, _mm512_loadu_ps(from + kv_size + i));
+          }
         }
-        const __mmask16 mask = static_cast<__mmask16>((1 << columns) - 1);
-        for (int64_t r = 0; r < rows; ++r) {
-          const __m512 g = _mm512_loadu_ps(&gated[r * 16]);
-          const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), g)));
-          const __m512 product = _mm512_mul_ps(_mm512_div_ps(g, denominator), _mm512_loadu_ps(&raised[r * 16]));
-          _mm256_mask_storeu_epi16(mlp + r * inner + i, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(product)));
+#pragma omp barrier
+        for (int64_t unit = thread; unit < batch * kv_heads * tiles; unit += threads) {
+          const int64_t of = unit / tiles, tile = unit % tiles, b = of / kv_heads, head = of % kv_heads * group;
+          const int64_t first = queries * tile / tiles, many = queries * (tile + 1) / tiles - first;
+          int64_t length[kTile];
+          for (int64_t r = 0; r < many; ++r) length[r] = place[b * tokens + (first + r) / group] + 1;
+          of_size(many, [&](auto size) {
+            attend<size>(query + (of * queries + first) * dim, k_cache + of * capacity * dim, v_cache + of * capacity * dim,
+                         length, dim, scaling, scores, [&](int r) {
+                           const int64_t row = b * tokens + (first + r) / group;
+                           return attended + row * q_size + (head + (first + r) % group) * dim;
+                         });
+          });
         }
+#pragma omp barrier
+        add_product(attended, matrix(layer, kAttentionOut));
+#pragma omp barrier
+        normalise(weights[layer * kWeights + kMlpNorm]);
+        const Share inside(inner, thread, threads);
+        const auto gate = matrix(layer, kGate), up = matrix(layer, kUp);
+        std::vector<float> gated(rows * 16), raised(rows * 16);  // sixteen columns at a time, for a vector exponential
+        for (int64_t i = inside.begin; i < inside.end; i += 16) {
+          const int64_t columns = std::min<int64_t>(16, inside.end - i);
+          for (int64_t j = 0; j < columns; j += 4) {
+            multiply(normed, rows, gate, i + j,
+                     [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * 16 + j], y); });
+            multiply(normed, rows, up, i + j,
+                     [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * 16 + j], y); });
+          }
+          const __mmask16 mask = static_cast<__mmask16>((1 << columns) - 1);
+          for (int64_t r = 0; r < rows; ++r) {
+            const __m512 g = _mm512_loadu_ps(&gated[r * 16]);
+            const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), g)));
+            const __m512 product = _mm512_mul_ps(_mm512_div_ps(g, denominator), _mm512_loadu_ps(&raised[r * 16]));
+            _mm256_mask_storeu_epi16(mlp + r * inner + i, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(product)));
+          }
+        }
+#pragma omp barrier
+        add_product(mlp, matrix(layer, kDown));
+#pragma omp barrier
+        if (taps[layer] >= 0)
+          for (int64_t r = thread; r < rows; r += threads)
+            for (int64_t i = 0; i < width; i += 16)
+              store_bf16(feature + r * feature_size + taps[layer] + i, _mm512_loadu_ps(state + r * width + i));
       }
-#pragma omp barrier
-      add_product(mlp, weight[kDown]);
-#pragma omp barrier
-      if (taps[layer] >= 0)
-        for (int64_t r = thread; r < rows; r += threads)
-          for (int64_t i = 0; i < width; i += 16)
-            store_bf16(feature + r * feature_size + taps[layer] + i, _mm512_loadu_ps(state + r * width + i));
     }
-  }
+  });
 }
 
 TORCH_LIBRARY(specdec_lib, library) {
-  library.def("linear(Tensor x, Tensor weight, bool kept=False) -> Tensor", linear);
-  library.def("norm_linear(Tensor x, Tensor norm_weight, float eps, Tensor weight, bool kept=False) -> Tensor", norm_linear);
+  library.def("linear(Tensor x, Tensor weight, Tensor? factors=None) -> Tensor", linear);
+  library.def(
+      "norm_linear(Tensor x, Tensor norm_weight, float eps, Tensor weight, Tensor? factors=None) -> Tensor", norm_linear);
   library.def("join(Tensor tokens, Tensor embeddings, Tensor states, float eps, Tensor weight) -> Tensor", join);
   library.def(
-      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] keys, Tensor[] values, Tensor slots, Tensor positions, "
-      "Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, Tensor(b!) features, "
-      "bool kept=False) -> ()",
+      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] factors, Tensor[] keys, Tensor[] values, Tensor slots, Tensor positions, "
+      "Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, Tensor(b!) features) "
+      "-> ()",
       decoder_layers);
 }
 

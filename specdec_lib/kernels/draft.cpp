@@ -43,9 +43,10 @@ Tensor scaled_features(const Tensor& features, const Tensor& scale, int64_t widt
 // `scored_ids` `[S]`.
 std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, const Tensor& feature_scale,
                                  const Tensor& fuse_weight, const Tensor& embeddings, const Tensor& combine_weight,
-                                 at::TensorList layer, at::TensorList cache, const Tensor& known, const Tensor& num_new,
+                                 at::TensorList layer, at::TensorList layer_factors, at::TensorList cache, const Tensor& known, const Tensor& num_new,
                                  const Tensor& frequencies, int64_t heads, double eps, double scaling,
-                                 const Tensor& output_norm, const Tensor& output_rows, const Tensor& scored_ids,
+                                 const Tensor& output_norm, const Tensor& output_rows, const Tensor& output_factors,
+                                 const Tensor& scored_ids,
                                  double temperature, const Tensor& uniforms) {
   check(tokens, at::kLong, "tokens");
   check(features, at::kBFloat16, "features");
@@ -64,13 +65,13 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
   const double* uniform = uniforms.const_data_ptr<double>();
   Tensor nothing = at::empty({batch * pairs, 0}, features.options());
   const auto run = [&](Tensor& x, const Tensor& slots) {
-    decoder_layers(x, layer, cache.slice(0, 1), cache.slice(1, 1), slots, slots, frequencies, 1.0, heads, eps, scaling,
-                   {-1}, nothing, true);
+    decoder_layers(x, layer, layer_factors, cache.slice(0, 1), cache.slice(1, 1), slots, slots, frequencies, 1.0, heads, eps, scaling,
+                   {-1}, nothing);
   };
 
   Tensor slots = known.unsqueeze(1).add(at::arange(pairs, known.options()));
   const Tensor scaled = scaled_features(features.view({batch * pairs, -1}), feature_scale, width, eps);
-  Tensor x = join(tokens.view(-1), embeddings, specdec::linear(scaled, fuse_weight, true), eps, combine_weight);
+  Tensor x = join(tokens.view(-1), embeddings, specdec::linear(scaled, fuse_weight, {}), eps, combine_weight);
   run(x, slots);
   Tensor state = at::empty({batch, width}, x.options());
   slots = at::empty({batch, 1}, known.options());
@@ -83,7 +84,7 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
   Tensor probs = at::zeros({batch, gamma, vocabulary}, x.options());
   std::vector<float> scored(num_scored);
   for (int64_t position = 0; position < gamma; ++position) {
-    const Tensor scores = norm_linear(state, output_norm, eps, output_rows, true);
+    const Tensor scores = norm_linear(state, output_norm, eps, output_rows, output_factors);
     for (int64_t b = 0; b < batch; ++b) {
       const float* of_row = scores.const_data_ptr<float>() + b * num_scored;
       float* to = probs.mutable_data_ptr<float>() + (b * gamma + position) * vocabulary;
@@ -110,8 +111,8 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
 TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
   library.def(
       "draft(Tensor tokens, Tensor features, Tensor feature_scale, Tensor fuse_weight, Tensor embeddings, "
-      "Tensor combine_weight, Tensor[] layer, Tensor(a!)[] cache, Tensor known, Tensor num_new, Tensor frequencies, "
-      "int heads, float eps, float scaling, Tensor output_norm, Tensor output_rows, Tensor scored_ids, "
+      "Tensor combine_weight, Tensor[] layer, Tensor[] layer_factors, Tensor(a!)[] cache, Tensor known, Tensor num_new, Tensor frequencies, "
+      "int heads, float eps, float scaling, Tensor output_norm, Tensor output_rows, Tensor output_factors, Tensor scored_ids, "
       "float temperature, Tensor uniforms) -> (Tensor, Tensor)",
       draft);
 }

@@ -38,7 +38,8 @@ CALLS = 300
 FILE = "calibration.json"
 
 K = TypeVar("K")
-Multiply = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # [R, K], [N, K] to [R, N]
+Weight = tuple[torch.Tensor, ...]  # [N, K]; of 8 bits with its factors [N]
+Multiply = Callable[..., torch.Tensor]  # [R, K] and a weight to [R, N]
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,9 @@ def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MA
     """The same, to be taken round by round, with other work in between."""
     target = pair.target
     multiply = linear if target.fused is None else fused.linear
-    draft_multiply = linear if pair.draft.fused is None else partial(fused.linear, kept=True)
-    weights, of_draft = matrix_weights(target), draft_weights(pair.draft)
-    matrix = _Repeated(lambda: _matrix_timers(weights, multiply, rows, watch), watch)
-    drafting = _Repeated(lambda: _matrix_timers(of_draft, draft_multiply, rows, watch), watch)
+    weights, of_draft = [(weight,) for weight in matrix_weights(target)], draft_weights(pair.draft)
+    matrix = _Repeated(lambda: _matrix_timers(weights, multiply, rows, target.dtype, watch), watch)
+    drafting = _Repeated(lambda: _matrix_timers(of_draft, multiply, rows, target.dtype, watch), watch)
     reading = _Repeated(lambda: _read_timer(watch), watch)
     calls = _Repeated(lambda: _call_timer(target, watch), watch)
     attention = _Repeated(lambda: _pass_timers(target, watch), watch)
@@ -183,11 +183,13 @@ def matrix_weights(target: LanguageModel) -> list[torch.Tensor]:
     return [weight.data for weight in [*layers, head]]
 
 
-def draft_weights(draft: LanguageModel | DraftHead) -> list[torch.Tensor]:
-    """The same of a draft, the output rows that a head shares with its target among them."""
+def draft_weights(draft: LanguageModel | DraftHead) -> list[Weight]:
+    """The same of a draft, as it multiplies with them; also the output rows that a head shares with its target."""
     if isinstance(draft, LanguageModel):
-        return matrix_weights(draft)
-    return [*(weight.data for weight in draft.parameters() if weight.dim() == 2), draft.output_rows]
+        return [(weight,) for weight in matrix_weights(draft)]
+    if draft.fused is not None:
+        return draft.fused.matrices
+    return [*((weight.data,) for weight in draft.parameters() if weight.dim() == 2), (draft.output_rows,)]
 
 
 def calls_per_pass(target: LanguageModel) -> int:
@@ -232,20 +234,23 @@ def _pass(target: LanguageModel, tokens: torch.Tensor, cache: RaggedStaticCache)
 
 
 def _matrix_timers(
-    weights: list[torch.Tensor], multiply: Multiply, rows: Sequence[int], watch: Stopwatch
+    weights: Sequence[Weight], multiply: Multiply, rows: Sequence[int], dtype: torch.dtype, watch: Stopwatch
 ) -> dict[int, Timer]:
     """All products of a pass over each number of rows."""
 
     def products(inputs: dict[int, torch.Tensor]) -> None:
         for weight in weights:
-            multiply(inputs[weight.shape[1]], weight)  # dropped at once: 128 rows of all are 100 MB of new pages
+            multiply(inputs[weight[0].shape[1]], *weight)  # dropped at once: 128 rows of all are 100 MB of new pages
 
-    widths, like = {weight.shape[1] for weight in weights}, weights[0]
-    return {count: watch.ready(partial(products, {k: like.new_ones(count, k) for k in widths})) for count in rows}
+    def ones(count: int) -> dict[int, torch.Tensor]:
+        widths = {weight[0].shape[1] for weight in weights}
+        return {width: torch.ones(count, width, dtype=dtype, device=watch.device) for width in widths}
+
+    return {count: watch.ready(partial(products, ones(count))) for count in rows}
 
 
-def _per_weight(seconds: dict[int, float], rows: Sequence[int], weights: list[torch.Tensor]) -> tuple[float, ...]:
-    count = sum(weight.numel() for weight in weights)
+def _per_weight(seconds: dict[int, float], rows: Sequence[int], weights: Sequence[Weight]) -> tuple[float, ...]:
+    count = sum(weight[0].numel() for weight in weights)
     return tuple(seconds[number] / count for number in rows)
 
 

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
-from specdec_lib.models import fused, huge_pages
+from specdec_lib.models import huge_pages
 from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.fused_head import FusedHead
 from specdec_lib.models.runner import LanguageModel, grouped_attention
 from specdec_lib.models.weights import sha256
 
@@ -93,7 +94,7 @@ class DraftHead(nn.Module):
         self.output_norm = nn.Parameter(torch.ones(h))
         self.register_buffer("scored_ids", torch.arange(config.num_scored))
         self._shared = {"embeddings": embeddings}  # a plain dict: the target's weights are no part of this module
-        self.fused: fused.FusedLayers | None = None
+        self.fused: FusedHead | None = None
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +103,11 @@ class DraftHead(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.output_norm.dtype
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """The target's, `[V, H]`."""
+        return self._shared["embeddings"]
 
     @property
     def output_rows(self) -> torch.Tensor:
@@ -131,9 +137,10 @@ class DraftHead(nn.Module):
         load_weights(head, folder)
         head.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
         huge_pages.move(head)
-        head.share_output_rows()
         if target.fused is not None:
-            head.fused = head.fused_layer()
+            head.fused = FusedHead(head)
+        else:
+            head.share_output_rows()
         return head
 
     def save(self, folder: Path) -> None:
@@ -142,9 +149,7 @@ class DraftHead(nn.Module):
 
     def share_output_rows(self) -> None:
         """Gather the output rows `[scored, H]` from the target's tied embedding."""
-        rows = self._shared["embeddings"][self.scored_ids]
-        (place,) = huge_pages.zeros([rows.shape], rows.dtype, rows.device)
-        self._shared["output"] = place.copy_(rows)
+        self._shared["output"] = self.embeddings[self.scored_ids]
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` pairs each."""
@@ -162,24 +167,7 @@ class DraftHead(nn.Module):
         """What the target computed at m positions `[B, m, F]` to the head's states `[B, m, H]` (EAGLE-3, sec. 3.1)."""
         layers = features.unflatten(-1, (self.config.num_features, self.hidden_size))
         scaled = rms_norm(layers, (self.hidden_size,), eps=self.config.norm_eps).flatten(-2) * self.feature_scale
-        return self.fuse_features(scaled) if self.fused is None else fused.linear(scaled, self.fuse_features.weight)
-
-    def fused_layer(self) -> fused.FusedLayers:
-        """The block as the kernels want it: the same weights, cut into the parts that a Llama layer has."""
-        config, d = self.config, self.config.head_dim
-        sizes = [config.num_heads * d, config.num_key_value_heads * d, config.num_key_value_heads * d]
-        query_key_value = self.query_key_value.weight.data.split(sizes)
-        mlp = self.gate_up.weight.data.chunk(2)
-        return fused.FusedLayers(
-            [
-                *(self.attention_norm.data, *query_key_value, self.attention_out.weight.data),
-                *(self.mlp_norm.data, *mlp, self.down.weight.data),
-            ],
-            heads=config.num_heads,
-            eps=config.norm_eps,
-            scaling=d**-0.5,
-            inverse_frequencies=self._inverse_frequencies(),
-        )
+        return self.fuse_features(scaled) if self.fused is None else self.fused.fuse(scaled)
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, state: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
@@ -189,10 +177,7 @@ class DraftHead(nn.Module):
         """
         positions = cache.place(tokens.shape[1])
         if self.fused is not None:
-            config, embeddings = self.config, self._shared["embeddings"]
-            x = fused.join(tokens, embeddings, state, config.norm_eps, self.combine.weight)
-            self.fused(x.flatten(0, 1), positions, cache)
-            return x
+            return self.fused(tokens, state, positions, cache)
         x = self.join(tokens, state)
         query, key, value = self.project(x, positions)
         key, value = cache.layers[0].update(key, value)
@@ -204,48 +189,12 @@ class DraftHead(nn.Module):
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states `[..., H]` to the logits of the tokens `scored_ids`, `[..., scored]`; all others have -inf."""
         if self.fused is not None:
-            return fused.norm_linear(hidden, self.output_norm, self.config.norm_eps, self.output_rows)
+            return self.fused.scores(hidden)
         return linear(self.normed(hidden), self.output_rows)
-
-    @torch.inference_mode()
-    def draft(
-        self,
-        tokens: torch.Tensor,  # [B, m], of the pairs that the cache does not hold yet
-        features: torch.Tensor,  # [B, m, F]
-        known: torch.Tensor,  # [B], pairs that it holds
-        num_new: torch.Tensor,  # [B], how many of the m count
-        cache: RaggedStaticCache,
-        temperature: float,
-        uniforms: torch.Tensor,  # [B, gamma] float64
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
-        """All gamma draft tokens and their distributions in one call of the kernels."""
-        assert self.fused is not None
-        (layer,) = cache.layers
-        return torch.ops.specdec_lib.draft(
-            tokens,
-            features,
-            self.feature_scale,
-            self.fuse_features.weight,
-            self._shared["embeddings"],
-            self.combine.weight,
-            self.fused.weights,
-            [layer.keys, layer.values],
-            known,
-            num_new,
-            self.fused.inverse_frequencies,
-            self.fused.heads,
-            self.fused.eps,
-            self.fused.scaling,
-            self.output_norm,
-            self._shared["output"],
-            self.scored_ids,
-            temperature,
-            uniforms.contiguous(),
-        )
 
     def join(self, tokens: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Embeddings of `tokens` `[B, m]` beside `state` `[B, m, H]` to the block's input `[B, m, H]`."""
-        embedded = embedding(tokens, self._shared["embeddings"])
+        embedded = embedding(tokens, self.embeddings)
         return self.combine(torch.cat([self._rms(embedded), self._rms(state)], dim=-1))
 
     def project(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -259,7 +208,7 @@ class DraftHead(nn.Module):
             ],
             dim=1,
         )
-        angles = positions[:, None, :, None].float() * self._inverse_frequencies()  # [B, 1, m, D / 2]
+        angles = positions[:, None, :, None].float() * self.inverse_frequencies()  # [B, 1, m, D / 2]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         first, second = rotated.chunk(2, dim=-1)
         rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -275,7 +224,8 @@ class DraftHead(nn.Module):
         """What the output rows multiply: `hidden` `[..., H]` after the last norm."""
         return self._rms(hidden, self.output_norm)
 
-    def _inverse_frequencies(self) -> torch.Tensor:  # [D / 2]
+    def inverse_frequencies(self) -> torch.Tensor:  # [D / 2]
+        """Of the rotary embedding."""
         # In float32 whatever the weights' type: bfloat16 frequencies are off by tenths of a radian at position 200.
         exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=self.device)
         return self.config.rope_theta ** -(exponents / self.config.head_dim)

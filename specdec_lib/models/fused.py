@@ -21,18 +21,20 @@ LAYER_WEIGHTS = (
 )  # fmt: skip
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, kept: bool = False) -> torch.Tensor:
-    """x `[..., K]` times weight `[N, K]`, both bfloat16 on the CPU, to float32 `[..., N]`.
+def linear(x: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+    """x `[..., K]` bfloat16 on the CPU times weight `[N, K]`, to float32 `[..., N]`.
 
     Args:
-        kept: the weight is soon read again, and should stay in the caches. All values are the same.
+        weight: bfloat16, or int8 with `factors` `[N]` float32 for its rows.
     """
-    return torch.ops.specdec_lib.linear(_rows(x), weight, kept).unflatten(0, x.shape[:-1])
+    return torch.ops.specdec_lib.linear(_rows(x), weight, factors).unflatten(0, x.shape[:-1])
 
 
-def norm_linear(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor) -> torch.Tensor:
+def norm_linear(
+    x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor, factors: torch.Tensor | None = None
+) -> torch.Tensor:
     """The same of x `[..., K]` float32 after RMSNorm with `norm_weight` `[K]`."""
-    return torch.ops.specdec_lib.norm_linear(_rows(x), norm_weight, eps, weight).unflatten(0, x.shape[:-1])
+    return torch.ops.specdec_lib.norm_linear(_rows(x), norm_weight, eps, weight, factors).unflatten(0, x.shape[:-1])
 
 
 def join(
@@ -60,6 +62,7 @@ class FusedLayers:
 
     Args:
         weights: nine tensors a layer, in the order of `LAYER_WEIGHTS`; bfloat16, used in place.
+        factors: as many, if the matrices are int8: those of each one's rows, float32.
         inverse_frequencies: `[D / 2]`, of the rotary embedding; `rotary_scaling` multiplies its cosines and sines.
     """
 
@@ -67,13 +70,14 @@ class FusedLayers:
         self,
         weights: Sequence[torch.Tensor],
         *,
+        factors: Sequence[torch.Tensor] = (),
         heads: int,
         eps: float,
         scaling: float,
         inverse_frequencies: torch.Tensor,
         rotary_scaling: float = 1.0,
     ):
-        self.weights = list(weights)
+        self.weights, self.factors = list(weights), list(factors)
         self.heads, self.eps, self.scaling = heads, eps, scaling
         self.inverse_frequencies, self.rotary_scaling = inverse_frequencies.float(), rotary_scaling
 
@@ -92,6 +96,7 @@ class FusedLayers:
         torch.ops.specdec_lib.decoder_layers(
             x,
             self.weights,
+            self.factors,
             [layer.keys for layer in cache.layers],
             [layer.values for layer in cache.layers],
             cache.placement.positions,
