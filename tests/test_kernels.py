@@ -60,7 +60,17 @@ def test_the_product_is_the_product(rows, inputs, outputs):
 def test_the_product_with_a_weight_of_8_bits_is_that_with_what_it_stands_for(rows, inputs, outputs):
     x = torch.randn(rows, inputs, generator=seeded()).bfloat16()
     weight = EightBits.of(torch.randn(outputs, inputs, generator=seeded(1)))
-    assert torch.allclose(fused.linear(x, *weight), x.float() @ weight.exact().T, atol=1e-3)
+    expected = x.float() @ weight.exact().T
+    assert (fused.linear(x, *weight) - expected).norm() < 1e-4 * expected.norm()
+
+
+@needs_kernels
+def test_whole_numbers_of_long_rows_do_not_overflow_and_a_nan_stays_in_its_row():
+    x = torch.full((2, 32768), 3.0).bfloat16()
+    x[1, 7] = torch.nan
+    products = fused.linear(x, *EightBits.of(torch.ones(4, 32768)))
+    assert torch.allclose(products[0], torch.tensor(3.0 * 32768))
+    assert products[1].isnan().all()
 
 
 def test_8_bits_are_the_nearest_to_every_weight():

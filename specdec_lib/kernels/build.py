@@ -22,7 +22,7 @@ from specdec_lib.config import cache_folder
 SOURCES = sorted(Path(__file__).resolve().parent.glob("*.cpp"))
 HEADERS = sorted(Path(__file__).resolve().parent.glob("*.h"))
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"]
-FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma"]
+FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx512vnni", "-mfma"]
 
 logger = logging.getLogger(__name__)
 

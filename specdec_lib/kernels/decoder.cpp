@@ -5,7 +5,8 @@
 // the weights. Each thread streams its share of the rows of a weight matrix, four at a time, and multiplies them with
 // all rows of the input while they are in registers. All layers run in one parallel region with a barrier between
 // phases. Weights are used where PyTorch keeps them, `[out, in]`, row by row: nothing is packed or copied. They are
-// bfloat16, or 8 bits with a factor for each row: those of a draft, whose quality may suffer and nothing else.
+// bfloat16, or 8 bits with a factor for each row: those of a draft, whose quality may suffer and nothing else. These are
+// multiplied with inputs of 16 bits, in whole numbers: to make bfloat16 of them would take longer than to read them.
 //
 // A row's result does not depend on how many other rows are computed with it: verifying gamma + 1 tokens at once gives
 // bit for bit the logits of decoding them one at a time.
@@ -46,26 +47,25 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each
 }
 
 // out(r, 0..3) of R input rows `x` with four weight rows `w`; `k` numbers of each, a multiple of 32.
-template <int R, int kLines, typename W, typename Out>
-inline void multiply_tile(const BFloat16* x, const W* w, int64_t k, const Out& out, int row, const char* ahead = nullptr) {
-  __m512 sum[R][4];
-  for (auto& of_row : sum)
-    for (auto& s : of_row) s = _mm512_setzero_ps();
+template <int R, int kLines, typename X, typename W, typename Out>
+inline void multiply_tile(const X* x, const W* w, int64_t k, const Out& out, int row, const char* ahead = nullptr) {
+  std::conditional_t<sizeof(W) == 1, __m512i, __m512> sum[R][4] = {};
   for (int64_t i = 0; i < k; i += 32) {
-    __m512bh w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
+    auto w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
     asm("" : "+v"(w0), "+v"(w1), "+v"(w2), "+v"(w3));  // else GCC loads them again for every input row
     for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, kHint<W>);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      const __m512bh v = load(x + r * k + i);
-      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], v, w0);
-      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], v, w1);
-      sum[r][2] = _mm512_dpbf16_ps(sum[r][2], v, w2);
-      sum[r][3] = _mm512_dpbf16_ps(sum[r][3], v, w3);
+      const auto v = load(x + r * k + i);
+      sum[r][0] = add_products(sum[r][0], v, w0);
+      sum[r][1] = add_products(sum[r][1], v, w1);
+      sum[r][2] = add_products(sum[r][2], v, w2);
+      sum[r][3] = add_products(sum[r][3], v, w3);
     }
   }
 #pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) out(row + r, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+  for (int r = 0; r < R; ++r)
+    out(row + r, sums(to_float(sum[r][0]), to_float(sum[r][1]), to_float(sum[r][2]), to_float(sum[r][3])));
 }
 
 // Call `with` with a number of rows that the compiler knows, up to kTile.
@@ -89,25 +89,58 @@ struct Matrix {  // a weight `[n, k]`; of 8 bits, the products of row i are to b
   Matrix(const Tensor& weight, const Tensor& factors)
       : rows(weight.const_data_ptr<W>()), n(weight.size(0)), k(weight.size(1)),
         factors(sizeof(W) == 1 ? factors.const_data_ptr<float>() : nullptr) {}
-  __m128 scaled(int64_t i, __m128 products) const {
-    return sizeof(W) == 1 ? _mm_mul_ps(products, _mm_loadu_ps(factors + i)) : products;
+};
+
+// Input rows `[rows, k]` as they are multiplied with weights of type W: bfloat16 as it is; for those of 8 bits whole
+// numbers, as large as sums of their products in 32 bits allow, with a factor for each row.
+template <typename W>
+struct Input {
+  const BFloat16* numbers;
+  Input(const BFloat16* x, int64_t, int64_t) : numbers(x) {}
+  __m128 scaled(int, __m128 products, const float*, int64_t) const { return products; }
+};
+
+template <>
+struct Input<int8_t> {
+  std::vector<int16_t> store;
+  std::vector<float> factors;
+  const int16_t* numbers;
+  Input(const BFloat16* x, int64_t rows, int64_t k) : store(rows * k), factors(rows), numbers(store.data()) {
+    const float most = std::min<int64_t>(INT16_MAX, INT32_MAX / (INT8_MAX * 2 * (k / 32)));
+    for (int64_t r = 0; r < rows; ++r) {
+      __m512 greatest = _mm512_setzero_ps(), nothing = _mm512_setzero_ps();
+      for (int64_t i = r * k; i < (r + 1) * k; i += 16) {
+        greatest = _mm512_max_ps(greatest, _mm512_abs_ps(load_bf16(x + i)));
+        nothing = _mm512_fmadd_ps(load_bf16(x + i), _mm512_setzero_ps(), nothing);  // NaN if there is one
+      }
+      const float top = _mm512_reduce_max_ps(greatest) + _mm512_reduce_add_ps(nothing);
+      factors[r] = top / most;
+      const __m512 scale = _mm512_set1_ps(top > 0 ? most / top : 0.0f);
+      for (int64_t i = r * k; i < (r + 1) * k; i += 16)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(&store[i]),
+                            _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + i), scale))));
+    }
+  }
+  __m128 scaled(int r, __m128 products, const float* of_weight, int64_t i) const {
+    return _mm_mul_ps(_mm_mul_ps(products, _mm_loadu_ps(of_weight + i)), _mm_set1_ps(factors[r]));
   }
 };
 
 // All `rows` input rows with the weight rows i to i + 3, which stay in the first-level cache between tiles of about equal size.
 template <typename W, typename To>
-inline void multiply(const BFloat16* x, int rows, const Matrix<W>& weight, int64_t i, const To& to) {
+inline void multiply(const Input<W>& input, int rows, const Matrix<W>& weight, int64_t i, const To& to) {
   constexpr int kLines = 2 * sizeof(W);  // of the caches: 32 numbers of four rows
   const int64_t k = weight.k;
   const W* w = weight.rows + i * k;
-  const auto out = [&](int r, __m128 products) { to(r, weight.scaled(i, products)); };
+  const auto* x = input.numbers;
+  const auto out = [&](int r, __m128 products) { to(r, input.scaled(r, products, weight.factors, i)); };
   const int tiles = (rows + kTile - 1) / kTile;
   const char* ahead = reinterpret_cast<const char*>(w) + kFarBytes;
   if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, kLines>(x, w, k, out, 0, ahead); });
   const int lines = tiles < kLines ? kLines / 2 : 1;
   for (int tile = 0; tile < tiles; ++tile) {
     const int row = rows * tile / tiles, next = rows * (tile + 1) / tiles;
-    const BFloat16* from = x + row * k;
+    const auto* from = x + row * k;
     of_size(next - row, [&](auto size) {
       if (tile * lines >= kLines) return multiply_tile<size, 0>(from, w, k, out, row);
       if (lines == 2) return multiply_tile<size, 2>(from, w, k, out, row, ahead + tile * 4 * k);
@@ -214,12 +247,13 @@ void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values,
 void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, const Tensor& factors, float* to) {
   of_type(weight, [&](auto number) {
     const Matrix<decltype(number)> matrix(weight, factors);
+    const Input<decltype(number)> input(from, rows, matrix.k);
     const int64_t n = matrix.n;
     const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
     for (int64_t four = mine.begin; four < mine.end; four += 4) {
       const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
       const __mmask8 own = static_cast<__mmask8>(0xF << (four - i) & 0xF);
-      multiply(from, rows, matrix, i, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
+      multiply(input, rows, matrix, i, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
     }
   });
 }
@@ -360,8 +394,9 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
       };
       const auto add_product = [&](const BFloat16* from, const auto& weight) {  // state += from @ weight.T
         const Share mine(width, thread, threads);
+        const Input<decltype(number)> input(from, rows, weight.k);
         for (int64_t i = mine.begin; i < mine.end; i += 4)
-          multiply(from, rows, weight, i, [&](int r, __m128 y) {
+          multiply(input, rows, weight, i, [&](int r, __m128 y) {
             float* to = state + r * width + i;
             _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), y));
           });
@@ -370,12 +405,13 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
         BFloat16 *k_cache = keys[layer].mutable_data_ptr<BFloat16>(), *v_cache = values[layer].mutable_data_ptr<BFloat16>();
 
         normalise(weights[layer * kWeights + kAttentionNorm]);
+        const Input<decltype(number)> to_attention(normed, rows, width);
         const auto query_rows = matrix(layer, kQuery), key_rows = matrix(layer, kKey), value_rows = matrix(layer, kValue);
         const Share mine(projected, thread, threads);
         for (int64_t i = mine.begin; i < mine.end; i += 4) {
           const bool is_query = i < q_size, is_key = i < q_size + kv_size;
           const int64_t within = is_query ? i : is_key ? i - q_size : i - q_size - kv_size;
-          multiply(normed, rows, is_query ? query_rows : is_key ? key_rows : value_rows, within,
+          multiply(to_attention, rows, is_query ? query_rows : is_key ? key_rows : value_rows, within,
                    [&](int r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
         }
 #pragma omp barrier
@@ -411,14 +447,15 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
 #pragma omp barrier
         normalise(weights[layer * kWeights + kMlpNorm]);
         const Share inside(inner, thread, threads);
+        const Input<decltype(number)> to_mlp(normed, rows, width);
         const auto gate = matrix(layer, kGate), up = matrix(layer, kUp);
         std::vector<float> gated(rows * 16), raised(rows * 16);  // sixteen columns at a time, for a vector exponential
         for (int64_t i = inside.begin; i < inside.end; i += 16) {
           const int64_t columns = std::min<int64_t>(16, inside.end - i);
           for (int64_t j = 0; j < columns; j += 4) {
-            multiply(normed, rows, gate, i + j,
+            multiply(to_mlp, rows, gate, i + j,
                      [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * 16 + j], y); });
-            multiply(normed, rows, up, i + j,
+            multiply(to_mlp, rows, up, i + j,
                      [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * 16 + j], y); });
           }
           const __mmask16 mask = static_cast<__mmask16>((1 << columns) - 1);

@@ -11,12 +11,15 @@ using at::BFloat16;
 using at::Tensor;
 
 inline __m512bh load(const BFloat16* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
-inline __m512bh load(const int8_t* p) {  // whole numbers up to 127 are bfloat16 numbers too
-  const auto sixteen = [p](int i) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i))));
-  };
-  return _mm512_cvtne2ps_pbh(sixteen(16), sixteen(0));
+inline __m512i load(const int16_t* p) { return _mm512_loadu_si512(p); }
+inline __m512i load(const int8_t* p) {
+  return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+// Sums of sixteen pairs of products; those of whole numbers are exact.
+inline __m512 add_products(__m512 sum, __m512bh a, __m512bh b) { return _mm512_dpbf16_ps(sum, a, b); }
+inline __m512i add_products(__m512i sum, __m512i a, __m512i b) { return _mm512_dpwssd_epi32(sum, a, b); }
+inline __m512 to_float(__m512 sum) { return sum; }
+inline __m512 to_float(__m512i sum) { return _mm512_cvtepi32_ps(sum); }
 inline __m512 to_float(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
 inline __m512 load_bf16(const BFloat16* p) { return to_float(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline void store_bf16(BFloat16* p, __m512 v) {

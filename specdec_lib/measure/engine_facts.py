@@ -5,6 +5,7 @@ from __future__ import annotations
 from specdec_lib.decoding.step_loop import captured_graphs, graph_facts
 from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.models.compiled import compile_seconds
+from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import devices_of
@@ -12,16 +13,21 @@ from specdec_lib.models.tensor_parallel import devices_of
 
 def engine_facts(pair: Pair) -> dict[str, object]:
     """What computes target and draft, whether steps are captured, and the seconds of getting there, as known by now."""
-    draft = pair.draft.engine if isinstance(pair.draft, LanguageModel) else "kernels" if pair.draft.fused else "eager"
     engine: dict[str, object] = {
         "target": pair.target.engine,
-        "draft": draft,
+        "draft": _engine_of(pair.draft),
         "tensor_parallel": devices_of(pair.target.model),
         "not_compiled": pair.target.why_not_compiled,
         "torch_compile_s": round(compile_seconds(), 2),
         "graphs": graph_facts(pair.target),
     }
     return {"engine": engine} | (kernel_facts() if pair.target.device.type == "cpu" else {})
+
+
+def _engine_of(draft: LanguageModel | DraftHead) -> str:
+    if isinstance(draft, LanguageModel):
+        return draft.engine
+    return "kernels, block and output rows in 8 bits" if draft.fused else "eager"
 
 
 def path_of(target: LanguageModel) -> str:
