@@ -37,6 +37,7 @@ from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, whole_
 from specdec_lib.measure.team import Team, together
 from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
+from specdec_lib.models import host_memory
 from specdec_lib.models.pair import Pair
 
 WARM_UP_TOKENS = 4
@@ -227,7 +228,8 @@ class BlockRunner:
             self.warm.add(kind)
 
     def _drop_reserve(self) -> None:
-        """Give back the memory that the allocator holds for what comes next."""
+        """Give back the memory that allocators hold for what comes next."""
+        host_memory.give_back()
         if self.pair.target.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from specdec_lib.models import huge_pages
+from specdec_lib.models import host_memory
 
 VIEW_MULTIPLE = 64  # attention reads a prefix of the cache, rounded up to this many positions
 
@@ -112,7 +112,7 @@ class RaggedStaticCache(Cache):
         rows = torch.arange(batch_size, device=device)[:, None]
         self.placement = Placement(rows, rows, view=0)
         shape = (batch_size, num_heads, self.capacity, head_dim)
-        kept = huge_pages.zeros([shape] * 2 * num_layers, dtype, device)
+        kept = host_memory.zeros([shape] * 2 * num_layers, dtype, device)
         layers = [RaggedLayer(self.placement, *of_layer) for of_layer in zip(kept[::2], kept[1::2], strict=True)]
         super().__init__(layers=layers)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
-from specdec_lib.models import huge_pages
+from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.fused_head import FusedHead
 from specdec_lib.models.runner import LanguageModel, grouped_attention
@@ -136,7 +136,7 @@ class DraftHead(nn.Module):
         head = cls(config, target.model.get_input_embeddings().weight, name=Path(folder).name)
         load_weights(head, folder)
         head.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
-        huge_pages.move(head)
+        host_memory.move(head)
         if target.fused is not None:
             head.fused = FusedHead(head)
         else:

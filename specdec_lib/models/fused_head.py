@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from specdec_lib.models import fused, huge_pages
+from specdec_lib.models import fused, host_memory
 from specdec_lib.models.cache import RaggedStaticCache
 
 if TYPE_CHECKING:
@@ -120,5 +120,5 @@ class FusedHead:
 
 
 def _in_huge_pages(weights: Sequence[EightBits]) -> list[EightBits]:
-    places = huge_pages.zeros([w.numbers.shape for w in weights], torch.int8, weights[0].numbers.device)
+    places = host_memory.zeros([w.numbers.shape for w in weights], torch.int8, weights[0].numbers.device)
     return [EightBits(place.copy_(w.numbers), w.factors) for place, w in zip(places, weights, strict=True)]

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from specdec_lib.config import CUSTOM_PAIR, StudyParams
 from specdec_lib.facts import facts_table
-from specdec_lib.models import huge_pages
+from specdec_lib.models import host_memory
 from specdec_lib.models.draft_head import DraftHead, read_config
 from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.plain_draft import load_plain_draft
@@ -137,7 +137,7 @@ def _check_spread(name: str | None, tensor_parallel: int, weights: str = "traine
 
 
 def _made_fast(pair: Pair) -> Pair:
-    """Compile what runs on a GPU, if it is to be compiled at all.
+    """Compile what runs on a GPU, if it is to be compiled at all, and give back what loading needed.
 
     On a CPU that takes a minute and gains nothing in bfloat16, the precision of studies; whoever computes long in
     float32 calls `LanguageModel.compile`.
@@ -145,6 +145,7 @@ def _made_fast(pair: Pair) -> Pair:
     for model in (pair.target, pair.draft):
         if isinstance(model, LanguageModel) and model.compiled and model.device.type == "cuda":
             model.compile()
+    host_memory.give_back()
     return pair
 
 
@@ -313,7 +314,7 @@ def load_language_model(
         **loading(tensor_parallel, device),
     )
     if tensor_parallel == 1:
-        huge_pages.move(model)
+        host_memory.move(model)
     language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
     language_model.check_faithful()
     return language_model

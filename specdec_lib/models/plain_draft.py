@@ -15,7 +15,7 @@ from torch.nn.functional import linear
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from specdec_lib.models import fused, huge_pages
+from specdec_lib.models import fused, host_memory
 from specdec_lib.models.draft_head import load_weights, read_config, save_draft
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 
@@ -73,7 +73,7 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
     model = _causal_model(draft, embeddings, tied=False)
     model.lm_head = rows = ScoredRows(embeddings, draft.scored_ids.to(target.device))
     model.to(device=target.device, dtype=target.dtype)
-    huge_pages.move(rows)
+    host_memory.move(rows)
     joined = LanguageModel(model, name=Path(folder).name, compiled=target.compiled)
     rows.kernels = joined.fused is not None
     return joined
@@ -97,7 +97,7 @@ def _join(folder: Path, target: LanguageModel) -> tuple[PlainDraft, torch.Tensor
     draft = PlainDraft(config, settings["target_width"], settings["num_scored"])
     load_weights(draft, folder)
     draft.to(device=target.device, dtype=target.dtype)
-    huge_pages.move(draft)
+    host_memory.move(draft)
     draft.body.rotary_emb = LlamaRotaryEmbedding(config).to(target.device)  # its frequencies stay float32
     with torch.inference_mode():
         return draft, draft.projection(target.model.get_input_embeddings().weight)  # [V, h]

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from specdec_lib.hardware.catalog import load_models
-from specdec_lib.models import huge_pages
+from specdec_lib.models import host_memory
 from specdec_lib.models.runner import ATTENTION, LanguageModel
 
 PAIR_MODELS = {  # preset: target and draft in hardware/models.yaml
@@ -52,5 +52,5 @@ def random_model(name: str, device: str, dtype: str, seed: int = 0) -> LanguageM
         for weight in model.parameters():
             if weight.dim() >= 2:
                 weight.normal_(0, STANDARD_DEVIATION, generator=generator)
-    huge_pages.move(model)
+    host_memory.move(model)
     return LanguageModel(model, Path(name).name + SUFFIX)

@@ -1,16 +1,18 @@
-"""Weights and caches lie in huge pages where Linux gives them, and nothing else about them changes."""
+"""Weights and caches lie in huge pages where Linux gives them; what has ended holds no memory."""
 
 from __future__ import annotations
 
 import gc
+import platform
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
 
-from specdec_lib.models import huge_pages
+from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
 
 CPU = torch.device("cpu")
@@ -30,7 +32,7 @@ def in_huge_pages() -> int:
 @needs_huge_pages
 def test_what_fills_huge_pages_lies_in_them_and_is_given_back() -> None:
     before = in_huge_pages()
-    kept = huge_pages.zeros([(1000, 1000)] * 16, torch.float32, CPU)  # 64 MB
+    kept = host_memory.zeros([(1000, 1000)] * 16, torch.float32, CPU)  # 64 MB
     for tensor in kept:
         tensor.fill_(1)
     assert in_huge_pages() - before >= 56e6
@@ -41,7 +43,7 @@ def test_what_fills_huge_pages_lies_in_them_and_is_given_back() -> None:
 
 @pytest.mark.parametrize("shapes", [[(3, 5), (2, 2, 7)], [(1000, 999), (7,), (300, 1001)]], ids=["few", "many"])
 def test_they_are_zeros_apart_from_each_other(shapes: list[tuple[int, ...]]) -> None:
-    tensors = huge_pages.zeros(shapes, torch.float32, CPU)
+    tensors = host_memory.zeros(shapes, torch.float32, CPU)
     assert [tuple(tensor.shape) for tensor in tensors] == shapes
     assert all(tensor.is_contiguous() and not tensor.any() for tensor in tensors)
     for number, tensor in enumerate(tensors):
@@ -50,7 +52,7 @@ def test_they_are_zeros_apart_from_each_other(shapes: list[tuple[int, ...]]) -> 
 
 
 def test_nothing_can_be_asked_for() -> None:
-    tensors = huge_pages.zeros([(0, 3), (2000, 2000)], torch.float32, CPU)
+    tensors = host_memory.zeros([(0, 3), (2000, 2000)], torch.float32, CPU)
     assert [tuple(tensor.shape) for tensor in tensors] == [(0, 3), (2000, 2000)]
 
 
@@ -59,11 +61,11 @@ def test_moving_a_module_changes_no_weight_and_keeps_shared_ones_shared() -> Non
     module[2].weight = module[0].weight
     before = {name: weight.clone() for name, weight in module.state_dict().items()}
     parameters = list(module.parameters())
-    huge_pages.move(module)
+    host_memory.move(module)
     assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
     assert all(weight is parameter for weight, parameter in zip(module.parameters(), parameters, strict=True))
     assert module[2].weight is module[0].weight
-    assert module[0].weight.data_ptr() % huge_pages.LINE == 0
+    assert module[0].weight.data_ptr() % host_memory.LINE == 0
 
 
 def test_a_cache_is_zeros_of_its_shape_whatever_its_size() -> None:
@@ -75,3 +77,16 @@ def test_a_cache_is_zeros_of_its_shape_whatever_its_size() -> None:
         assert {tuple(tensor.shape) for tensor in kept} == {(2, 2, capacity, 64)}
         assert not any(tensor.any() for tensor in kept)
         assert len({tensor.data_ptr() for tensor in kept}) == 6
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_what_the_c_library_keeps_is_given_back() -> None:
+    pieces = [torch.ones(2**14) for _ in range(2000)]  # 128 MB; the last one holds the others' place
+    del pieces[:-1]
+    host_memory.give_back()
+    before = psutil.Process().memory_info().rss
+    pieces += [torch.ones(2**14) for _ in range(2000)]
+    del pieces[1:-1]
+    kept = psutil.Process().memory_info().rss - before
+    host_memory.give_back()
+    assert psutil.Process().memory_info().rss - before < kept - 100e6

@@ -1,4 +1,4 @@
-"""Memory in huge pages, for what every pass on a CPU reads: weights, keys and values.
+"""Memory of the host: huge pages for what every pass on a CPU reads, and none kept for what has ended.
 
 A pass reads hundreds of megabytes at tens of GB/s: a page of 4 KiB lasts less than 0.1 us, about as long as finding the
 next one takes, and in a virtual machine it takes longer. Linux gives pages of 2 MiB to who asks for them, unless its
@@ -8,6 +8,7 @@ administrator forbids it; where there are none, the same memory comes in small p
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 from collections.abc import Sequence
@@ -47,3 +48,9 @@ def move(module: nn.Module) -> None:
         of_type = [weight for weight in weights if weight.dtype == dtype]
         for weight, place in zip(of_type, zeros([w.shape for w in of_type], dtype, torch.device("cpu")), strict=True):
             weight.data = place.copy_(weight.data)
+
+
+def give_back() -> None:
+    """Let the system have what the C library keeps for later: after loading a model, tens of megabytes."""
+    with contextlib.suppress(OSError, AttributeError):  # of another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
