@@ -11,7 +11,7 @@ from synthetic_rows import synthetic_rows
 from transformers import AutoConfig
 
 from specdec_lib.analysis.calibration_error import AIM, error_table, finding_error, fit
-from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, displaced, speculative_step
+from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, speculative_step
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.measure import calibration as calibration_module
 from specdec_lib.measure.calibration import (
@@ -98,6 +98,17 @@ def test_a_draft_that_a_cache_holds_is_read_from_memory_once_a_step():
     assert roofline().propose(DRAFT, 1, 5, 0) - warm.propose(DRAFT, 1, 5, 0) == pytest.approx(4 * again * 3 / 4)
 
 
+def test_a_draft_of_fewer_bytes_is_read_sooner_but_never_sooner_than_from_a_cache():
+    full, again = (roofline().propose(DRAFT, 1, 1, 0), roofline().matrix_seconds(DRAFT, 2))
+    for share, from_cache, saved in ((0.5, 0.1, 0.5), (0.5, 0.8, 0.2)):
+        short = replace(
+            roofline(),
+            draft_bytes=share,
+            draft_matrix_seconds=lambda shape, rows, part=from_cache: roofline().matrix_seconds(shape, rows) * part,
+        )
+        assert full - short.propose(DRAFT, 1, 1, 0) == pytest.approx(saved * again)
+
+
 def test_starts_add_to_the_work_or_hide_behind_it():
     starts = {"call_seconds": 1e-6, "calls_per_layer": 20}
     machine = Machine("m", roofline().matrix_seconds, 1e12, 1e14, 2.0, **starts)
@@ -125,12 +136,12 @@ def synthetic_calibration():
 
 
 def synthetic_costs():
-    """What an engine on that machine would measure that adds 3 ms to a pass, 3.4 to one that verifies."""
+    """What an engine on that machine would measure that adds 3 ms to a pass, and up to 3.4 to one that verifies."""
     machine = calibrated_machine(synthetic_calibration())
     rows = []
     for batch in (1, 4):
         for tokens in range(1, 17):
-            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + 3 + 0.4 * displaced(tokens)}
+            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + 3 + 0.1 * min(tokens - 1, 4)}
             ms["sampling"] = machine.sampling(SHAPE, batch, tokens) * 1e3 + (0.4 if tokens == 1 else 0.7)
             ms["draft"] = machine.propose(DRAFT, batch, tokens, 64, 2) * 1e3 + 0.5 * (tokens + 1)
             rows += [(model, batch, 64, tokens, np.nan, value) for model, value in ms.items()]
@@ -148,11 +159,11 @@ def test_a_fit_at_batch_1_and_one_gamma_finds_the_overhead_and_predicts_the_rest
     )
 
 
-def test_behind_one_draft_token_a_third_of_what_verifying_adds_is_reached():
-    """The fit knows it, and finds the whole from a pass over two tokens."""
-    assert [displaced(tokens) for tokens in (1, 2, 4, 16)] == [0, pytest.approx(1 / 3), 1, 1]
-    machine = fit(synthetic_calibration(), synthetic_costs(), synthetic_rows(), num_draft_tokens=1).machine
-    assert machine.verify_pass_seconds == pytest.approx(3.4e-3)
+def test_what_the_engine_adds_grows_evenly_between_the_two_passes_that_were_fitted_and_no_more_beyond():
+    machine = fit(synthetic_calibration(), synthetic_costs(), synthetic_rows(), num_draft_tokens=4).machine
+    bare = replace(machine, decode_pass_seconds=0.0, verify_pass_seconds=0.0)
+    added = [machine.pass_(SHAPE, 1, tokens, 64) - bare.pass_(SHAPE, 1, tokens, 64) for tokens in (1, 2, 3, 5, 16)]
+    assert added == pytest.approx([3e-3, 3.1e-3, 3.2e-3, 3.4e-3, 3.4e-3])
 
 
 def test_the_fit_looks_at_nothing_but_batch_1_and_one_gamma():

@@ -10,10 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from tiny_models import tiny_llama
 from torch import nn
 
+from specdec_lib.distill.students import layers_of_target
 from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.pair import load_language_model
+from specdec_lib.models.plain_draft import load_plain_draft
 
 CPU = torch.device("cpu")
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -66,6 +70,20 @@ def test_moving_a_module_changes_no_weight_and_keeps_shared_ones_shared() -> Non
     assert all(weight is parameter for weight, parameter in zip(module.parameters(), parameters, strict=True))
     assert module[2].weight is module[0].weight
     assert module[0].weight.data_ptr() % host_memory.LINE == 0
+
+
+def test_a_loaded_model_computes_with_the_weights_that_it_has(tmp_path: Path) -> None:
+    """None of them twice: what was moved is what the kernels, the model itself and a plain draft look at."""
+    tiny_llama(hidden_size=256, intermediate_size=1024).bfloat16().save_pretrained(tmp_path / "target")
+    target = load_language_model(str(tmp_path / "target"), None, "cpu", "bfloat16", "target")
+    rows = target.model.get_input_embeddings().weight
+    assert target.head.weight is rows
+    if target.fused is not None:
+        moved = {weight.data_ptr() for weight in target.model.parameters()}
+        assert {weight.data_ptr() for weight in target.fused.weights} < moved
+    layers_of_target(target.model, (0, -1), torch.arange(96)).draft.save(tmp_path / "plain")
+    plain = load_plain_draft(tmp_path / "plain", target)
+    assert plain.model.get_input_embeddings().weight.data_ptr() == rows.data_ptr()
 
 
 def test_a_cache_is_zeros_of_its_shape_whatever_its_size() -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.fused_head import EightBits
 from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.shape import ModelShape
 
 REASON = build.why_no_kernels()
 needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no kernels: {REASON}")
@@ -28,8 +30,9 @@ PROMPTS = [torch.arange(3, 12), torch.tensor([9, 2]), torch.arange(80, 50, -1)]
 
 
 @pytest.mark.skipif(
-    not torch.cpu._is_avx512_bf16_supported() or shutil.which(cpp_extension.get_cxx_compiler()) is None,
-    reason="no AVX-512 BF16 or no C++ compiler",
+    not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported())
+    or shutil.which(cpp_extension.get_cxx_compiler()) is None,
+    reason="no AVX-512 BF16, no VNNI or no C++ compiler",
 )
 def test_the_kernels_compile_where_they_can():
     """Else every other test of them would be skipped."""
@@ -60,17 +63,19 @@ def test_the_product_is_the_product(rows, inputs, outputs):
 def test_the_product_with_a_weight_of_8_bits_is_that_with_what_it_stands_for(rows, inputs, outputs):
     x = torch.randn(rows, inputs, generator=seeded()).bfloat16()
     weight = EightBits.of(torch.randn(outputs, inputs, generator=seeded(1)))
-    expected = x.float() @ weight.exact().T
-    assert (fused.linear(x, *weight) - expected).norm() < 1e-4 * expected.norm()
+    expected, products = x.float() @ weight.exact().T, fused.linear(x, *weight)
+    assert (products - expected).norm() < 1e-4 * expected.norm()
+    assert torch.equal(products, torch.cat([fused.linear(row, *weight) for row in x.split(1)]))  # beside any others
 
 
 @needs_kernels
-def test_whole_numbers_of_long_rows_do_not_overflow_and_a_nan_stays_in_its_row():
-    x = torch.full((2, 32768), 3.0).bfloat16()
-    x[1, 7] = torch.nan
+def test_whole_numbers_of_long_rows_do_not_overflow_and_what_is_no_number_stays_in_its_row():
+    x = torch.full((4, 32768), 3.0).bfloat16()
+    x[1, 7], x[2, 7], x[3] = torch.nan, torch.inf, 0
     products = fused.linear(x, *EightBits.of(torch.ones(4, 32768)))
     assert torch.allclose(products[0], torch.tensor(3.0 * 32768))
-    assert products[1].isnan().all()
+    assert products[1:3].isnan().all()
+    assert not products[3].any()
 
 
 def test_8_bits_are_the_nearest_to_every_weight():
@@ -174,6 +179,8 @@ def test_what_the_kernels_cannot_multiply_is_refused():
         fused.linear(x, torch.ones(8, 48).bfloat16())
     with pytest.raises(RuntimeError, match="not empty"):
         fused.linear(x[:0], torch.ones(8, 48).bfloat16())
+    with pytest.raises(RuntimeError, match="weights of 8 bits, and no others, have factors"):
+        fused.linear(x[:, :32].contiguous(), torch.ones(8, 32, dtype=torch.int8))
     with pytest.raises(RuntimeError, match="as many factors as rows"):
         fused.linear(x[:, :32].contiguous(), torch.ones(8, 32, dtype=torch.int8), torch.ones(7))
 
@@ -189,6 +196,32 @@ def test_a_head_drafts_alike_with_and_without_kernels(target, tmp_path):
         head.scores(head.forward(tokens, head.fuse(features), head.new_cache(2, 6))).float() for head in (fast, slow)
     ]
     assert (outputs[0] - outputs[1]).norm() < 0.02 * outputs[1].norm()
+
+
+@needs_kernels
+def test_the_kernels_multiply_with_all_matrices_of_a_head(target, tmp_path):
+    """In 8 bits but where tokens and states are joined; what calibration times is what a pass reads."""
+    head = DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
+    assert head.fused is not None
+    ours = [weight[0] if len(weight) == 1 else EightBits(*weight).exact() for weight in head.fused.matrices]
+    assert sum(weight.numel() for weight in ours) == ModelShape.of(head).weights_read(1)
+    size = head.config.head_dim
+    of_queries = [head.config.num_heads * size, *[head.config.num_key_value_heads * size] * 2]
+    theirs = [head.fuse_features.weight, head.combine.weight, *head.query_key_value.weight.split(of_queries)]
+    theirs += [head.attention_out.weight, *head.gate_up.weight.chunk(2), head.down.weight, head.embeddings]
+    for short, weight in zip(ours, theirs, strict=True):
+        assert (short - weight.float()).norm() < 0.01 * weight.float().norm()
+    assert sum(weight.dtype == torch.int8 for weight, *_ in head.fused.matrices) == 8
+
+
+@needs_kernels
+def test_a_head_that_the_kernels_cannot_multiply_with_is_computed_without(target, tmp_path):
+    head = DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
+    DraftHead(replace(head.config, intermediate_size=100), head.embeddings).save(tmp_path)
+    odd = DraftHead.load(tmp_path, target)
+    assert odd.fused is None
+    cache = odd.new_cache(1, 4)
+    assert odd.scores(odd.forward(torch.ones(1, 1).long(), torch.ones(1, 1, 64).bfloat16(), cache)).isfinite().all()
 
 
 @needs_kernels
@@ -335,4 +368,4 @@ def test_a_run_knows_its_kernels_and_what_compiling_them_took():
 
 def test_another_processor_is_told_so(monkeypatch):
     monkeypatch.setattr(build.torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert build.load.__wrapped__() == (None, "this processor has no AVX-512 BF16")
+    assert build.load.__wrapped__() == (None, "this processor has no AVX-512 BF16, or no VNNI")

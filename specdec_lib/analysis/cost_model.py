@@ -1,10 +1,8 @@
 """What a decoding step costs: bytes and operations against what a machine can do. Every number here is predicted.
 
 A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
-of what the engine adds, which is fitted or assumed to be nothing. That is one number for passes that decode and another
-for passes that verify, which on a CPU was found to be reached over the first `DISPLACING` draft tokens. That drafting
-takes the caches from the target would explain it, and has not been shown.
-Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
+of what the engine adds, which is fitted or assumed to be nothing: to a pass that decodes and to one that verifies,
+evenly more between the two, and no more beyond. Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
 Matrix products come from a table measured by number of rows (`calibration`), or from a roofline: the longer of reading
 the weights and multiplying them.
 """
@@ -21,7 +19,6 @@ from specdec_lib.models.shape import ModelShape
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 2 * 2 / 32}  # int4: groups of 32
 VOCABULARY_PASSES = 12  # of a step in PyTorch over each probability: softmax, its checks, residual, choice
-DISPLACING = 3  # draft tokens, behind which a pass costs no more beside its work; found, not derived
 MatrixSeconds = Callable[[ModelShape, int], float]  # of all products of a pass over that many rows
 
 
@@ -39,8 +36,10 @@ class Machine:
     cache_bytes_per_second: float | None = None  # of cached keys and values, where they are not read like all else
     host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
     decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row, or a prefill
-    verify_pass_seconds: float = 0.0  # the same over more than `DISPLACING`
+    verify_pass_seconds: float = 0.0  # the same over `verify_tokens`, and over more
+    verify_tokens: int = 2
     draft_matrix_seconds: MatrixSeconds | None = None  # of a draft's later passes, if a cache holds its weights by then
+    draft_bytes: float = 1.0  # of a draft's weight, over those of a target's: what its first pass reads
     draft_pass_seconds: float = 0.0  # what it adds to a pass of the draft; once more for the proposal as a whole
     choose_seconds: float = 0.0  # what it adds to a step of the baseline, outside the pass
     verify_seconds: float = 0.0  # the same to a speculative step, outside target and draft
@@ -49,14 +48,20 @@ class Machine:
         """Seconds of a pass over `tokens` tokens in each of `batch` rows behind `context` tokens, as the target."""
         added = self.verify_pass_seconds - self.decode_pass_seconds
         bare = self._bare(shape, batch, tokens, context)
-        return bare + self.decode_pass_seconds + displaced(tokens) * added
+        between = min(1.0, (tokens - 1) / (self.verify_tokens - 1))
+        return bare + self.decode_pass_seconds + between * added
 
     def propose(self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2) -> float:
         """Seconds to draft with a model of this shape: the first pass reads `first` tokens a row, the others one."""
         again = self._bare(shape, batch, 1, context, self.draft_matrix_seconds)
-        bare = self._bare(shape, batch, first, context) + (num_draft_tokens - 1) * again
+        bare = self._bare(shape, batch, first, context, self._first_draft) + (num_draft_tokens - 1) * again
         choices = num_draft_tokens * self._probabilities(shape, batch)
         return bare + choices + (num_draft_tokens + 1) * self.draft_pass_seconds
+
+    def _first_draft(self, shape: ModelShape, rows: int) -> float:
+        """Products of a draft's first pass: fewer bytes save reading, and no computing that a cache cannot save."""
+        from_cache = self.draft_matrix_seconds(shape, rows) if self.draft_matrix_seconds else 0.0
+        return max(self.draft_bytes * self.matrix_seconds(shape, rows), from_cache)
 
     def prefill(self, shape: ModelShape, batch: int, tokens: int) -> float:
         """Seconds to read prompts of `tokens` tokens, and the output layer for the last of each."""
@@ -85,11 +90,6 @@ class Machine:
         products = (matrix_seconds or self.matrix_seconds)(shape, batch * tokens)
         work = products + attention + starts
         return max(work, self.host_layer_seconds * shape.num_layers)
-
-
-def displaced(tokens: int) -> float:
-    """The share of what a pass over many tokens costs more beside its work that one over `tokens` tokens costs."""
-    return min(1.0, (tokens - 1) / DISPLACING)
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ def calibrated_machine(calibration: Calibration) -> Machine:
         name=calibration.device_name,
         matrix_seconds=matrix_seconds,
         draft_matrix_seconds=_from_table(rows, again)[0] if again else None,
+        draft_bytes=(calibration.draft_bytes_per_weight or BYTES[calibration.dtype]) / BYTES[calibration.dtype],
         read_bytes_per_second=calibration.read_bytes_per_second,
         operations_per_second=calibration.attention_operations_per_second or 2 / last_slope,
         cache_bytes_per_second=calibration.cache_bytes_per_second,
@@ -217,7 +218,8 @@ def fitted(
     return replace(
         machine,
         decode_pass_seconds=decoding,
-        verify_pass_seconds=decoding + (verifying - decoding) / displaced(verified),
+        verify_pass_seconds=verifying,
+        verify_tokens=verified,
         draft_pass_seconds=drafting / (num_draft_tokens + 1),
         choose_seconds=milliseconds("sampling", 1) / 1e3 - machine.sampling(target, 1, 1),
         verify_seconds=milliseconds("sampling", verified) / 1e3 - machine.sampling(target, 1, verified),

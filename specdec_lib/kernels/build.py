@@ -1,6 +1,6 @@
 """The C++ kernels for CPUs: compiled at first use, kept in the cache folder, loaded as `torch.ops.specdec_lib`.
 
-A machine without a C++ compiler or without AVX-512 BF16 runs plain PyTorch instead, several times slower.
+A machine without a C++ compiler or without AVX-512 BF16 and VNNI runs plain PyTorch instead, several times slower.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def kernel_facts() -> dict[str, object]:
 @functools.cache
 def load() -> tuple[Path, None] | tuple[None, str]:
     """The library that this process computes with, or the reason for none. A process tries once."""
-    if not torch.cpu._is_avx512_bf16_supported():
-        return None, "this processor has no AVX-512 BF16"
+    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
+        return None, "this processor has no AVX-512 BF16, or no VNNI"
     try:
         library = compiled_library()
         torch.ops.load_library(library)

@@ -1,5 +1,5 @@
-// A Llama-like decoder for a few rows at a time on CPUs with AVX-512 BF16: what reads every weight once, at the speed
-// at which memory delivers them.
+// A Llama-like decoder for a few rows at a time on CPUs with AVX-512 BF16 and VNNI: what reads every weight once, at the
+// speed at which memory delivers them.
 //
 // Decoding and verification multiply a handful of rows with every weight of the model, so the time is the time to read
 // the weights. Each thread streams its share of the rows of a weight matrix, four at a time, and multiplies them with
@@ -31,11 +31,10 @@ constexpr int kFewRows = 32;  // so many are normalised by every thread for itse
 constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate; or queries
 
 // Weights are fetched before they are needed, far ahead and in the order of memory. Tiles share that, so that memory
-// delivers evenly while they compute. Those that are read once a step go past the larger caches, and leave them to
-// weights of 8 bits: of a draft, read again for the next draft token.
+// delivers evenly while they compute. Those that are read once a step go past the larger caches, and leave them to those
+// that are read again for the next draft token.
 constexpr int64_t kFarBytes = 8192;
-template <typename W>
-constexpr auto kHint = sizeof(W) == 1 ? _MM_HINT_T0 : _MM_HINT_NTA;
+constexpr auto kOnce = _MM_HINT_NTA, kAgain = _MM_HINT_T0;
 constexpr int64_t kKeysAhead = 32;  // attention fetches keys so many positions before it reads them
 
 inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of four vectors
@@ -47,13 +46,13 @@ inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each
 }
 
 // out(r, 0..3) of R input rows `x` with four weight rows `w`; `k` numbers of each, a multiple of 32.
-template <int R, int kLines, typename X, typename W, typename Out>
+template <int R, int kLines, _mm_hint kHint = kOnce, typename X, typename W, typename Out>
 inline void multiply_tile(const X* x, const W* w, int64_t k, const Out& out, int row, const char* ahead = nullptr) {
   std::conditional_t<sizeof(W) == 1, __m512i, __m512> sum[R][4] = {};
   for (int64_t i = 0; i < k; i += 32) {
     auto w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
     asm("" : "+v"(w0), "+v"(w1), "+v"(w2), "+v"(w3));  // else GCC loads them again for every input row
-    for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, kHint<W>);
+    for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, kHint);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const auto v = load(x + r * k + i);
@@ -81,8 +80,9 @@ inline void of_size(int rows, const With& with) {
   }
 }
 
-template <typename W>
-struct Matrix {  // a weight `[n, k]`; of 8 bits, the products of row i are to be multiplied with factors[i]
+// A weight `[n, k]`; of 8 bits, which are those of a draft, the products of row i are to be multiplied with factors[i].
+template <typename W, _mm_hint kHint = sizeof(W) == 1 ? kAgain : kOnce>
+struct Matrix {
   const W* rows;
   int64_t n, k;
   const float* factors;
@@ -111,7 +111,7 @@ struct Input<int8_t> {
       __m512 greatest = _mm512_setzero_ps(), nothing = _mm512_setzero_ps();
       for (int64_t i = r * k; i < (r + 1) * k; i += 16) {
         greatest = _mm512_max_ps(greatest, _mm512_abs_ps(load_bf16(x + i)));
-        nothing = _mm512_fmadd_ps(load_bf16(x + i), _mm512_setzero_ps(), nothing);  // NaN if there is one
+        nothing = _mm512_fmadd_ps(load_bf16(x + i), _mm512_setzero_ps(), nothing);  // NaN for NaN and infinity
       }
       const float top = _mm512_reduce_max_ps(greatest) + _mm512_reduce_add_ps(nothing);
       factors[r] = top / most;
@@ -126,9 +126,10 @@ struct Input<int8_t> {
   }
 };
 
-// All `rows` input rows with the weight rows i to i + 3, which stay in the first-level cache between tiles of about equal size.
-template <typename W, typename To>
-inline void multiply(const Input<W>& input, int rows, const Matrix<W>& weight, int64_t i, const To& to) {
+// All `rows` input rows with the weight rows i to i + 3, which stay in the first-level cache between tiles of about equal
+// size.
+template <typename W, _mm_hint kHint, typename To>
+inline void multiply(const Input<W>& input, int rows, const Matrix<W, kHint>& weight, int64_t i, const To& to) {
   constexpr int kLines = 2 * sizeof(W);  // of the caches: 32 numbers of four rows
   const int64_t k = weight.k;
   const W* w = weight.rows + i * k;
@@ -136,15 +137,15 @@ inline void multiply(const Input<W>& input, int rows, const Matrix<W>& weight, i
   const auto out = [&](int r, __m128 products) { to(r, input.scaled(r, products, weight.factors, i)); };
   const int tiles = (rows + kTile - 1) / kTile;
   const char* ahead = reinterpret_cast<const char*>(w) + kFarBytes;
-  if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, kLines>(x, w, k, out, 0, ahead); });
+  if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, kLines, kHint>(x, w, k, out, 0, ahead); });
   const int lines = tiles < kLines ? kLines / 2 : 1;
   for (int tile = 0; tile < tiles; ++tile) {
     const int row = rows * tile / tiles, next = rows * (tile + 1) / tiles;
     const auto* from = x + row * k;
     of_size(next - row, [&](auto size) {
       if (tile * lines >= kLines) return multiply_tile<size, 0>(from, w, k, out, row);
-      if (lines == 2) return multiply_tile<size, 2>(from, w, k, out, row, ahead + tile * 4 * k);
-      multiply_tile<size, 1>(from, w, k, out, row, ahead + tile * 2 * k);
+      if (lines == 2) return multiply_tile<size, 2, kHint>(from, w, k, out, row, ahead + tile * 4 * k);
+      multiply_tile<size, 1, kHint>(from, w, k, out, row, ahead + tile * 2 * k);
     });
   }
 }
@@ -244,25 +245,24 @@ void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values,
 }
 
 // Rows `from` `[R, K]` times weight `[N, K]` to `to` `[R, N]`, each thread its share of N.
-void multiply_share(const BFloat16* from, int64_t rows, const Tensor& weight, const Tensor& factors, float* to) {
-  of_type(weight, [&](auto number) {
-    const Matrix<decltype(number)> matrix(weight, factors);
-    const Input<decltype(number)> input(from, rows, matrix.k);
-    const int64_t n = matrix.n;
-    const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
-    for (int64_t four = mine.begin; four < mine.end; four += 4) {
-      const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
-      const __mmask8 own = static_cast<__mmask8>(0xF << (four - i) & 0xF);
-      multiply(input, rows, matrix, i, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
-    }
-  });
+template <typename W, _mm_hint kHint>
+void multiply_share(const BFloat16* from, int64_t rows, const Matrix<W, kHint>& weight, float* to) {
+  const Input<W> input(from, rows, weight.k);
+  const int64_t n = weight.n;
+  const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
+  for (int64_t four = mine.begin; four < mine.end; four += 4) {
+    const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
+    const __mmask8 own = static_cast<__mmask8>(0xF << (four - i) & 0xF);
+    multiply(input, rows, weight, i, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
+  }
 }
 
 void check_weight(const Tensor& weight, const Tensor& factors, int64_t k) {
-  const bool short_numbers = weight.scalar_type() == at::kChar;
-  check(weight, short_numbers ? at::kChar : at::kBFloat16, "a weight");
-  if (short_numbers) check(factors, at::kFloat, "factors");
-  TORCH_CHECK(!short_numbers || factors.numel() == weight.size(0), "a weight of 8 bits is ", weight.sizes(), ": it must ",
+  const bool eight_bits = weight.scalar_type() == at::kChar;
+  check(weight, eight_bits ? at::kChar : at::kBFloat16, "a weight");
+  TORCH_CHECK(factors.defined() == eight_bits, "weights of 8 bits, and no others, have factors");
+  if (eight_bits) check(factors, at::kFloat, "factors");
+  TORCH_CHECK(!eight_bits || factors.numel() == weight.size(0), "a weight of 8 bits is ", weight.sizes(), ": it must ",
               "have as many factors as rows, not ", factors.numel());
   TORCH_CHECK(weight.size(-1) == k && k % 32 == 0 && weight.size(0) >= 4, "a weight is ", weight.sizes(), ": its rows must ",
               "be at least 4, of ", k, " numbers, a multiple of 32");
@@ -277,8 +277,11 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Factors& given) {
   check_weight(weight, factors, x.size(1));
   Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
   float* to = out.mutable_data_ptr<float>();
+  of_type(weight, [&](auto number) {
+    const Matrix<decltype(number)> matrix(weight, factors);
 #pragma omp parallel num_threads(at::get_num_threads())
-  multiply_share(x.const_data_ptr<BFloat16>(), x.size(0), weight, factors, to);
+    multiply_share(x.const_data_ptr<BFloat16>(), x.size(0), matrix, to);
+  });
   return out;
 }
 
@@ -292,13 +295,16 @@ Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const
   check_weight(weight, factors, k);
   Tensor out = at::empty({rows, weight.size(0)}, x.options());
   float* to = out.mutable_data_ptr<float>();
+  of_type(weight, [&](auto number) {
+    const Matrix<decltype(number)> matrix(weight, factors);
 #pragma omp parallel num_threads(at::get_num_threads())
-  {
-    std::vector<BFloat16> normed(rows * k);
-    for (int64_t r = 0; r < rows; ++r)
-      norm(x.const_data_ptr<float>() + r * k, norm_weight.const_data_ptr<BFloat16>(), eps, k, &normed[r * k]);
-    multiply_share(normed.data(), rows, weight, factors, to);
-  }
+    {
+      std::vector<BFloat16> normed(rows * k);
+      for (int64_t r = 0; r < rows; ++r)
+        norm(x.const_data_ptr<float>() + r * k, norm_weight.const_data_ptr<BFloat16>(), eps, k, &normed[r * k]);
+      multiply_share(normed.data(), rows, matrix, to);
+    }
+  });
   return out;
 }
 
@@ -314,6 +320,7 @@ Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states
   const BFloat16* table = embeddings.const_data_ptr<BFloat16>();
   const int64_t* token = tokens.const_data_ptr<int64_t>();
   float* to = out.mutable_data_ptr<float>();
+  const Matrix<BFloat16, kAgain> matrix(weight, {});
 #pragma omp parallel num_threads(at::get_num_threads())
   {
     std::vector<BFloat16> both(rows * 2 * width), ones(width, BFloat16(1.0f));
@@ -324,7 +331,7 @@ Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states
       norm(embedded.data(), ones.data(), eps, width, &both[r * 2 * width]);
       norm(states.const_data_ptr<float>() + r * width, ones.data(), eps, width, &both[r * 2 * width + width]);
     }
-    multiply_share(both.data(), rows, weight, {}, to);
+    multiply_share(both.data(), rows, matrix, to);
   }
   return out;
 }
@@ -332,21 +339,29 @@ Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states
 enum Weight { kAttentionNorm, kQuery, kKey, kValue, kAttentionOut, kMlpNorm, kGate, kUp, kDown, kWeights };
 
 // Run the layers over B rows of m tokens: x `[B * m, H]` float32 in place. `weights` holds kWeights tensors a layer, and
-// so does `factors` if they are of 8 bits;
-// keys and values `[B, kv_heads, capacity, D]` one a layer; slots `[B, m]` says where each token goes in them, positions
-// `[B, m]` and frequencies `[D / 2]` how it is turned. `taps[l]` is the column of `features` `[B * m, F]` that layer l's
-// output goes to, or -1.
-void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys, at::TensorList values, const Tensor& slots,
-                    const Tensor& positions, const Tensor& frequencies, double rotary_scaling, int64_t heads, double eps,
-                    double scaling, at::IntArrayRef taps, Tensor& features) {
+// `factors` as many if matrices are of 8 bits (of norms they are not looked at); keys and values
+// `[B, kv_heads, capacity, D]` one a layer; slots `[B, m]` says where each token goes in them, positions `[B, m]` and
+// frequencies `[D / 2]` how it is turned. `taps[l]` is the column of `features` `[B * m, F]` that layer l's output goes
+// to, or -1.
+void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys,
+                    at::TensorList values, const Tensor& slots, const Tensor& positions, const Tensor& frequencies,
+                    double rotary_scaling, int64_t heads, double eps, double scaling, at::IntArrayRef taps,
+                    Tensor& features) {
   const int64_t tokens = slots.size(1), rows = x.size(0);
   check(x, at::kFloat, "x");
   check(slots, at::kLong, "slots");
   check(positions, at::kLong, "positions");
   check(frequencies, at::kFloat, "frequencies");
-  const at::ScalarType dtype = weights[kQuery].scalar_type() == at::kChar ? at::kChar : at::kBFloat16;
-  TORCH_CHECK(factors.size() == (dtype == at::kChar ? weights.size() : 0), "weights of 8 bits, and no others, have factors");
-  for (const Tensor& weight : weights) check(weight, weight.dim() == 1 ? at::kBFloat16 : dtype, "a weight");
+  const bool eight_bits = weights[kQuery].scalar_type() == at::kChar;
+  TORCH_CHECK(factors.size() == (eight_bits ? weights.size() : 0), "there are ", factors.size(), " factors");
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i].dim() == 1) {
+      check(weights[i], at::kBFloat16, "a norm's weight");
+    } else {
+      TORCH_CHECK((weights[i].scalar_type() == at::kChar) == eight_bits, "all matrices must be of one type");
+      check_weight(weights[i], eight_bits ? factors[i] : Tensor(), weights[i].size(1));
+    }
+  }
   const int64_t layers = keys.size(), kv_heads = keys[0].size(1), capacity = keys[0].size(2), dim = keys[0].size(3);
   TORCH_CHECK(capacity % 4 == 0, "keys of ", capacity, " positions: attention reads four at a time");
   const int64_t width = x.size(1), inner = weights[kGate].size(0);
@@ -461,7 +476,8 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
           const __mmask16 mask = static_cast<__mmask16>((1 << columns) - 1);
           for (int64_t r = 0; r < rows; ++r) {
             const __m512 g = _mm512_loadu_ps(&gated[r * 16]);
-            const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), g)));
+            const __m512 falling = exponential(_mm512_sub_ps(_mm512_setzero_ps(), g));
+            const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), falling);
             const __m512 product = _mm512_mul_ps(_mm512_div_ps(g, denominator), _mm512_loadu_ps(&raised[r * 16]));
             _mm256_mask_storeu_epi16(mlp + r * inner + i, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(product)));
           }
@@ -484,8 +500,8 @@ TORCH_LIBRARY(specdec_lib, library) {
       "norm_linear(Tensor x, Tensor norm_weight, float eps, Tensor weight, Tensor? factors=None) -> Tensor", norm_linear);
   library.def("join(Tensor tokens, Tensor embeddings, Tensor states, float eps, Tensor weight) -> Tensor", join);
   library.def(
-      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] factors, Tensor[] keys, Tensor[] values, Tensor slots, Tensor positions, "
-      "Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, Tensor(b!) features) "
+      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] factors, Tensor[] keys, Tensor[] values, Tensor slots, "
+      "Tensor positions, Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, Tensor(b!) features) "
       "-> ()",
       decoder_layers);
 }

@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 namespace specdec {
 
 using Factors = std::optional<at::Tensor>;  // of a weight of 8 bits, one for each row; bfloat16 has none
@@ -13,9 +15,9 @@ at::Tensor norm_linear(const at::Tensor& x, const at::Tensor& norm_weight, doubl
                        const Factors& factors);
 at::Tensor join(const at::Tensor& tokens, const at::Tensor& embeddings, const at::Tensor& states, double eps,
                 const at::Tensor& weight);
-void decoder_layers(at::Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys, at::TensorList values,
-                    const at::Tensor& slots, const at::Tensor& positions, const at::Tensor& frequencies,
-                    double rotary_scaling, int64_t heads, double eps, double scaling, at::IntArrayRef taps,
-                    at::Tensor& features);
+void decoder_layers(at::Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys,
+                    at::TensorList values, const at::Tensor& slots, const at::Tensor& positions,
+                    const at::Tensor& frequencies, double rotary_scaling, int64_t heads, double eps, double scaling,
+                    at::IntArrayRef taps, at::Tensor& features);
 
 }  // namespace specdec

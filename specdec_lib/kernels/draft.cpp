@@ -43,7 +43,8 @@ Tensor scaled_features(const Tensor& features, const Tensor& scale, int64_t widt
 // `scored_ids` `[S]`.
 std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, const Tensor& feature_scale,
                                  const Tensor& fuse_weight, const Tensor& embeddings, const Tensor& combine_weight,
-                                 at::TensorList layer, at::TensorList layer_factors, at::TensorList cache, const Tensor& known, const Tensor& num_new,
+                                 at::TensorList layer, at::TensorList layer_factors, at::TensorList cache,
+                                 const Tensor& known, const Tensor& num_new,
                                  const Tensor& frequencies, int64_t heads, double eps, double scaling,
                                  const Tensor& output_norm, const Tensor& output_rows, const Tensor& output_factors,
                                  const Tensor& scored_ids,
@@ -65,8 +66,8 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
   const double* uniform = uniforms.const_data_ptr<double>();
   Tensor nothing = at::empty({batch * pairs, 0}, features.options());
   const auto run = [&](Tensor& x, const Tensor& slots) {
-    decoder_layers(x, layer, layer_factors, cache.slice(0, 1), cache.slice(1, 1), slots, slots, frequencies, 1.0, heads, eps, scaling,
-                   {-1}, nothing);
+    decoder_layers(x, layer, layer_factors, cache.slice(0, 1), cache.slice(1, 1), slots, slots, frequencies, 1.0, heads,
+                   eps, scaling, {-1}, nothing);
   };
 
   Tensor slots = known.unsqueeze(1).add(at::arange(pairs, known.options()));
@@ -111,9 +112,9 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
 TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
   library.def(
       "draft(Tensor tokens, Tensor features, Tensor feature_scale, Tensor fuse_weight, Tensor embeddings, "
-      "Tensor combine_weight, Tensor[] layer, Tensor[] layer_factors, Tensor(a!)[] cache, Tensor known, Tensor num_new, Tensor frequencies, "
-      "int heads, float eps, float scaling, Tensor output_norm, Tensor output_rows, Tensor output_factors, Tensor scored_ids, "
-      "float temperature, Tensor uniforms) -> (Tensor, Tensor)",
+      "Tensor combine_weight, Tensor[] layer, Tensor[] layer_factors, Tensor(a!)[] cache, Tensor known, Tensor num_new, "
+      "Tensor frequencies, int heads, float eps, float scaling, Tensor output_norm, Tensor output_rows, "
+      "Tensor output_factors, Tensor scored_ids, float temperature, Tensor uniforms) -> (Tensor, Tensor)",
       draft);
 }
 

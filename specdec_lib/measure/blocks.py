@@ -166,7 +166,8 @@ class BlockRunner:
         If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
         are taken within one run.
         """
-        self._drop_reserve()  # of other settings
+        self._drop_reserve()  # of other settings; what this one needs comes back with its warming up
+        self.warm.clear()
         prompts = [self.prompts[this.setting][index] for index in this.prompts]
         baseline = this.cells[0]
         rows: dict[Cell, list[Row]] = {cell: [] for cell in cells}
@@ -220,10 +221,9 @@ class BlockRunner:
             return {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}
 
     def _warm_up(self, cell: Cell, prompts: list[torch.Tensor]) -> None:
-        """Once for each shape of work, a few tokens outside the measurement."""
+        """Once in a block for each shape of work, a few tokens outside the measurement."""
         kind = (cell.engine, cell.method, cell.num_draft_tokens, cell.batch_size, cell.prompt_tokens, cell.temperature)
         if kind not in self.warm:
-            self._drop_reserve()  # that of other shapes is not this one's
             self._decode(cell, prompts, min(WARM_UP_TOKENS, cell.max_new_tokens), seed=0)
             self.warm.add(kind)
 

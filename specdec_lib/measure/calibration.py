@@ -58,6 +58,7 @@ class Calibration:
     draft: ModelShape
     draft_is_head: bool  # on the target's hidden states: its first pass reads all that the target verified
     draft_seconds_per_weight: tuple[float, ...] | None = None  # as for the matrices, over the draft's own in turn
+    draft_bytes_per_weight: float | None = None  # that it reads
     cache_bytes_per_second: float | None = None  # attention reading keys and values
     attention_operations_per_second: float | None = None  # attention computing with them
     attention_missing: str | None = None  # why these two are null
@@ -101,6 +102,7 @@ def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MA
             draft=ModelShape.of(pair.draft),
             draft_is_head=isinstance(pair.draft, DraftHead),
             draft_seconds_per_weight=_per_weight(drafting.seconds(), rows, of_draft),
+            draft_bytes_per_weight=bytes_per_weight(of_draft),
             cache_bytes_per_second=rates.cache_bytes_per_second,
             attention_operations_per_second=rates.operations_per_second,
             attention_missing=rates.missing,
@@ -190,6 +192,11 @@ def draft_weights(draft: LanguageModel | DraftHead) -> list[Weight]:
     if draft.fused is not None:
         return draft.fused.matrices
     return [*((weight.data,) for weight in draft.parameters() if weight.dim() == 2), (draft.output_rows,)]
+
+
+def bytes_per_weight(weights: Sequence[Weight]) -> float:
+    """Factors are not counted: there is one in a row."""
+    return sum(weight[0].nbytes for weight in weights) / sum(weight[0].numel() for weight in weights)
 
 
 def calls_per_pass(target: LanguageModel) -> int:

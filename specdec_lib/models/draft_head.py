@@ -3,8 +3,9 @@
 EAGLE (arXiv 2401.15077) drafts from what the target already computed instead of from the tokens alone: the input at
 position t is the pair (embedding of token x[t+1], state of position t), and the output predicts token x[t+2]. Where the
 target has seen the position, the state is fused from several of its layers (EAGLE-3, arXiv 2503.01840); beyond that
-point it is the block's own output. Embedding and output rows belong to the target and are shared with it at load time;
-only the most frequent tokens are scored, which costs a little acceptance and never exactness.
+point it is the block's own output. Embedding and output rows belong to the target and are shared with it at load time
+(of the rows the CPU kernels keep a copy in 8 bits); only the most frequent tokens are scored, which costs a little
+acceptance and never exactness.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class DraftHead(nn.Module):
 
     @property
     def output_rows(self) -> torch.Tensor:
-        """The target's output rows of the tokens that are scored, `[scored, H]`."""
+        """The target's output rows of the tokens that are scored, `[scored, H]`; the kernels have them in 8 bits."""
         return self._shared["output"]
 
     @property
@@ -136,10 +137,10 @@ class DraftHead(nn.Module):
         head = cls(config, target.model.get_input_embeddings().weight, name=Path(folder).name)
         load_weights(head, folder)
         head.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
-        host_memory.move(head)
-        if target.fused is not None:
+        if target.fused is not None and FusedHead.fits(head):
             head.fused = FusedHead(head)
         else:
+            host_memory.move(head)
             head.share_output_rows()
         return head
 
@@ -148,7 +149,7 @@ class DraftHead(nn.Module):
         save_draft(self, folder, "draft_head", asdict(self.config))
 
     def share_output_rows(self) -> None:
-        """Gather the output rows `[scored, H]` from the target's tied embedding."""
+        """Gather the output rows from the target's tied embedding."""
         self._shared["output"] = self.embeddings[self.scored_ids]
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:

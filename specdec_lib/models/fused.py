@@ -61,7 +61,7 @@ class FusedLayers:
     """Transformer layers as the kernels want them.
 
     Args:
-        weights: nine tensors a layer, in the order of `LAYER_WEIGHTS`; bfloat16, used in place.
+        weights: nine tensors a layer, in the order of `LAYER_WEIGHTS`; bfloat16, or all matrices int8; used in place.
         factors: as many, if the matrices are int8: those of each one's rows, float32.
         inverse_frequencies: `[D / 2]`, of the rotary embedding; `rotary_scaling` multiplies its cosines and sines.
     """

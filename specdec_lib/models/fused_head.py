@@ -30,7 +30,7 @@ class EightBits(NamedTuple):
     def of(cls, weight: torch.Tensor) -> EightBits:
         """The nearest to `weight` `[N, K]`."""
         exact = weight.float()
-        factors = exact.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        factors = (exact.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         return cls((exact / factors[:, None]).round().to(torch.int8), factors)
 
     def exact(self) -> torch.Tensor:
@@ -39,11 +39,16 @@ class EightBits(NamedTuple):
 
 
 class FusedHead:
-    """What `head`, whose weights are in bfloat16 on a CPU, computes, with one call of the kernels for each part."""
+    """What `head`, whose weights are in bfloat16 on a CPU, computes, with one call of the kernels for each part.
+
+    The weights in 8 bits are those that it had when this was made.
+    """
 
     def __init__(self, head: DraftHead):
         config = head.config
         self.eps, self.embeddings, self.scored_ids = config.norm_eps, head.embeddings, head.scored_ids
+        host_memory.move(head.fuse_features)
+        host_memory.move(head.combine)
         self.fuse_weight, self.combine_weight = head.fuse_features.weight.data, head.combine.weight.data
         self.feature_scale, self.output_norm = head.feature_scale.data, head.output_norm.data
         heads, size = config.num_heads, config.head_dim
@@ -51,8 +56,8 @@ class FusedHead:
         matrices = [*query_key_value, head.attention_out.weight, *head.gate_up.weight.chunk(2), head.down.weight]
         matrices.append(head.embeddings[head.scored_ids])
         *self.parts, self.output = parts = _in_huge_pages([EightBits.of(weight) for weight in matrices])
-        norms = [EightBits(norm.data, norm.new_empty(1)) for norm in (head.attention_norm, head.mlp_norm)]
-        layer = [norms[0], *parts[:4], norms[1], *parts[4:7]]
+        none = torch.empty(0)
+        layer = [(head.attention_norm.data, none), *parts[:4], (head.mlp_norm.data, none), *parts[4:7]]
         self.layers = fused.FusedLayers(
             [weight for weight, _ in layer],
             factors=[factors for _, factors in layer],
@@ -61,6 +66,11 @@ class FusedHead:
             scaling=size**-0.5,
             inverse_frequencies=head.inverse_frequencies(),
         )
+
+    @staticmethod
+    def fits(head: DraftHead) -> bool:
+        """Whether the kernels can multiply with its matrices."""
+        return fused.fits_kernels(*(weight.shape[1] for weight in head.parameters() if weight.dim() == 2))
 
     @property
     def matrices(self) -> list[tuple[torch.Tensor, ...]]:

@@ -18,7 +18,7 @@ from torch import nn
 
 HUGE = 2**21  # bytes of a page
 LINE = 64  # bytes of a line of the caches, at which each tensor begins
-MADVISE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux only
+HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)  # how to ask for them: Linux only
 
 
 def zeros(
@@ -29,11 +29,11 @@ def zeros(
     places = [0]
     for size in sizes:
         places.append(places[-1] + -(-size // LINE) * LINE)
-    if device.type != "cpu" or MADVISE is None or places[-1] < HUGE or 0 in sizes:
+    if device.type != "cpu" or HUGE_PAGES is None or places[-1] < HUGE or 0 in sizes:
         return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
     block = mmap.mmap(-1, places[-1] + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without huge pages
-        block.madvise(MADVISE)
+        block.madvise(HUGE_PAGES)
     begin = -torch.frombuffer(block, dtype=torch.uint8).data_ptr() % HUGE
     return [
         torch.frombuffer(block, dtype=dtype, count=math.prod(shape), offset=begin + place).view(shape)
@@ -42,7 +42,7 @@ def zeros(
 
 
 def move(module: nn.Module) -> None:
-    """Move the parameters of a module on a CPU into huge pages, in place; those that share memory go on sharing it."""
+    """Move the parameters of a module on a CPU into huge pages, in place; tied ones, which are the same, stay tied."""
     weights = [weight for weight in module.parameters() if weight.device.type == "cpu"]
     for dtype in {weight.dtype for weight in weights}:
         of_type = [weight for weight in weights if weight.dtype == dtype]
