@@ -2,9 +2,9 @@
 
 A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
 of what the engine adds, which is fitted or assumed to be nothing: to a pass that decodes and to one that verifies,
-evenly more between the two, and no more beyond. Attention reads the keys and values of each row of the batch once, and computes with them for each of its tokens.
-Matrix products come from a table measured by number of rows (`calibration`), or from a roofline: the longer of reading
-the weights and multiplying them.
+evenly more between the two, and no more beyond. Attention reads the keys and values of each row of the batch once, and
+computes with them for each of its tokens. Matrix products come from a table measured by number of rows (`calibration`),
+or from a roofline: the longer of reading the weights and multiplying them.
 """
 
 from __future__ import annotations
