@@ -186,5 +186,5 @@ def test_index_lists_failed_cells_with_their_reason(finished_run):
     rows.loc[:2, ["status", "error"]] = ["failed", "OutOfMemoryError: <20 GiB>"]
     rows.to_parquet(finished_run / "results.parquet")
     index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
-    assert "3 rows failed, skipped, throttled or drifted" in index
+    assert "3 rows or blocks failed, skipped, throttled or drifted" in index
     assert "OutOfMemoryError: &lt;20 GiB&gt;" in index

@@ -270,5 +270,5 @@ def finding_setting(rows: pd.DataFrame) -> str:
     return (
         f"{first['target_id']} in {first['dtype']} on {first['device_name']}, {first['threads']} threads: "
         f"{rows['prompt_id'].nunique()} prompts of the set {first['prompt_set']}, "
-        f"{first['max_new_tokens']} new tokens, {rows['repetition'].max() + 1} repetitions. Engines: {listed}."
+        f"{first['max_new_tokens']} new tokens, {rows['repetition'].max() + 1} repetition(s). Engines: {listed}."
     )
