@@ -57,13 +57,18 @@ def test_the_product_is_the_product(rows, inputs, outputs):
     assert torch.allclose(fused.linear(x, weight), x.float() @ weight.float().T, atol=1e-3)
 
 
+def exact(short: EightBits) -> torch.Tensor:
+    """What a weight of 8 bits stands for."""
+    return short.numbers.float() * short.factors[:, None]
+
+
 @needs_kernels
 @pytest.mark.parametrize("rows", [*range(1, 14), 40])
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 4), (32, 7), (576, 102), (1536, 64)])
 def test_the_product_with_a_weight_of_8_bits_is_that_with_what_it_stands_for(rows, inputs, outputs):
     x = torch.randn(rows, inputs, generator=seeded()).bfloat16()
     weight = EightBits.of(torch.randn(outputs, inputs, generator=seeded(1)))
-    expected, products = x.float() @ weight.exact().T, fused.linear(x, *weight)
+    expected, products = x.float() @ exact(weight).T, fused.linear(x, *weight)
     assert (products - expected).norm() < 1e-4 * expected.norm()
     assert torch.equal(products, torch.cat([fused.linear(row, *weight) for row in x.split(1)]))  # beside any others
 
@@ -84,7 +89,7 @@ def test_8_bits_are_the_nearest_to_every_weight():
     numbers, factors = short = EightBits.of(weight.bfloat16())
     assert numbers.dtype == torch.int8
     assert numbers.abs().amax(dim=1).unique().tolist() == [0, 127]
-    assert ((short.exact() - weight.bfloat16().float()).abs() <= factors[:, None] * 0.501).all()
+    assert ((exact(short) - weight.bfloat16().float()).abs() <= factors[:, None] * 0.501).all()
 
 
 HEADS = {  # of queries, of keys and values, and their size
@@ -203,7 +208,7 @@ def test_the_kernels_multiply_with_all_matrices_of_a_head(target, tmp_path):
     """In 8 bits but where tokens and states are joined; what calibration times is what a pass reads."""
     head = DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
     assert head.fused is not None
-    ours = [weight[0] if len(weight) == 1 else EightBits(*weight).exact() for weight in head.fused.matrices]
+    ours = [weight[0] if len(weight) == 1 else exact(EightBits(*weight)) for weight in head.fused.matrices]
     assert sum(weight.numel() for weight in ours) == ModelShape.of(head).weights_read(1)
     size = head.config.head_dim
     of_queries = [head.config.num_heads * size, *[head.config.num_key_value_heads * size] * 2]

@@ -2,8 +2,8 @@
 
 A draft token costs what it takes to read the head's weights. Whatever they are rounded to, they are the draft's: the
 distributions that tokens are drawn from are those that verification is told, so that the output stays the target's. In
-8 bits half as much is read, and half as much of the caches is taken from the target. What joins tokens and states stays
-in bfloat16: a few of its weights are far larger than the others of their row.
+8 bits half as much of them is read. What joins tokens and states stays in bfloat16: a few of its weights are far larger
+than the others of their row.
 """
 
 from __future__ import annotations
@@ -32,10 +32,6 @@ class EightBits(NamedTuple):
         exact = weight.float()
         factors = (exact.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         return cls((exact / factors[:, None]).round().to(torch.int8), factors)
-
-    def exact(self) -> torch.Tensor:
-        """What it stands for, `[N, K]` float32."""
-        return self.numbers.float() * self.factors[:, None]
 
 
 class FusedHead:
