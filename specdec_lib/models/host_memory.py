@@ -1,8 +1,8 @@
 """Memory of the host: huge pages for what every pass on a CPU reads, and none kept for what has ended.
 
-A pass reads hundreds of megabytes at tens of GB/s: a page of 4 KiB lasts less than 0.1 us, and then the place of the next
-one is needed. Linux gives pages of 2 MiB to who asks for them, unless its administrator forbids it; where there are none,
-the same memory comes in small pages.
+A pass reads hundreds of megabytes at tens of GB/s: a page of 4 KiB lasts less than 0.1 us, and then the place of the
+next is needed. Linux gives pages of 2 MiB to who asks for them, unless its administrator forbids it; where there are
+none, the same memory comes in small pages.
 """
 
 from __future__ import annotations
