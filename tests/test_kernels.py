@@ -1,7 +1,9 @@
 """The C++ kernels against plain PyTorch: the same numbers, whatever is computed beside them."""
 
+import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -30,13 +32,40 @@ PROMPTS = [torch.arange(3, 12), torch.tensor([9, 2]), torch.arange(80, 50, -1)]
 
 
 @pytest.mark.skipif(
-    not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported())
-    or shutil.which(cpp_extension.get_cxx_compiler()) is None,
-    reason="no AVX-512 BF16, no VNNI or no C++ compiler",
+    build.instructions() is None or shutil.which(cpp_extension.get_cxx_compiler()) is None,
+    reason="neither AVX-512 nor AVX2, or no C++ compiler",
 )
 def test_the_kernels_compile_where_they_can():
     """Else every other test of them would be skipped."""
     assert REASON is None
+
+
+@pytest.mark.skipif(build.instructions() != "avx512", reason="the kernels for AVX2 are those that are tested anyway")
+def test_the_kernels_for_avx2_compute_right_on_a_processor_with_avx512_too():
+    """PyTorch's own variable limits both, in a process that has loaded neither."""
+    tests = [sys.executable, "-m", "pytest", "-q", "-x", __file__]
+    limited = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    run = subprocess.run(tests, check=False, env=limited, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize(
+    ("used", "has_bfloat16", "has_vnni", "expected"),
+    [
+        ("AVX512", True, True, "avx512"),
+        ("AVX512", False, True, "avx2"),
+        ("AVX512", True, False, "avx2"),
+        ("AVX2", True, True, "avx2"),
+        ("DEFAULT", True, True, None),
+    ],
+)
+def test_the_kernels_use_the_best_that_the_processor_has_and_pytorch_uses(
+    monkeypatch, used, has_bfloat16, has_vnni, expected
+):
+    monkeypatch.setattr(build.torch.backends.cpu, "get_cpu_capability", lambda: used)
+    monkeypatch.setattr(build.torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
+    monkeypatch.setattr(build.torch.cpu, "_is_vnni_supported", lambda: has_vnni)
+    assert build.instructions() == expected
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -351,7 +380,7 @@ def test_models_that_the_kernels_cannot_compute_run_as_they_are():
 
 def test_without_a_working_compiler_plain_pytorch_is_used_and_said_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
-    monkeypatch.setattr(build.torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(build, "instructions", lambda: "avx2")
 
     def fails(command, **kwargs):
         raise subprocess.CalledProcessError(1, command, stderr="fatal error: no such header\nmore")
@@ -372,5 +401,5 @@ def test_a_run_knows_its_kernels_and_what_compiling_them_took():
 
 
 def test_another_processor_is_told_so(monkeypatch):
-    monkeypatch.setattr(build.torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert build.load.__wrapped__() == (None, "this processor has no AVX-512 BF16, or no VNNI")
+    monkeypatch.setattr(build, "instructions", lambda: None)
+    assert build.load.__wrapped__() == (None, "this processor has no AVX2, or PyTorch is told not to use it")

@@ -1,6 +1,7 @@
 """The C++ kernels for CPUs: compiled at first use, kept in the cache folder, loaded as `torch.ops.specdec_lib`.
 
-A machine without a C++ compiler or without AVX-512 BF16 and VNNI runs plain PyTorch instead, several times slower.
+They are made for AVX-512 BF16 and VNNI where the processor has those, else for AVX2. A machine without either, or
+without a C++ compiler, runs plain PyTorch instead, several times slower.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,8 +23,11 @@ from specdec_lib.config import cache_folder
 
 SOURCES = sorted(Path(__file__).resolve().parent.glob("*.cpp"))
 HEADERS = sorted(Path(__file__).resolve().parent.glob("*.h"))
-FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", "-w"]
-FLAGS += ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx512vnni", "-mfma"]
+FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-w"]
+FOR = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mavx512vnni", "-mfma"],
+    "avx2": ["-mavx2", "-mfma"],
+}
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +47,25 @@ def kernel_facts() -> dict[str, object]:
     return {"kernels": library.stem} | seconds
 
 
+def instructions() -> str | None:
+    """What the kernels are compiled for here, None if for nothing that this processor has.
+
+    It is at most what PyTorch itself uses, which the environment variable ATEN_CPU_CAPABILITY limits.
+    """
+    used = torch.backends.cpu.get_cpu_capability()
+    if used == "AVX512" and torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported():
+        return "avx512"
+    return "avx2" if used in ("AVX2", "AVX512") else None
+
+
 @functools.cache
 def load() -> tuple[Path, None] | tuple[None, str]:
     """The library that this process computes with, or the reason for none. A process tries once."""
-    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
-        return None, "this processor has no AVX-512 BF16, or no VNNI"
+    kind = instructions()
+    if kind is None:
+        return None, "this processor has no AVX2, or PyTorch is told not to use it"
     try:
-        library = compiled_library()
+        library = compiled_library(kind)
         torch.ops.load_library(library)
     except (OSError, subprocess.CalledProcessError) as error:
         said = getattr(error, "stderr", None) or str(error)
@@ -58,22 +75,28 @@ def load() -> tuple[Path, None] | tuple[None, str]:
     return library, None
 
 
-def compiled_library() -> Path:
-    """The shared library made from this very code with this very PyTorch; compiled if the cache does not hold it."""
-    compiler = cpp_extension.get_cxx_compiler()
+def compiled_library(kind: str) -> Path:
+    """The library made of this very code with this very PyTorch for `kind`; compiled if the cache does not hold it."""
+    compiler, flags = cpp_extension.get_cxx_compiler(), FLAGS + FOR[kind]
     code = "".join(path.read_text(encoding="utf-8") for path in [*HEADERS, *SOURCES])
-    determined_by = f"{code} {compiler} {FLAGS} {torch.__version__}"
+    determined_by = f"{code} {compiler} {flags} {torch.__version__}"
     folder = cache_folder() / "kernels"
-    library = folder / f"kernels-{hashlib.sha256(determined_by.encode()).hexdigest()[:16]}.so"
+    library = folder / f"kernels-{kind}-{hashlib.sha256(determined_by.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         logger.warning("compiling the CPU kernels, once")  # a warning is seen without any logging set-up
         folder.mkdir(parents=True, exist_ok=True)
         places = [f"-I{path}" for path in cpp_extension.include_paths()]
-        places += [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
-        with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as work:
+        libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
+        run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as work, ThreadPoolExecutor() as pool:
             made, started = Path(work) / library.name, time.monotonic()
-            command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made), *places]
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            objects = [str(Path(work) / f"{path.stem}.o") for path in SOURCES]
+            each = [
+                [compiler, *flags, "-c", str(path), "-o", name, *places]
+                for path, name in zip(SOURCES, objects, strict=True)
+            ]
+            list(pool.map(run, each))
+            run([compiler, "-shared", "-fopenmp", *objects, "-o", str(made), *libraries])
             seconds = {"compile_s": round(time.monotonic() - started, 2)}
             library.with_suffix(".json").write_text(json.dumps(seconds), encoding="utf-8")
             made.rename(library)  # whole or not at all, however many processes compile at once

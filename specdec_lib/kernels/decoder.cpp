@@ -1,5 +1,5 @@
-// A Llama-like decoder for a few rows at a time on CPUs with AVX-512 BF16 and VNNI: what reads every weight once, at the
-// speed at which memory delivers them.
+// A Llama-like decoder for a few rows at a time on CPUs: what reads every weight once, at the speed at which memory
+// delivers them.
 //
 // Decoding and verification multiply a handful of rows with every weight of the model, so the time is the time to read
 // the weights. Each thread streams its share of the rows of a weight matrix, four at a time, and multiplies them with
@@ -28,7 +28,7 @@ namespace specdec {
 namespace {
 
 constexpr int kFewRows = 32;  // so many are normalised by every thread for itself
-constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time: 24 of 32 registers accumulate; or queries
+constexpr int kTile = 6;  // input rows multiplied with four weight rows at a time; or queries
 
 // Weights are fetched before they are needed, far ahead and in the order of memory. Tiles share that, so that memory
 // delivers evenly while they compute. Those that are read once a step go past the larger caches, and leave them to those
@@ -36,36 +36,6 @@ constexpr int kTile = 6;  // input rows multiplied with four weight rows at a ti
 constexpr int64_t kFarBytes = 8192;
 constexpr auto kOnce = _MM_HINT_NTA, kAgain = _MM_HINT_T0;
 constexpr int64_t kKeysAhead = 32;  // attention fetches keys so many positions before it reads them
-
-inline __m128 sums(__m512 a, __m512 b, __m512 c, __m512 d) {  // the sum of each of four vectors
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-  const __m512 quarters = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
-  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
-}
-
-// out(r, 0..3) of R input rows `x` with four weight rows `w`; `k` numbers of each, a multiple of 32.
-template <int R, int kLines, _mm_hint kHint = kOnce, typename X, typename W, typename Out>
-inline void multiply_tile(const X* x, const W* w, int64_t k, const Out& out, int row, const char* ahead = nullptr) {
-  std::conditional_t<sizeof(W) == 1, __m512i, __m512> sum[R][4] = {};
-  for (int64_t i = 0; i < k; i += 32) {
-    auto w0 = load(w + i), w1 = load(w + k + i), w2 = load(w + 2 * k + i), w3 = load(w + 3 * k + i);
-    asm("" : "+v"(w0), "+v"(w1), "+v"(w2), "+v"(w3));  // else GCC loads them again for every input row
-    for (int j = 0; j < kLines; ++j, ahead += 64) _mm_prefetch(ahead, kHint);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const auto v = load(x + r * k + i);
-      sum[r][0] = add_products(sum[r][0], v, w0);
-      sum[r][1] = add_products(sum[r][1], v, w1);
-      sum[r][2] = add_products(sum[r][2], v, w2);
-      sum[r][3] = add_products(sum[r][3], v, w3);
-    }
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r)
-    out(row + r, sums(to_float(sum[r][0]), to_float(sum[r][1]), to_float(sum[r][2]), to_float(sum[r][3])));
-}
 
 // Call `with` with a number of rows that the compiler knows, up to kTile.
 template <typename With>
@@ -91,40 +61,52 @@ struct Matrix {
         factors(sizeof(W) == 1 ? factors.const_data_ptr<float>() : nullptr) {}
 };
 
-// Input rows `[rows, k]` as they are multiplied with weights of type W: bfloat16 as it is; for those of 8 bits whole
+// Input rows `[rows, k]` as they are multiplied with weights of type W: with bfloat16 as they are; with 8 bits as whole
 // numbers, as large as sums of their products in 32 bits allow, with a factor for each row.
 template <typename W>
 struct Input {
-  const BFloat16* numbers;
-  Input(const BFloat16* x, int64_t, int64_t) : numbers(x) {}
+  const Number* numbers;
+  Input(const Number* x, int64_t, int64_t) : numbers(x) {}
   __m128 scaled(int, __m128 products, const float*, int64_t) const { return products; }
 };
 
 template <>
 struct Input<int8_t> {
-  std::vector<int16_t> store;
+  std::vector<int16_t> whole;
   std::vector<float> factors;
   const int16_t* numbers;
-  Input(const BFloat16* x, int64_t rows, int64_t k) : store(rows * k), factors(rows), numbers(store.data()) {
-    const float most = std::min<int64_t>(INT16_MAX, INT32_MAX / (INT8_MAX * 2 * (k / 32)));
+  Input(const Number* x, int64_t rows, int64_t k) : whole(rows * k), factors(rows), numbers(whole.data()) {
+    const float most = std::min<int64_t>(INT16_MAX, INT32_MAX / (INT8_MAX * 2 * (k / (2 * kLanes))));
     for (int64_t r = 0; r < rows; ++r) {
-      __m512 greatest = _mm512_setzero_ps(), nothing = _mm512_setzero_ps();
-      for (int64_t i = r * k; i < (r + 1) * k; i += 16) {
-        greatest = _mm512_max_ps(greatest, _mm512_abs_ps(load_bf16(x + i)));
-        nothing = _mm512_fmadd_ps(load_bf16(x + i), _mm512_setzero_ps(), nothing);  // NaN for NaN and infinity
+      Floats largest = {}, nothing = {};
+      for (int64_t i = r * k; i < (r + 1) * k; i += kLanes) {
+        largest = max(largest, abs(load(x + i)));
+        nothing = fma(load(x + i), Floats{}, nothing);  // NaN for NaN and infinity
       }
-      const float top = _mm512_reduce_max_ps(greatest) + _mm512_reduce_add_ps(nothing);
+      const float top = greatest(largest) + sum(nothing);
       factors[r] = top / most;
-      const __m512 scale = _mm512_set1_ps(top > 0 ? most / top : 0.0f);
-      for (int64_t i = r * k; i < (r + 1) * k; i += 16)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(&store[i]),
-                            _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(x + i), scale))));
+      const Floats scale = all(top > 0 ? most / top : 0.0f);
+      for (int64_t i = r * k; i < (r + 1) * k; i += kLanes) store(&whole[i], load(x + i) * scale);
     }
   }
   __m128 scaled(int r, __m128 products, const float* of_weight, int64_t i) const {
     return _mm_mul_ps(_mm_mul_ps(products, _mm_loadu_ps(of_weight + i)), _mm_set1_ps(factors[r]));
   }
 };
+
+// A tile of `rows` input rows, fetching `lines`: one of 0, 1, 2 and 4.
+template <_mm_hint kHint, typename X, typename W>
+[[gnu::noinline]] void multiply_rows(int rows, int lines, const X* x, const W* w, int64_t k, const char* ahead,
+                                     __m128* products) {
+  of_size(rows, [&](auto size) {
+    switch (lines) {
+      case 0: return multiply_tile<size, 0, kHint>(x, w, k, ahead, products);
+      case 1: return multiply_tile<size, 1, kHint>(x, w, k, ahead, products);
+      case 2: return multiply_tile<size, 2, kHint>(x, w, k, ahead, products);
+      case 4: return multiply_tile<size, 4, kHint>(x, w, k, ahead, products);
+    }
+  });
+}
 
 // All `rows` input rows with the weight rows i to i + 3, which stay in the first-level cache between tiles of about equal
 // size.
@@ -133,21 +115,21 @@ inline void multiply(const Input<W>& input, int rows, const Matrix<W, kHint>& we
   constexpr int kLines = 2 * sizeof(W);  // of the caches: 32 numbers of four rows
   const int64_t k = weight.k;
   const W* w = weight.rows + i * k;
-  const auto* x = input.numbers;
-  const auto out = [&](int r, __m128 products) { to(r, input.scaled(r, products, weight.factors, i)); };
-  const int tiles = (rows + kTile - 1) / kTile;
   const char* ahead = reinterpret_cast<const char*>(w) + kFarBytes;
-  if (tiles == 1) return of_size(rows, [&](auto size) { multiply_tile<size, kLines, kHint>(x, w, k, out, 0, ahead); });
-  const int lines = tiles < kLines ? kLines / 2 : 1;
+  const int tiles = (rows + kTile - 1) / kTile, lines = tiles == 1 ? kLines : tiles < kLines ? kLines / 2 : 1;
+  __m128 products[kTile];
   for (int tile = 0; tile < tiles; ++tile) {
-    const int row = rows * tile / tiles, next = rows * (tile + 1) / tiles;
-    const auto* from = x + row * k;
-    of_size(next - row, [&](auto size) {
-      if (tile * lines >= kLines) return multiply_tile<size, 0>(from, w, k, out, row);
-      if (lines == 2) return multiply_tile<size, 2, kHint>(from, w, k, out, row, ahead + tile * 4 * k);
-      multiply_tile<size, 1, kHint>(from, w, k, out, row, ahead + tile * 2 * k);
-    });
+    const int row = rows * tile / tiles, next = rows * (tile + 1) / tiles, fetch = tile * lines < kLines ? lines : 0;
+    multiply_rows<kHint>(next - row, fetch, input.numbers + row * k, w, k, ahead + tile * lines * 2 * k, products);
+    for (int r = row; r < next; ++r) to(r, input.scaled(r, products[r - row], weight.factors, i));
   }
+}
+
+// The n numbers of `x` as they are multiplied: where they are, or in `store`.
+inline const BFloat16* to_multiply(const BFloat16* x, int64_t, std::vector<BFloat16>&) { return x; }
+inline const float* to_multiply(const BFloat16* x, int64_t n, std::vector<float>& store) {
+  store.assign(x, x + n);
+  return store.data();
 }
 
 // Call `with` with a number of the type that a weight is of.
@@ -162,72 +144,71 @@ struct Share {  // the weight rows of one thread, in fours
       : begin(n / 4 * thread / threads * 4), end(n / 4 * (thread + 1) / threads * 4) {}
 };
 
-void norm(const float* x, const BFloat16* weight, float eps, int64_t n, BFloat16* out) {  // RMSNorm of one row
-  __m512 squares = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m512 v = _mm512_loadu_ps(x + i);
-    squares = _mm512_fmadd_ps(v, v, squares);
+void norm(const float* x, const BFloat16* weight, float eps, int64_t n, Number* out) {  // RMSNorm of one row
+  Floats squares = {};
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Floats v = load(x + i);
+    squares = fma(v, v, squares);
   }
-  const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / n + eps));
-  for (int64_t i = 0; i < n; i += 16)
-    store_bf16(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), scale), load_bf16(weight + i)));
+  const Floats scale = all(1.0f / std::sqrt(sum(squares) / n + eps));
+  for (int64_t i = 0; i < n; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
 }
 
-// Rotary position embedding of one head, halves against each other (GPT-NeoX order), then rounded.
-void rotate(const float* x, const float* cosine, const float* sine, int64_t dim, BFloat16* out) {
-  for (int64_t i = 0; i < dim / 2; i += 16) {
-    const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + dim / 2 + i);
-    const __m512 c = _mm512_loadu_ps(cosine + i), s = _mm512_loadu_ps(sine + i);
-    store_bf16(out + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-    store_bf16(out + dim / 2 + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+// Rotary position embedding of one head, halves against each other (GPT-NeoX order).
+template <typename To>
+void rotate(const float* x, const float* cosine, const float* sine, int64_t dim, To* out) {
+  for (int64_t i = 0; i < dim / 2; i += kLanes) {
+    const Floats a = load(x + i), b = load(x + dim / 2 + i), c = load(cosine + i), s = load(sine + i);
+    store(out + i, fms(a, c, b * s));
+    store(out + dim / 2 + i, fma(b, c, a * s));
   }
 }
 
 // e^(x - the greatest) of the first `length` of `padded` scores, in place and 0 in the others; returns 1 / their sum.
 float exponentials(float* scores, int64_t length, int64_t padded) {
   for (int64_t s = length; s < padded; ++s) scores[s] = -INFINITY;
-  __m512 top = _mm512_set1_ps(-INFINITY), total = _mm512_setzero_ps();
-  for (int64_t s = 0; s < padded; s += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(scores + s));
-  const __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-  for (int64_t s = 0; s < padded; s += 16) {
-    const __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + s), best));
-    _mm512_storeu_ps(scores + s, e);
-    total = _mm512_add_ps(total, e);
+  Floats top = all(-INFINITY), total = {};
+  for (int64_t s = 0; s < padded; s += kLanes) top = max(top, load(scores + s));
+  const Floats best = all(greatest(top));
+  for (int64_t s = 0; s < padded; s += kLanes) {
+    const Floats e = exponential(load(scores + s) - best);
+    store(scores + s, e);
+    total = total + e;
   }
-  return 1.0f / _mm512_reduce_add_ps(total);
+  return 1.0f / sum(total);
 }
 
 // R queries `[R, dim]` against keys and values `[capacity, dim]`, of which query r sees the first length[r]; dim is a
 // multiple of 32. Keys and values are read once for all queries, and fetched before: they lie in pieces too short for the
 // processor to foresee. Result r goes to to(r).
 template <int R, typename To>
-void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values, const int64_t* length, int64_t dim,
+void attend(const Number* query, const BFloat16* keys, const BFloat16* values, const int64_t* length, int64_t dim,
             float scaling, std::vector<float>& scores, const To& to) {
   const int64_t shortest = *std::min_element(length, length + R), longest = *std::max_element(length, length + R);
-  const int64_t padded = (longest + 15) / 16 * 16;
+  const int64_t padded = (longest + kLanes - 1) / kLanes * kLanes;
   scores.resize(std::max<int64_t>(scores.size(), R * padded));
   const auto fetch = [&](const BFloat16* from, int64_t begin, int64_t end) {
     for (int64_t i = begin * dim; i < std::min(end, longest) * dim; i += 32)
       _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
   };
   const __m128 scale = _mm_set1_ps(scaling);
+  __m128 products[R];
   fetch(keys, 0, kKeysAhead);
   for (int64_t s = 0; s < longest; s += 4) {
     fetch(keys, s + kKeysAhead, s + kKeysAhead + 4);
     fetch(values, s, s + 4);
-    multiply_tile<R, 0>(
-        query, keys + s * dim, dim,
-        [&](int r, __m128 y) { _mm_storeu_ps(&scores[r * padded + s], _mm_mul_ps(y, scale)); }, 0);
+    multiply_tile<R, 0, _MM_HINT_T0>(query, keys + s * dim, dim, nullptr, products);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) _mm_storeu_ps(&scores[r * padded + s], _mm_mul_ps(products[r], scale));
   }
   float share[R];
   for (int r = 0; r < R; ++r) share[r] = exponentials(&scores[r * padded], length[r], padded);
-  for (int64_t i = 0; i < dim; i += 32) {
-    __m512 left[R], right[R];
-    for (int r = 0; r < R; ++r) left[r] = right[r] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < dim; i += 2 * kLanes) {
+    Floats left[R] = {}, right[R] = {};
     const auto add = [&](int r, int64_t s) {
-      const __m512 weight = _mm512_set1_ps(scores[r * padded + s]);
-      left[r] = _mm512_fmadd_ps(weight, load_bf16(values + s * dim + i), left[r]);
-      right[r] = _mm512_fmadd_ps(weight, load_bf16(values + s * dim + i + 16), right[r]);
+      const Floats weight = all(scores[r * padded + s]);
+      left[r] = fma(weight, load(values + s * dim + i), left[r]);
+      right[r] = fma(weight, load(values + s * dim + i + kLanes), right[r]);
     };
     for (int64_t s = 0; s < shortest; ++s) {
 #pragma GCC unroll 6
@@ -238,22 +219,21 @@ void attend(const BFloat16* query, const BFloat16* keys, const BFloat16* values,
       for (int64_t s = shortest; s < length[r]; ++s) add(r, s);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      store_bf16(to(r) + i, _mm512_mul_ps(left[r], _mm512_set1_ps(share[r])));
-      store_bf16(to(r) + i + 16, _mm512_mul_ps(right[r], _mm512_set1_ps(share[r])));
+      store(to(r) + i, left[r] * all(share[r]));
+      store(to(r) + i + kLanes, right[r] * all(share[r]));
     }
   }
 }
 
 // Rows `from` `[R, K]` times weight `[N, K]` to `to` `[R, N]`, each thread its share of N.
 template <typename W, _mm_hint kHint>
-void multiply_share(const BFloat16* from, int64_t rows, const Matrix<W, kHint>& weight, float* to) {
+void multiply_share(const Number* from, int64_t rows, const Matrix<W, kHint>& weight, float* to) {
   const Input<W> input(from, rows, weight.k);
   const int64_t n = weight.n;
   const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
   for (int64_t four = mine.begin; four < mine.end; four += 4) {
     const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
-    const __mmask8 own = static_cast<__mmask8>(0xF << (four - i) & 0xF);
-    multiply(input, rows, weight, i, [&](int r, __m128 y) { _mm_mask_storeu_ps(to + r * n + i, own, y); });
+    multiply(input, rows, weight, i, [&](int r, __m128 y) { store_from(to + r * n + i, y, four - i); });
   }
 }
 
@@ -277,10 +257,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Factors& given) {
   check_weight(weight, factors, x.size(1));
   Tensor out = at::empty({x.size(0), weight.size(0)}, x.options().dtype(at::kFloat));
   float* to = out.mutable_data_ptr<float>();
+  std::vector<Number> store;
+  const Number* from = to_multiply(x.const_data_ptr<BFloat16>(), x.numel(), store);
   of_type(weight, [&](auto number) {
     const Matrix<decltype(number)> matrix(weight, factors);
 #pragma omp parallel num_threads(at::get_num_threads())
-    multiply_share(x.const_data_ptr<BFloat16>(), x.size(0), matrix, to);
+    multiply_share(from, x.size(0), matrix, to);
   });
   return out;
 }
@@ -299,7 +281,7 @@ Tensor norm_linear(const Tensor& x, const Tensor& norm_weight, double eps, const
     const Matrix<decltype(number)> matrix(weight, factors);
 #pragma omp parallel num_threads(at::get_num_threads())
     {
-      std::vector<BFloat16> normed(rows * k);
+      std::vector<Number> normed(rows * k);
       for (int64_t r = 0; r < rows; ++r)
         norm(x.const_data_ptr<float>() + r * k, norm_weight.const_data_ptr<BFloat16>(), eps, k, &normed[r * k]);
       multiply_share(normed.data(), rows, matrix, to);
@@ -323,11 +305,11 @@ Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states
   const Matrix<BFloat16, kAgain> matrix(weight, {});
 #pragma omp parallel num_threads(at::get_num_threads())
   {
-    std::vector<BFloat16> both(rows * 2 * width), ones(width, BFloat16(1.0f));
+    std::vector<Number> both(rows * 2 * width);
+    std::vector<BFloat16> ones(width, BFloat16(1.0f));
     std::vector<float> embedded(width);
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < width; i += 16)
-        _mm512_storeu_ps(&embedded[i], load_bf16(table + token[r] * width + i));
+      for (int64_t i = 0; i < width; i += kLanes) store(&embedded[i], load(table + token[r] * width + i));
       norm(embedded.data(), ones.data(), eps, width, &both[r * 2 * width]);
       norm(states.const_data_ptr<float>() + r * width, ones.data(), eps, width, &both[r * 2 * width + width]);
     }
@@ -371,25 +353,25 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
   const int64_t batch = rows / tokens, group = heads / kv_heads, queries = tokens * group;  // of a row and a head of keys
   const int64_t tiles = (queries + kTile - 1) / kTile;
   const bool few = rows <= kFewRows;
-  std::vector<BFloat16> normed_by_all(few ? 0 : rows * width);
+  std::vector<Number> normed_by_all(few ? 0 : rows * width);
   float* state = x.mutable_data_ptr<float>();
   BFloat16* feature = features.mutable_data_ptr<BFloat16>();
   const int64_t feature_size = features.size(1);
   Tensor qkv_buffer = at::empty({rows, projected}, x.options());
-  Tensor query_buffer = at::empty({rows, q_size}, x.options().dtype(at::kBFloat16));  // `[B, kv_heads, queries, D]`
-  Tensor attended_buffer = at::empty({rows, q_size}, x.options().dtype(at::kBFloat16));
-  Tensor inner_buffer = at::empty({rows, inner}, x.options().dtype(at::kBFloat16));
+  const auto numbers = x.options().dtype(c10::CppTypeToScalarType<Number>::value);
+  Tensor query_buffer = at::empty({rows, q_size}, numbers);  // `[B, kv_heads, queries, D]`
+  Tensor attended_buffer = at::empty({rows, q_size}, numbers), inner_buffer = at::empty({rows, inner}, numbers);
   float* qkv = qkv_buffer.mutable_data_ptr<float>();
-  BFloat16* query = query_buffer.mutable_data_ptr<BFloat16>();
-  BFloat16 *attended = attended_buffer.mutable_data_ptr<BFloat16>(), *mlp = inner_buffer.mutable_data_ptr<BFloat16>();
+  Number *query = query_buffer.mutable_data_ptr<Number>(), *attended = attended_buffer.mutable_data_ptr<Number>();
+  Number* mlp = inner_buffer.mutable_data_ptr<Number>();
 
   of_type(weights[kQuery], [&](auto number) {
 #pragma omp parallel num_threads(at::get_num_threads())
     {
       const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-      std::vector<BFloat16> normed_by_one(few ? rows * width : 0);
+      std::vector<Number> normed_by_one(few ? rows * width : 0);
       std::vector<float> scores;
-      BFloat16* normed = few ? normed_by_one.data() : normed_by_all.data();
+      Number* normed = few ? normed_by_one.data() : normed_by_all.data();
       const auto normalise = [&](const Tensor& weight) {  // of few rows every thread all: cheaper than a barrier
         for (int64_t r = few ? 0 : thread; r < rows; r += few ? 1 : threads)
           norm(state + r * width, weight.const_data_ptr<BFloat16>(), eps, width, normed + r * width);
@@ -407,7 +389,7 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
         const int64_t i = layer * kWeights + which;
         return Matrix<decltype(number)>(weights[i], factors.empty() ? weights[i] : factors[i]);
       };
-      const auto add_product = [&](const BFloat16* from, const auto& weight) {  // state += from @ weight.T
+      const auto add_product = [&](const Number* from, const auto& weight) {  // state += from @ weight.T
         const Share mine(width, thread, threads);
         const Input<decltype(number)> input(from, rows, weight.k);
         for (int64_t i = mine.begin; i < mine.end; i += 4)
@@ -440,7 +422,7 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
           } else {
             const int64_t slot = ((b * kv_heads + head - heads) * capacity + place[r]) * dim;
             rotate(from, c, s, dim, k_cache + slot);
-            for (int64_t i = 0; i < dim; i += 16) store_bf16(v_cache + slot + i, _mm512_loadu_ps(from + kv_size + i));
+            for (int64_t i = 0; i < dim; i += kLanes) store(v_cache + slot + i, load(from + kv_size + i));
           }
         }
 #pragma omp barrier
@@ -464,22 +446,18 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
         const Share inside(inner, thread, threads);
         const Input<decltype(number)> to_mlp(normed, rows, width);
         const auto gate = matrix(layer, kGate), up = matrix(layer, kUp);
-        std::vector<float> gated(rows * 16), raised(rows * 16);  // sixteen columns at a time, for a vector exponential
-        for (int64_t i = inside.begin; i < inside.end; i += 16) {
-          const int64_t columns = std::min<int64_t>(16, inside.end - i);
+        std::vector<float> gated(rows * kLanes), raised(rows * kLanes);  // columns for a vector exponential
+        for (int64_t i = inside.begin; i < inside.end; i += kLanes) {
+          const int64_t columns = std::min<int64_t>(kLanes, inside.end - i);
           for (int64_t j = 0; j < columns; j += 4) {
             multiply(to_mlp, rows, gate, i + j,
-                     [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * 16 + j], y); });
+                     [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * kLanes + j], y); });
             multiply(to_mlp, rows, up, i + j,
-                     [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * 16 + j], y); });
+                     [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * kLanes + j], y); });
           }
-          const __mmask16 mask = static_cast<__mmask16>((1 << columns) - 1);
           for (int64_t r = 0; r < rows; ++r) {
-            const __m512 g = _mm512_loadu_ps(&gated[r * 16]);
-            const __m512 falling = exponential(_mm512_sub_ps(_mm512_setzero_ps(), g));
-            const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), falling);
-            const __m512 product = _mm512_mul_ps(_mm512_div_ps(g, denominator), _mm512_loadu_ps(&raised[r * 16]));
-            _mm256_mask_storeu_epi16(mlp + r * inner + i, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(product)));
+            const Floats g = load(&gated[r * kLanes]), falling = exponential(Floats{} - g);
+            store_first(mlp + r * inner + i, g / (all(1.0f) + falling) * load(&raised[r * kLanes]), columns);
           }
         }
 #pragma omp barrier
@@ -487,8 +465,8 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
 #pragma omp barrier
         if (taps[layer] >= 0)
           for (int64_t r = thread; r < rows; r += threads)
-            for (int64_t i = 0; i < width; i += 16)
-              store_bf16(feature + r * feature_size + taps[layer] + i, _mm512_loadu_ps(state + r * width + i));
+            for (int64_t i = 0; i < width; i += kLanes)
+              store(feature + r * feature_size + taps[layer] + i, load(state + r * width + i));
       }
     }
   });

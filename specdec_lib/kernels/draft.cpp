@@ -24,12 +24,11 @@ Tensor scaled_features(const Tensor& features, const Tensor& scale, int64_t widt
   BFloat16* to = out.mutable_data_ptr<BFloat16>();
   const int64_t size = features.size(1);
   for (int64_t start = 0; start < features.numel(); start += width) {
-    __m512 squares = _mm512_setzero_ps();
-    for (int64_t i = start; i < start + width; i += 16)
-      squares = _mm512_fmadd_ps(load_bf16(from + i), load_bf16(from + i), squares);
-    const __m512 norm = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / width + eps));
-    for (int64_t i = start; i < start + width; i += 16)
-      store_bf16(to + i, _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + i), norm), load_bf16(factor + i % size)));
+    Floats squares = {};
+    for (int64_t i = start; i < start + width; i += kLanes) squares = fma(load(from + i), load(from + i), squares);
+    const Floats norm = all(1.0f / std::sqrt(sum(squares) / width + eps));
+    for (int64_t i = start; i < start + width; i += kLanes)
+      store(to + i, load(from + i) * norm * load(factor + i % size));
   }
   return out;
 }

@@ -20,39 +20,33 @@ constexpr int64_t kBlock = 512;  // tokens whose weights are summed before the t
 
 // probs = softmax(logits / temperature), 0 where a logit is -inf; a NaN among the logits makes all of them NaN.
 void softmax(const float* logits, int64_t n, float temperature, float* probs) {
-  const __m512 scale = _mm512_set1_ps(1.0f / temperature), lowest = _mm512_set1_ps(-INFINITY);
-  const auto lanes = [n](int64_t i) { return static_cast<__mmask16>(n - i >= 16 ? 0xFFFF : (1 << (n - i)) - 1); };
-  const auto scaled = [&](int64_t i) {
-    return _mm512_mask_mul_ps(lowest, lanes(i), _mm512_maskz_loadu_ps(lanes(i), logits + i), scale);
-  };
-  __m512 top = lowest, total = _mm512_setzero_ps();
-  for (int64_t i = 0; i < n; i += 16) top = _mm512_max_ps(top, scaled(i));
-  const __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m512 e = exponential(_mm512_sub_ps(scaled(i), best));
-    _mm512_mask_storeu_ps(probs + i, lanes(i), e);
-    total = _mm512_add_ps(total, e);
+  const Floats scale = all(1.0f / temperature);
+  const auto scaled = [&](int64_t i) { return load_first(logits + i, n - i, -INFINITY) * scale; };
+  Floats top = all(-INFINITY), total = {};
+  for (int64_t i = 0; i < n; i += kLanes) top = max(top, scaled(i));
+  const Floats best = all(greatest(top));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Floats e = exponential(scaled(i) - best);
+    store_first(probs + i, e, n - i);
+    total = total + e;
   }
-  const __m512 norm = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-  for (int64_t i = 0; i < n; i += 16)
-    _mm512_mask_storeu_ps(probs + i, lanes(i), _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes(i), probs + i), norm));
+  const Floats norm = all(1.0f / sum(total));
+  for (int64_t i = 0; i < n; i += kLanes) store_first(probs + i, load_first(probs + i, n - i, 0.0f) * norm, n - i);
 }
 
 // The index of the largest of `scores`, the first of equals; `value` becomes 1, or NaN if there is one among them.
 int64_t greatest(const float* scores, int64_t n, float& value) {
-  __m512 top = _mm512_set1_ps(-INFINITY);
-  __mmask16 unordered = 0;
-  const auto lanes = [n](int64_t i) { return static_cast<__mmask16>(n - i >= 16 ? 0xFFFF : (1 << (n - i)) - 1); };
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(-INFINITY), lanes(i), scores + i);
-    unordered |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    top = _mm512_max_ps(top, v);
+  Floats top = all(-INFINITY);
+  unsigned nan = 0;
+  const auto lanes = [&](int64_t i) { return load_first(scores + i, n - i, -INFINITY); };
+  for (int64_t i = 0; i < n; i += kLanes) {
+    nan |= unordered(lanes(i));
+    top = max(top, lanes(i));
   }
-  value = unordered ? std::numeric_limits<float>::quiet_NaN() : 1.0f;
-  const __m512 best = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-  for (int64_t i = 0; i < n; i += 16)
-    if (const __mmask16 found = _mm512_mask_cmp_ps_mask(lanes(i), _mm512_loadu_ps(scores + i), best, _CMP_EQ_OQ))
-      return i + __builtin_ctz(found);
+  value = nan ? std::numeric_limits<float>::quiet_NaN() : 1.0f;
+  const Floats best = all(greatest(top));
+  for (int64_t i = 0; i < n; i += kLanes)
+    if (const unsigned found = equal(lanes(i), best)) return i + __builtin_ctz(found);
   return 0;
 }
 
@@ -73,14 +67,14 @@ struct Residual {  // max(0, p - q)
 };
 
 template <typename W>
-double sum(const W& weights, int64_t begin, int64_t end) {
-  __m512d even = _mm512_setzero_pd(), odd = _mm512_setzero_pd();
+double sum_between(const W& weights, int64_t begin, int64_t end) {
+  Doubles even = {}, odd = {};
   int64_t i = begin;
   for (; i + 16 <= end; i += 16) {
-    even = _mm512_add_pd(even, _mm512_cvtps_pd(weights.eight(i)));
-    odd = _mm512_add_pd(odd, _mm512_cvtps_pd(weights.eight(i + 8)));
+    even = even + widened(weights.eight(i));
+    odd = odd + widened(weights.eight(i + 8));
   }
-  double total = _mm512_reduce_add_pd(_mm512_add_pd(even, odd));
+  double total = sum(even + odd);
   for (; i < end; ++i) total += weights[i];
   return total;
 }
@@ -92,7 +86,7 @@ int64_t inverted(const W& weights, int64_t n, double uniform) {
   std::vector<double> ends((n + kBlock - 1) / kBlock);
   double total = 0;
   for (size_t b = 0; b < ends.size(); ++b)
-    ends[b] = total += sum(weights, b * kBlock, std::min<int64_t>(n, (b + 1) * kBlock));
+    ends[b] = total += sum_between(weights, b * kBlock, std::min<int64_t>(n, (b + 1) * kBlock));
   const double point = std::min(uniform * total, std::nextafter(total, 0.0));  // below the total even if rounded up
   const size_t block = std::upper_bound(ends.begin(), ends.end(), point) - ends.begin();
   if (block == ends.size()) return -1;
