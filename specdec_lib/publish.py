@@ -10,10 +10,10 @@ import pandas as pd
 
 from specdec_lib.analysis import findings, metrics, plots, tables
 from specdec_lib.analysis.prediction import predicted_speedups
+from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.config import StudyParams
 from specdec_lib.index import overview_page, write_page
 from specdec_lib.measure.results import read_results
-from specdec_lib.measure.step_costs import read_step_costs
 from specdec_lib.report import ROOT
 
 README = ROOT / "README.md"

@@ -17,8 +17,8 @@ from specdec_lib.analysis import exactness
 from specdec_lib.config import StudyParams
 from specdec_lib.index import CORRECTNESS, overview_page, run_page, why_no_certificate, write_page
 from specdec_lib.measure.blocks import TERMINAL
+from specdec_lib.measure.cell_files import writing
 from specdec_lib.measure.lock import locked
-from specdec_lib.measure.results import writing
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"

@@ -4,8 +4,9 @@ import pytest
 from synthetic_rows import synthetic_rows
 
 from specdec_lib.analysis import metrics, tables
+from specdec_lib.measure.cell_files import write_cell
 from specdec_lib.measure.drift import LIMIT, mark_drift
-from specdec_lib.measure.results import read_results, write_cell, write_results
+from specdec_lib.measure.results import read_results, write_results
 
 
 def call(method, repetition, tpot_ms, group=0, run="r", **changes):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from toy_sweep import cell, cells_in, determined, faulty, toy_params
 
+from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.measure import worker
-from specdec_lib.measure.step_costs import read_step_costs
 from specdec_lib.measure.supervisor import run_blocks
 from specdec_lib.measure.sweep import run_sweep, run_sweep_here
 

@@ -1,6 +1,8 @@
 """Imports run one way: report -> analysis -> measure -> decoding -> models -> config."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import specdec_lib
@@ -55,3 +57,9 @@ def test_no_module_imports_from_a_layer_above():
                 if module.startswith("specdec_lib") and here is not None and there is not None and there > here:
                     upward.append(f"{name} imports {module}")
     assert upward == []
+
+
+def test_what_measures_loads_no_library_of_tables():
+    """Some 80 MB, which would count to the memory that decoding takes; the process that gathers rows loads them."""
+    code = "import sys, specdec_lib.measure.worker; print({'pandas', 'pyarrow', 'scipy.stats'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -310,12 +310,12 @@ def test_limits_say_which_acceptance_a_target_needs(tmp_path):
     costs = [("target", n, 10.0) for n in range(1, 17)] + [("draft", n, 1.0 * n) for n in range(1, 16)]
     costs += [("sampling", n, 0.0) for n in range(1, 17)]
     facts = {"batch_size": 1, "context_tokens": 100, "temperature": 0.0}
-    table = pd.DataFrame([facts | dict(zip(("model", "num_tokens", "ms"), cost, strict=True)) for cost in costs])
+    table = [facts | dict(zip(("model", "num_tokens", "ms"), cost, strict=True)) for cost in costs]
     write_step_costs(tmp_path, table)
     line = peers_limits.limit_table(rows, tmp_path).set_index("T").loc["0"]
     assert line["ratio at that"] == f"{1.2 / 1.75:.2f}", "at half accepted two draft tokens are best"
     assert line["ratio if all were accepted"] == f"{2.5 / 16:.2f}"
-    ratios = peers_limits.step_ratios(StepTable(table), 100.0, 0.0)
+    ratios = peers_limits.step_ratios(StepTable(pd.DataFrame(table)), 100.0, 0.0)
     bound, rate = map(float, line["acceptance for at least"].split(": "))
     assert peers_limits.reachable(ratios, rate) <= bound < peers_limits.reachable(ratios, rate - 0.01)
     assert np.isnan(peers_limits.needed(ratios, 0.1))

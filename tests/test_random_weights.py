@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from specdec_lib.analysis import metrics
+from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.config import SamplingConfig, load_params, validate_params
 from specdec_lib.decoding.proposers import ModelProposer
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.measure.given_acceptance import GivenAcceptance
-from specdec_lib.measure.step_costs import read_step_costs
 from specdec_lib.measure.sweep import run_sweep_here
 from specdec_lib.models.pair import check_study_pair, load_pair, load_study_pair
 from specdec_lib.models.random_pair import PAIR_MODELS, config_of

@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from specdec_lib.config import load_params
+from specdec_lib.measure.cell_files import read_cell, write_cell
 from specdec_lib.measure.cells import Source, block, settings
 from specdec_lib.measure.repetitions import Repetitions, ratios, relative_width
-from specdec_lib.measure.results import read_cell, write_cell
 from specdec_lib.measure.sweep import run_sweep_here
 
 RULE = Repetitions(least=3, most=6, width=0.1)

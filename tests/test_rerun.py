@@ -9,8 +9,8 @@ from toy_sweep import run_interrupted
 from specdec_lib.__main__ import main
 from specdec_lib.config import load_params
 from specdec_lib.measure import blocks
+from specdec_lib.measure.cell_files import read_cell, write_cell
 from specdec_lib.measure.rerun import rerun
-from specdec_lib.measure.results import read_cell, write_cell
 from specdec_lib.measure.sweep import run_sweep_here
 
 

@@ -8,21 +8,25 @@ import pytest
 import torch
 
 from specdec_lib.analysis.statistics import median_interval
-from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.analysis.step_table import COLUMNS, StepTable, read_step_costs
 from specdec_lib.config import load_params
 from specdec_lib.decoding.state import DecodeState
 from specdec_lib.measure import machine, step_costs
 from specdec_lib.measure.blocks import BlockRunner
 from specdec_lib.measure.calibration import calibrate, read_calibration
 from specdec_lib.measure.machine import MachineMeasurement
-from specdec_lib.measure.step_costs import COLUMNS, measure_step_costs, read_step_costs, write_step_costs
+from specdec_lib.measure.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.measure.stopwatch import Rounds
 from specdec_lib.models.pair import load_pair
 
 
+def measured(pair, *arguments, **options):
+    return pd.DataFrame(measure_step_costs(pair, *arguments, **options))
+
+
 @pytest.fixture(scope="module")
 def costs():
-    return measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=4, temperatures=(0.0, 1.0), repetitions=1)
+    return measured(load_pair("toy"), [1, 2], [8], max_tokens=4, temperatures=(0.0, 1.0), repetitions=1)
 
 
 def test_every_piece_is_there_at_every_point(costs):
@@ -36,7 +40,7 @@ def test_every_piece_is_there_at_every_point(costs):
 
 
 def test_what_is_written_is_read_back(costs, tmp_path):
-    write_step_costs(tmp_path, costs)
+    write_step_costs(tmp_path, costs.to_dict(orient="records"))
     assert read_step_costs(tmp_path).equals(costs)
     with pytest.raises(ValueError, match="make run"):
         read_step_costs(tmp_path / "elsewhere")
@@ -51,7 +55,7 @@ def test_a_point_that_does_not_fit_the_memory_is_left_out(monkeypatch):
         return real(target, proposer, verifier, state, *more)
 
     monkeypatch.setattr(step_costs, "SpeculativeStep", too_large)
-    costs = measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=3, repetitions=2)
+    costs = measured(load_pair("toy"), [1, 2], [8], max_tokens=3, repetitions=2)
     target = costs[costs["model"] == "target"]
     assert target[target["batch_size"] == 1]["num_tokens"].tolist() == [1, 2, 3]
     assert target[target["batch_size"] == 2]["num_tokens"].tolist() == [1]
@@ -99,7 +103,7 @@ def test_the_machine_is_measured_again_only_when_something_else_computes(tmp_pat
 def test_behind_each_block_as_much_of_the_machine_is_measured_as_is_done_of_the_sweep(tmp_path, monkeypatch):
     """Of calibration and of the costs of a step alike, in parts of a second; the files come at the end."""
     runner, order = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy")), []
-    costs = Rounds([partial(order.append, f"cost {n}") for n in range(4)], lambda: pd.DataFrame(columns=COLUMNS))
+    costs = Rounds([partial(order.append, f"cost {n}") for n in range(4)], list)
     known = calibrate(runner.pair, rows=(1, 2))
     calibrating = Rounds([partial(order.append, f"calibration {n}") for n in range(2)], lambda: known)
     monkeypatch.setattr(machine, "_step_costs", lambda *_: costs)
@@ -132,7 +136,7 @@ def test_what_noise_turns_negative_still_has_a_mean(monkeypatch):
     """Where steps are replayed, sampling is what a step takes longer than its pieces."""
     spent = iter([{"target": 2.0, "sampling": s} for s in (-0.3, 0.6, 0.6) for _ in range(step_costs.STEPS)])
     monkeypatch.setattr(step_costs, "_time_called", lambda *_: spent)
-    costs = measure_step_costs(load_pair("toy"), [1], [8], max_tokens=1, repetitions=3).set_index("model")
+    costs = measured(load_pair("toy"), [1], [8], max_tokens=1, repetitions=3).set_index("model")
     assert costs.loc["sampling", "ms"] == pytest.approx(300.0)
     assert costs.loc["target", "samples_ms"] == [2000.0] * 3
 
@@ -148,7 +152,7 @@ def test_a_failure_while_measuring_the_machine_is_printed_and_stops_only_that(tm
         raise RuntimeError("no such instruction")
 
     runner = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy"))
-    monkeypatch.setattr(machine, "_step_costs", lambda *_: Rounds([fail], pd.DataFrame))
+    monkeypatch.setattr(machine, "_step_costs", lambda *_: Rounds([fail], list))
     measurement = MachineMeasurement(runner)
     measurement.take(1.0)
     measurement.finish()

@@ -10,11 +10,11 @@ from synthetic_rows import study, synthetic_rows
 from specdec_lib.analysis import waterfall_plots
 from specdec_lib.analysis.calibration_error import fit
 from specdec_lib.analysis.prediction import predicted_speedups
-from specdec_lib.analysis.step_table import costs_of, why_unused
+from specdec_lib.analysis.step_table import costs_of, read_step_costs, why_unused
 from specdec_lib.analysis.verification_cost import verification_costs
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.measure.calibration import calibrate, read_calibration, write_calibration
-from specdec_lib.measure.step_costs import measure_step_costs, read_step_costs, write_step_costs
+from specdec_lib.measure.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.measure.stopwatch import REPLAYS, CaptureError, Stopwatch, timed_as_run
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.runner import LanguageModel
@@ -25,7 +25,7 @@ ROWS = synthetic_rows(PARAMS)
 
 
 def costs_of_a_toy(**more):
-    return measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=4, repetitions=1, **more)
+    return pd.DataFrame(measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=4, repetitions=1, **more))
 
 
 def test_a_called_piece_runs_once_for_each_time():
@@ -80,7 +80,7 @@ def test_costs_of_replayed_steps_have_every_piece_and_say_so(recorder, tmp_path)
     assert costs["replayed"].all()
     assert (costs.loc[costs["model"] != "sampling", "ms"] > 0).all()
     assert recorder.captures == 2 * (2 + 3 * 4)  # at each batch size a step, a pass, and behind one token two proposals
-    write_step_costs(tmp_path, costs)
+    write_step_costs(tmp_path, costs.to_dict(orient="records"))
     assert read_step_costs(tmp_path).equals(costs)
 
 
@@ -114,7 +114,7 @@ def test_a_step_that_cannot_be_captured_is_timed_by_calling_it(recorder, monkeyp
 
 def test_files_that_do_not_say_called_all_pieces(tmp_path):
     costs = synthetic_costs().assign(samples_ms=None)
-    write_step_costs(tmp_path, costs.drop(columns="replayed", errors="ignore"))
+    write_step_costs(tmp_path, costs.drop(columns="replayed", errors="ignore").to_dict(orient="records"))
     assert not read_step_costs(tmp_path)["replayed"].any()
 
 

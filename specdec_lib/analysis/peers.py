@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.statistics import Estimate, geometric_mean
+from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.analysis.style import METHOD_NAMES
 from specdec_lib.measure.peer_engines import AUTOREGRESSIVE, NGRAM, OURS, TRANSFORMERS
 from specdec_lib.measure.step_costs import FILE as STEP_COSTS
-from specdec_lib.measure.step_costs import read_step_costs
 
 FILE = "peers.parquet"
 WAY = ["engine", "method", "pair", "draft_id", "num_draft_tokens"]

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.peers import BASELINE, BEST, OURS, TARGETS
-from specdec_lib.analysis.step_table import StepTable
+from specdec_lib.analysis.step_table import StepTable, read_step_costs
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.measure.step_costs import FILE as STEP_COSTS
-from specdec_lib.measure.step_costs import read_step_costs
 
 MOST_DRAFTED = 15  # tokens, the most whose verification is timed
 

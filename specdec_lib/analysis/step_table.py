@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.metrics import OWN_ENGINE
+from specdec_lib.measure.step_costs import FILE
 
+COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms", "samples_ms", "replayed"]
 UNUSED = "The costs of the pieces of a step were timed {timed}, while steps of the rows were {ran}: not used."
 HOW = {False: "by calling them one operation at a time", True: "captured and replayed"}
 NEAR = 0.5  # a context is served by the nearest measured one up to this share of it away
+
+
+def read_step_costs(folder: Path) -> pd.DataFrame:
+    """The rows of a run's `step_costs.json`; none if the costs could not be measured.
+
+    Raises:
+        ValueError: there is no such file yet.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        raise ValueError(f"{path} is missing: run the study first, with make run GPU=<name>")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    costs = pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"temperature": "float64"})
+    return costs.assign(replayed=costs["replayed"].eq(True))  # earlier files do not say: they called all pieces
 
 
 def why_unused(costs: pd.DataFrame, rows: pd.DataFrame) -> str | None:

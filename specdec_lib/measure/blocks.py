@@ -27,13 +27,13 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.state import check_context
 from specdec_lib.decoding.step_loop import new_graphs
 from specdec_lib.measure import heartbeat
+from specdec_lib.measure.cell_files import Row, finished, read_cell, whole_runs, write_cell
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.decode_cell import decode_cell, fingerprint
 from specdec_lib.measure.engine_facts import compiler_of
 from specdec_lib.measure.environment import device_name
 from specdec_lib.measure.given_acceptance import given_columns
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
-from specdec_lib.measure.results import SCHEMA, Row, finished, read_cell, whole_runs, write_cell
 from specdec_lib.measure.team import Team, together
 from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
@@ -270,12 +270,11 @@ class BlockRunner:
 def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
     """The columns that say what was run."""
     facts = {name: value for name, value in asdict(cell).items() if name not in ("source", "repetitions", "seed")}
-    source = {name: value for name, value in asdict(cell.source).items() if name in SCHEMA.names}
     categories = {prompt.category for prompt, _ in prompts}
     speculative = cell.num_draft_tokens is not None
     return (
         facts
-        | source
+        | cell.source.columns()
         | {
             "cell_id": cell.id,
             "host": socket.gethostname(),

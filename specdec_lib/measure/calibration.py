@@ -17,8 +17,8 @@ import torch
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from specdec_lib.measure.cell_files import write_at_once
 from specdec_lib.measure.environment import device_name, now
-from specdec_lib.measure.results import write_at_once
 from specdec_lib.measure.stopwatch import Rounds, Stopwatch, Timer, timed_as_run
 from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache

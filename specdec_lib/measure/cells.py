@@ -44,6 +44,13 @@ class Source:
     prompt_set: str
     prompt_set_hash: str
 
+    def columns(self) -> dict[str, object]:
+        """What rows say of it; the rest is in their cell's id alone."""
+        return {name: value for name, value in asdict(self).items() if name not in _IN_THE_ID_ALONE}
+
+
+_IN_THE_ID_ALONE = ("weights", "software", "threads", "prompt_set_hash")
+
 
 @dataclass(frozen=True)
 class Cell:

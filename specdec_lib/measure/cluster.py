@@ -19,10 +19,10 @@ import torch
 
 from specdec_lib.config import StudyParams
 from specdec_lib.measure.blocks import num_blocks, plan
+from specdec_lib.measure.cell_files import read_cell, write_at_once, write_cell
 from specdec_lib.measure.cells import Source
 from specdec_lib.measure.cluster_task import MACHINE_FILES, Report, Task, carry_out, code_hash, machine_files
 from specdec_lib.measure.environment import adopt_environment, read_environment
-from specdec_lib.measure.results import read_cell, write_at_once, write_cell
 from specdec_lib.measure.supervisor import COMMAND
 
 ADDRESS = "SPECDEC_CLUSTER"  # the cluster's address, for whoever runs a sweep in a process of its own

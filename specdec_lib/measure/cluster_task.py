@@ -18,7 +18,7 @@ from typing import Any
 
 from specdec_lib.config import StudyParams
 from specdec_lib.measure import calibration, environment, machine, step_costs
-from specdec_lib.measure.results import Row, read_cell, write_cell
+from specdec_lib.measure.cell_files import Row, read_cell, write_cell
 from specdec_lib.measure.supervisor import PACKAGES, run_blocks
 
 LOOK_S = 0.5  # between looks at what a worker has written

@@ -16,8 +16,8 @@ import psutil
 import torch
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
+from specdec_lib.measure.cell_files import write_at_once
 from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
-from specdec_lib.measure.results import write_at_once
 
 FILE = "environment.json"
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scipy", "safetensors")

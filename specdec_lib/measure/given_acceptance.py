@@ -8,7 +8,7 @@ import torch
 
 from specdec_lib.decoding.state import DecodeState
 from specdec_lib.decoding.verification import Verification, verify
-from specdec_lib.measure.results import Row
+from specdec_lib.measure.cell_files import Row
 
 GIVEN = "given"  # the `verification` of rows whose acceptance was replayed
 RATES = ("acceptance_rate", "draft_efficiency", "mean_acceptance_length")

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from specdec_lib.measure.results import Row, write_at_once
+from specdec_lib.measure.cell_files import Row, write_at_once
 
 FILE = "heartbeat.json"
 LOAD, CELL, MACHINE = "load", "cell", "machine"  # the phases of a worker

@@ -13,13 +13,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
-
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.step_loop import new_graphs
 from specdec_lib.measure import calibration, heartbeat, step_costs
 from specdec_lib.measure.blocks import BlockRunner, evenly
 from specdec_lib.measure.calibration import Calibration
+from specdec_lib.measure.cell_files import Row
 from specdec_lib.measure.stopwatch import Rounds, Stopwatch, timed_as_run
 from specdec_lib.measure.team import first_failure
 from specdec_lib.models.pair import Pair
@@ -30,7 +29,7 @@ KEY_FILE = "machine.key"  # a hash of what determined the two files
 PROTOCOL = 2  # how they are measured: files of another protocol are measured again
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
-Measured = tuple[Calibration | None, pd.DataFrame]  # the latter the costs of a step
+Measured = tuple[Calibration | None, list[Row]]  # the latter the costs of a step
 
 
 class MachineMeasurement:
@@ -115,10 +114,10 @@ def leave_unmeasured(folder: Path, reason: str) -> None:
     print(f"the costs of a step were not measured: {reason}", flush=True)
     for name in (calibration.FILE, KEY_FILE):
         (folder / name).unlink(missing_ok=True)
-    step_costs.write_step_costs(folder, pd.DataFrame(columns=step_costs.COLUMNS))
+    step_costs.write_step_costs(folder, [])
 
 
-def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> Rounds[pd.DataFrame]:
+def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> Rounds[list[Row]]:
     """All token counts and contexts at the headline's batch size; some at the others, as the design crosses them.
 
     Contexts are those halfway through the first output, where the sweep's steps are on average.

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
 from specdec_lib.decoding.state import check_context
+from specdec_lib.measure.cell_files import Row
 from specdec_lib.measure.environment import check_device, device_name
 from specdec_lib.measure.peer_engines import (
     Way,
@@ -33,7 +34,6 @@ from specdec_lib.measure.peer_engines import (
 )
 from specdec_lib.measure.peer_processes import installed_ways
 from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, random_prompts
-from specdec_lib.measure.results import Row
 from specdec_lib.measure.timing import latency_columns
 from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.pair import EMBEDDED_DRAFTS, Pair, load_study_pair

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
-from specdec_lib.measure.results import Row
+from specdec_lib.measure.cell_files import Row
 
 CONFIDENCE = 0.95
 
@@ -57,7 +57,7 @@ def relative_width(found: Sequence[float]) -> float:
     logs = np.log(np.asarray(found, dtype=np.float64))
     if len(logs) < 2:
         return float("inf")
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+    half = special.stdtrit(len(logs) - 1, (1 + CONFIDENCE) / 2) * logs.std(ddof=1) / np.sqrt(len(logs))
     return float(2 * np.sinh(half))
 
 

@@ -11,10 +11,10 @@ import torch
 
 from specdec_lib.config import params_of_run
 from specdec_lib.measure.blocks import BlockRunner
+from specdec_lib.measure.cell_files import Row, read_cell
 from specdec_lib.measure.cells import Cell
 from specdec_lib.measure.decode_cell import decode_cell, fingerprint
 from specdec_lib.measure.environment import check_device, read_environment
-from specdec_lib.measure.results import Row, read_cell
 from specdec_lib.models.pair import load_study_pair
 
 MATCHED = ["engine", "method", "num_draft_tokens", "temperature", "top_k", "top_p", "batch_size", "prompt_tokens"]

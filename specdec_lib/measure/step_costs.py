@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import pandas as pd
 import torch
 
 from specdec_lib.config import SamplingConfig
@@ -28,19 +27,19 @@ from specdec_lib.decoding.speculative import SpeculativeStep
 from specdec_lib.decoding.state import DecodeState, check_context
 from specdec_lib.decoding.streams import RowStreams
 from specdec_lib.decoding.verification import Verification, verify
+from specdec_lib.measure.cell_files import Row, write_at_once
 from specdec_lib.measure.replayed_steps import replayed_pieces
-from specdec_lib.measure.results import write_at_once
 from specdec_lib.measure.stopwatch import Rounds, Stopwatch, seconds, timed_as_run
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel, Step
 
-COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms", "samples_ms", "replayed"]
 WARM_UP, STEPS = 6, 3  # steps of each call that are run, and then timed: those behind a prefill take longer
 REPETITIONS = 6
 FILE = "step_costs.json"
 
 Point = tuple[int, int, int, float]  # batch size, context, tokens of a pass, temperature
 Key = tuple[str, int, int, int, float]  # the piece, and its point
+KEY = ("model", "batch_size", "context_tokens", "num_tokens", "temperature")
 
 
 def measure_step_costs(
@@ -53,7 +52,7 @@ def measure_step_costs(
     temperatures: Sequence[float] = (1.0,),
     repetitions: int = REPETITIONS,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> list[Row]:
     """Time the pieces of a step at every batch size and context, in interleaved repetitions.
 
     Args:
@@ -81,7 +80,7 @@ def measure_step_costs(
 
 def step_costs_in_rounds(
     pair: Pair, watch: Stopwatch, points: Sequence[Point], repetitions: int = REPETITIONS, seed: int = 0
-) -> Rounds[pd.DataFrame]:
+) -> Rounds[list[Row]]:
     """The same at these points, to be taken round by round, with other work in between.
 
     What is captured is captured once, so that all repetitions of a point are one round.
@@ -107,9 +106,12 @@ def step_costs_in_rounds(
             too_large.add(point)
             torch.cuda.empty_cache()
 
-    def table() -> pd.DataFrame:
-        rows = [(*key, _mean(ms), [round(each, 4) for each in ms]) for key, ms in sorted(seen.items())]
-        return pd.DataFrame(rows, columns=COLUMNS[:-1]).assign(replayed=watch.graphs is not None)
+    def rows() -> list[Row]:
+        timed = {"replayed": watch.graphs is not None}
+        return [
+            dict(zip(KEY, key, strict=True)) | {"ms": _mean(ms), "samples_ms": [round(each, 4) for each in ms]} | timed
+            for key, ms in sorted(seen.items())
+        ]
 
     rounds: list[Callable[[], None]] = []
     times, samples = (repetitions, 1) if watch.graphs is None else (1, repetitions)
@@ -117,7 +119,7 @@ def step_costs_in_rounds(
         order = list(points)
         random.Random(f"{seed} {repetition}").shuffle(order)
         rounds += [partial(time_point, point, samples) for point in order]
-    return Rounds(rounds, table)
+    return Rounds(rounds, rows)
 
 
 def new_tokens(tokens: int) -> int:
@@ -130,24 +132,9 @@ def _mean(ms: Sequence[float]) -> float:
     return statistics.geometric_mean(ms) if min(ms) > 0 else statistics.fmean(ms)
 
 
-def write_step_costs(folder: Path, costs: pd.DataFrame) -> None:
-    """Write `step_costs.json` into a run's folder, at once."""
-    rows = costs.astype(object).where(costs.notna(), None).to_dict(orient="records")
+def write_step_costs(folder: Path, rows: Sequence[Row]) -> None:
+    """Write `step_costs.json` into a run's folder, at once; with no rows, if the costs could not be measured."""
     write_at_once(Path(folder) / FILE, json.dumps({"evidence": "measured", "rows": rows}, indent=1) + "\n")
-
-
-def read_step_costs(folder: Path) -> pd.DataFrame:
-    """The table that `write_step_costs` wrote; empty if the costs could not be measured.
-
-    Raises:
-        ValueError: there is none yet.
-    """
-    path = Path(folder) / FILE
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run the study first, with make run GPU=<name>")
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    costs = pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"temperature": "float64"})
-    return costs.assign(replayed=costs["replayed"].eq(True))  # earlier files do not say: they called all pieces
 
 
 class _TimedTarget:
@@ -207,8 +194,10 @@ def _time_point(
     steps = time_steps(pair, watch, prompts, tokens, sampling, generator)
     proposed = {"draft": tokens - 1, "ngram": tokens - 1}
     for _ in range(samples):
-        for piece, spent in pd.DataFrame(itertools.islice(steps, STEPS)).median().items():
-            yield (str(piece), batch, context, proposed.get(str(piece), tokens), temperature), float(spent)
+        taken = list(itertools.islice(steps, STEPS))
+        for piece in taken[0]:
+            spent = statistics.median(step[piece] for step in taken)
+            yield (piece, batch, context, proposed.get(piece, tokens), temperature), spent
 
 
 def _time_called(

@@ -19,11 +19,11 @@ import psutil
 
 from specdec_lib.config import StudyParams
 from specdec_lib.measure import heartbeat, worker
+from specdec_lib.measure.cell_files import read_cell, whole_runs, write_cell
 from specdec_lib.measure.environment import read_environment, stamp_end
 from specdec_lib.measure.heartbeat import Heartbeat
 from specdec_lib.measure.launch import ERROR, LOST, REFUSED, UNWRITABLE, death, in_processes
 from specdec_lib.measure.machine import leave_unmeasured
-from specdec_lib.measure.results import read_cell, whole_runs, write_cell
 
 PACKAGES = Path(__file__).resolve().parents[2]  # where this very library lies
 COMMAND = (sys.executable, "-m", "specdec_lib.measure.worker")

@@ -13,12 +13,13 @@ import torch
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.blocks import plan
+from specdec_lib.measure.cell_files import cells_on_disk, remove_temporary_files, writing
 from specdec_lib.measure.cells import Source
 from specdec_lib.measure.cluster import ADDRESS, run_blocks_on_cluster
 from specdec_lib.measure.environment import add_facts, check_device, read_environment, stamp_end
 from specdec_lib.measure.heartbeat import forget
 from specdec_lib.measure.lock import locked
-from specdec_lib.measure.results import cells_on_disk, remove_temporary_files, write_results, writing
+from specdec_lib.measure.results import write_results
 from specdec_lib.measure.supervisor import COMMAND, run_blocks
 from specdec_lib.measure.worker import Order, work
 

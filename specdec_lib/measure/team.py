@@ -17,7 +17,7 @@ import torch
 from torch.distributed import PrefixStore, TCPStore
 
 from specdec_lib.config import StudyParams
-from specdec_lib.measure.results import Row
+from specdec_lib.measure.cell_files import Row
 from specdec_lib.measure.telemetry import of_all_devices
 from specdec_lib.models.tensor_parallel import check_processes
 

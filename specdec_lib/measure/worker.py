@@ -27,6 +27,7 @@ import transformers
 from specdec_lib.config import StudyParams, validate_params
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.blocks import BlockRunner
+from specdec_lib.measure.cell_files import writing
 from specdec_lib.measure.engine_facts import engine_facts
 from specdec_lib.measure.environment import (
     add_facts,
@@ -37,7 +38,6 @@ from specdec_lib.measure.environment import (
 )
 from specdec_lib.measure.launch import ERROR, LOST, REFUSED, UNWRITABLE, leash
 from specdec_lib.measure.machine import MachineMeasurement
-from specdec_lib.measure.results import writing
 from specdec_lib.measure.team import LostError, Team, join
 from specdec_lib.models.pair import load_study_pair
 
