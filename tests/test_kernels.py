@@ -289,9 +289,10 @@ def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_p
 
 
 @needs_kernels
+@pytest.mark.parametrize("num_scored", [96, 91])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperature):
-    head = DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
+def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperature, num_scored):
+    head = DraftHead.load(save_head(tmp_path, target, torch.arange(num_scored)), target)
     features = torch.full((1, 1, 192), float("nan")).bfloat16()
     start, uniforms = torch.zeros(1, dtype=torch.int64), torch.full((1, 2), 0.5, dtype=torch.float64)
     _, probs = head.fused.draft(
@@ -361,6 +362,19 @@ def test_probabilities_are_those_of_pytorch(temperature):
     rows = probabilities(logits, sampling).isnan()
     assert rows[0, 3].all()
     assert rows.sum() == 1031
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", range(1024, 1041))
+def test_a_row_of_nothing_but_nan_stays_a_row(size):
+    """Whatever of a vector its end fills."""
+    logits = torch.zeros(3, size)
+    logits[1], logits[0, -1] = float("nan"), 1.0
+    for temperature in (0.0, 1.0):
+        rows = vocabulary.probabilities(logits, temperature)
+        assert rows[1].isnan().all()
+        assert rows[::2].isfinite().all()
+        assert rows[0].argmax() == size - 1
 
 
 def test_toys_and_other_types_are_drawn_from_by_pytorch():

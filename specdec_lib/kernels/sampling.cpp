@@ -21,12 +21,12 @@ constexpr int64_t kBlock = 512;  // tokens whose weights are summed before the t
 // probs = softmax(logits / temperature), 0 where a logit is -inf; a NaN among the logits makes all of them NaN.
 void softmax(const float* logits, int64_t n, float temperature, float* probs) {
   const Floats scale = all(1.0f / temperature);
-  const auto scaled = [&](int64_t i) { return load_first(logits + i, n - i, -INFINITY) * scale; };
+  const auto lanes = [&](int64_t i) { return load_first(logits + i, n - i, -INFINITY); };
   Floats top = all(-INFINITY), total = {};
-  for (int64_t i = 0; i < n; i += kLanes) top = max(top, scaled(i));
+  for (int64_t i = 0; i < n; i += kLanes) top = max(top, lanes(i) * scale);
   const Floats best = all(greatest(top));
   for (int64_t i = 0; i < n; i += kLanes) {
-    const Floats e = exponential(scaled(i) - best);
+    const Floats e = exponential(fms(lanes(i), scale, best));
     store_first(probs + i, e, n - i);
     total = total + e;
   }
@@ -38,15 +38,15 @@ void softmax(const float* logits, int64_t n, float temperature, float* probs) {
 int64_t greatest(const float* scores, int64_t n, float& value) {
   Floats top = all(-INFINITY);
   unsigned nan = 0;
-  const auto lanes = [&](int64_t i) { return load_first(scores + i, n - i, -INFINITY); };
   for (int64_t i = 0; i < n; i += kLanes) {
-    nan |= unordered(lanes(i));
-    top = max(top, lanes(i));
+    const Floats lanes = load_first(scores + i, n - i, -INFINITY);
+    nan |= unordered(lanes);
+    top = max(top, lanes);
   }
   value = nan ? std::numeric_limits<float>::quiet_NaN() : 1.0f;
   const Floats best = all(greatest(top));
   for (int64_t i = 0; i < n; i += kLanes)
-    if (const unsigned found = equal(lanes(i), best)) return i + __builtin_ctz(found);
+    if (const unsigned found = equal(load_first(scores + i, n - i, NAN), best)) return i + __builtin_ctz(found);
   return 0;
 }
 
