@@ -41,7 +41,7 @@ certify: $(STAMP) ## write the certificate of exactness of GPU=<name> alone; THO
 	@$(SPECDEC) certify --gpu $(GPU) $(if $(THOROUGH),--thorough)
 
 test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile
 
 soak: $(STAMP) ## sweep toys for MINUTES=60 under real faults: nothing may be lost or doubled, and no process may grow
 	@$(PYTHON) tests/soak.py --minutes $(MINUTES)

@@ -91,7 +91,7 @@ def test_conda_brings_python_and_leaves_the_pins_to_make() -> None:
     assert python in Requirement(f"python{PYPROJECT['project']['requires-python']}").specifier
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "a100", "h100", "h200"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "cpu-avx2", "a100", "h100", "h200"])
 def test_every_params_file_is_valid_and_holds_every_key(name: str) -> None:
     assert load_params(name).gpu == name
     data = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text())
@@ -99,7 +99,7 @@ def test_every_params_file_is_valid_and_holds_every_key(name: str) -> None:
 
 
 def test_no_params_file_is_forgotten() -> None:
-    assert set(available_params()) == {"smoke", "cpu", "a100", "h100", "h200"}
+    assert set(available_params()) == {"smoke", "cpu", "cpu-avx2", "a100", "h100", "h200"}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
