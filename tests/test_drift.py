@@ -1,11 +1,15 @@
 """A block whose baseline ends at another speed than it began is flagged, shown, and kept out of every line."""
 
+from types import SimpleNamespace
+
 import pytest
 from synthetic_rows import synthetic_rows
 
 from specdec_lib.analysis import metrics, tables
+from specdec_lib.measure.blocks import Block
 from specdec_lib.measure.cell_files import write_cell
-from specdec_lib.measure.drift import LIMIT, mark_drift
+from specdec_lib.measure.drift import LIMIT, mark_drift, steady_runs
+from specdec_lib.measure.repetitions import Repetitions
 from specdec_lib.measure.results import read_results, write_results
 
 
@@ -46,6 +50,21 @@ def test_a_block_is_judged_by_its_own_baseline_of_its_own_run():
     flags = [{row["drifted"] for row in rows} for rows in (steady, drifting, later)]
     assert flags == [{False}, {True}, {False}]
     assert "drifted" not in failed
+
+
+def test_a_block_that_drifted_is_missing_until_it_has_been_measured_without(tmp_path):
+    """The rule looks at the baseline alone, so that it favours no ratio."""
+    cells = [SimpleNamespace(id=name, repetitions=Repetitions(3, 3, 1.0)) for name in ("baseline", "draft")]
+    this = Block(setting=None, prompts=[0], cells=cells)
+    missing = []
+    for rows in (block(10, 10, 15), block(10, 10, 10, run="again")):
+        baseline = [row for row in rows if row["method"] == "autoregressive"]
+        write_cell(tmp_path, "baseline", baseline)
+        write_cell(tmp_path, "draft", [row for row in rows if row not in baseline])
+        missing.append([cell.id for cell in this.missing(tmp_path)])
+    assert missing == [["baseline", "draft"], []]
+    drifting = [row for row in block(10, 10, 15) if row["method"] == "autoregressive"]
+    assert steady_runs(drifting + baseline) == baseline
 
 
 def test_the_flag_is_in_the_table(tmp_path):

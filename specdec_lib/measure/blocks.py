@@ -30,6 +30,7 @@ from specdec_lib.measure import heartbeat
 from specdec_lib.measure.cell_files import Row, finished, read_cell, whole_runs, write_cell
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.decode_cell import decode_cell, fingerprint
+from specdec_lib.measure.drift import steady_runs
 from specdec_lib.measure.engine_facts import compiler_of
 from specdec_lib.measure.environment import device_name
 from specdec_lib.measure.given_acceptance import given_columns
@@ -57,9 +58,10 @@ class Block:
     def missing(self, folder: Path) -> list[Cell]:
         """The cells that `folder` does not hold yet. A cell counts only beside its baseline of the same run.
 
-        Ratios are taken within one run, so that a cell whose baseline died with its process has nothing to stand on.
+        Ratios are taken within one run, so that a cell whose baseline died with its process has nothing to stand on,
+        nor has one whose baseline drifted.
         """
-        baseline = whole_runs(read_cell(folder, self.cells[0].id))
+        baseline = steady_runs(whole_runs(read_cell(folder, self.cells[0].id)))
         runs = {row["run_id"] for row in baseline}
         return [
             cell
@@ -164,7 +166,7 @@ class BlockRunner:
         Those that may be repeated further are written after every further repetition too.
 
         If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
-        are taken within one run.
+        are taken within one run. What had drifted makes room for what is measured now.
         """
         self._drop_reserve()  # of other settings; what this one needs comes back with its warming up
         self.warm.clear()
@@ -172,7 +174,7 @@ class BlockRunner:
         baseline = this.cells[0]
         rows: dict[Cell, list[Row]] = {cell: [] for cell in cells}
         if baseline.id not in skip:
-            rows[baseline] = whole_runs(read_cell(self.folder, baseline.id))
+            rows[baseline] = steady_runs(whole_runs(read_cell(self.folder, baseline.id)))
         failed: set[Cell] = set()
         going, repetition = list(rows), 0
         while going:

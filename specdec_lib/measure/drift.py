@@ -25,15 +25,21 @@ def mark_drift(rows: Iterable[Row]) -> None:
         if row["status"] == "ok":
             blocks[tuple(row[name] for name in BLOCK)].append(row)
     for block in blocks.values():
-        changed = _drifted(
-            [row for row in block if (row["engine"], row["method"]) == ("specdec_lib", "autoregressive")]
-        )
+        changed = drifted([row for row in block if (row["engine"], row["method"]) == ("specdec_lib", "autoregressive")])
         for row in block:
             row["drifted"] = changed
 
 
-def _drifted(baseline: list[Row]) -> bool | None:
-    """Of the rows of one block's baseline; None if that cannot be said."""
+def steady_runs(baseline: Iterable[Row]) -> list[Row]:
+    """The rows of a block's baseline from those runs in which it did not drift, as far as can be said."""
+    runs: dict[object, list[Row]] = defaultdict(list)
+    for row in baseline:
+        runs[row["run_id"]].append(row)
+    return [row for rows in runs.values() if not drifted(rows) for row in rows]
+
+
+def drifted(baseline: list[Row]) -> bool | None:
+    """Of the rows of one block's baseline in one run; None if that cannot be said."""
     long = [row for row in baseline if row["tpot_ms"] and _decode_ms(row) >= SHORTEST_MS]
     if len(long) < 2 or len(long) < len(baseline):
         return None
