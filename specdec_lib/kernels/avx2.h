@@ -21,7 +21,7 @@ struct Doubles {
 using Number = float;  // what inputs are multiplied as
 
 inline __m256i first(int64_t count) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(std::min<int64_t>(count, kLanes)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
 inline Floats all(float x) { return _mm256_set1_ps(x); }
@@ -31,6 +31,7 @@ inline Floats load(const BFloat16* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 inline Floats load_first(const float* p, int64_t count, float others) {
+  if (count >= kLanes) return load(p);  // masks cost far more than the branch, stores most of all
   const __m256i mask = first(count);
   return _mm256_blendv_ps(all(others), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
 }
@@ -50,8 +51,11 @@ inline void store(int16_t* p, Floats v) {  // the nearest whole numbers
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)));
 }
-inline void store_first(float* p, Floats v, int64_t count) { _mm256_maskstore_ps(p, first(count), v); }
+inline void store_first(float* p, Floats v, int64_t count) {
+  count >= kLanes ? store(p, v) : _mm256_maskstore_ps(p, first(count), v);
+}
 inline void store_from(float* p, __m128 v, int begin) {
+  if (begin == 0) return _mm_storeu_ps(p, v);
   _mm_maskstore_ps(p, _mm_cmpgt_epi32(_mm_setr_epi32(0, 1, 2, 3), _mm_set1_epi32(begin - 1)), v);
 }
 
