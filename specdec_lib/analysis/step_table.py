@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.metrics import OWN_ENGINE
-from specdec_lib.measure.step_costs import FILE
+from specdec_lib.measure.step_costs import FILE, KEY
 
-COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms", "samples_ms", "replayed"]
+COLUMNS = [*KEY, "ms", "samples_ms", "replayed"]
 UNUSED = "The costs of the pieces of a step were timed {timed}, while steps of the rows were {ran}: not used."
 HOW = {False: "by calling them one operation at a time", True: "captured and replayed"}
 NEAR = 0.5  # a context is served by the nearest measured one up to this share of it away
