@@ -70,7 +70,7 @@ class StudyParams(BaseModel):
     methods: list[Literal["draft", "ngram", "composite"]] = Field(min_length=1)
     num_draft_tokens: list[Positive] = Field(min_length=1)
     headline_num_draft_tokens: Positive
-    temperatures: list[Annotated[float, Field(ge=0, strict=False)]] = Field(min_length=1)
+    temperatures: list[Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)]] = Field(min_length=1)
     top_k: Annotated[int, Field(ge=0)]
     top_p: Annotated[float, Field(gt=0, le=1, strict=False)]
     batch_sizes: list[Positive] = Field(min_length=1)

@@ -20,6 +20,7 @@ def test_every_params_file_is_valid_and_complete(name):
         ({"qqqq": 1}, "unknown key qqqq: remove it"),
         ({"num_draft_tokens": [0]}, "num_draft_tokens.0: .*greater than or equal to 1"),
         ({"temperatures": [-0.5]}, "temperatures.0: .*greater than or equal to 0"),
+        ({"temperatures": [float("inf")]}, "temperatures.0: .*finite number"),
         ({"batch_sizes": []}, "batch_sizes: "),
         ({"dtype": "int8"}, "dtype: "),
         ({"headline_num_draft_tokens": 9}, "choose one of num_draft_tokens"),

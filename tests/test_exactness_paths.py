@@ -17,7 +17,7 @@ from specdec_lib.decoding.streams import CountedStreams
 from specdec_lib.decoding.verification import verify
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.measure.engine_facts import path_of
-from specdec_lib.models.fused import FusedLayers
+from specdec_lib.models.fused import FusedBody
 from specdec_lib.models.runner import LanguageModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler uses what PyTorch deprecates
@@ -43,11 +43,11 @@ class LooksAhead:
         return self.layers(tokens, positions, mask.roll(1, dims=-1).index_fill(-1, torch.tensor([0]), 0.0), cache)
 
 
-class ForgetsPlaces(FusedLayers):
+class ForgetsPlaces(FusedBody):
     """Kernels with the bug that the rotary embedding counts from a pass's first token, as if nothing came before."""
 
-    def __call__(self, x, positions, cache, taps=()):
-        return super().__call__(x, positions - positions[:, :1], cache, taps)
+    def __call__(self, tokens, positions, cache, taps=()):
+        return super().__call__(tokens, positions - positions[:, :1], cache, taps)
 
 
 def with_a_bug(target):

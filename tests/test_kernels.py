@@ -16,7 +16,8 @@ from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import HeadProposer, NgramProposer
 from specdec_lib.decoding.sampling import invert, probabilities
 from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.decoding.verification import count_accepted, residual_probs
+from specdec_lib.decoding.state import DecodeState
+from specdec_lib.decoding.verification import Verification, count_accepted, residual_probs
 from specdec_lib.distill.students import layers_of_target
 from specdec_lib.kernels import build, vocabulary
 from specdec_lib.models import fused
@@ -346,6 +347,71 @@ def test_tokens_are_verified_as_in_pytorch():
     assert set(num_accepted.tolist()) == {0, 1, 2, 3}
     assert torch.equal(num_accepted, count_accepted(target, draft, tokens, tests))
     assert torch.equal(token, invert(residual_probs(target, draft, num_accepted), numbers))
+
+
+def rows_in_flight(gamma: int, stops: tuple[int, ...]) -> DecodeState:
+    """Rows of which one is done, one is about to be, and the others have room; what tokens 7 and 8 mean is theirs."""
+    prompts = [torch.arange(1, 3 + row) for row in range(5)]
+    target = LanguageModel(tiny_llama(), "target")
+    state = DecodeState(target, prompts, max_new_tokens=9, stop_token_ids=stops, slack=gamma + 1)
+    state.lengths += torch.tensor([9, 8, 7, 0, 0])
+    state.done[0] = True
+    return state
+
+
+@needs_kernels
+@pytest.mark.parametrize("stops", [(), (7,), (8, 7)])
+@pytest.mark.parametrize("gamma", [0, 1, 4])
+def test_what_a_step_emits_and_counts_is_the_same_in_one_call(gamma, stops, monkeypatch):
+    generator, outcomes = seeded(gamma), []
+    steps = []
+    for _ in range(40):
+        drafted = torch.randint(5, 12, (5, gamma), generator=generator)
+        chances = torch.rand(5, gamma, generator=generator).round(decimals=0)  # half of them were not drafted
+        accepted = torch.randint(gamma + 1, (5,), generator=generator).minimum(torch.tensor([gamma, 0, 1, 4, 4]))
+        probs = torch.full((5, gamma + 1, vocabulary.SMALLEST), 0.5)
+        steps.append((drafted, chances, probs, Verification(accepted, torch.randint(5, 12, (5,), generator=generator))))
+    for serves in (True, False):
+        monkeypatch.setattr(vocabulary, "serves", lambda *_, serves=serves: serves)
+        outcomes.append([])
+        for step in steps:
+            state = rows_in_flight(gamma, stops)
+            for _ in range(2):
+                state.commit(*step)
+            rows = state.tokens, state.lengths, state.done, state.num_emitted, state.counts, state.report
+            outcomes[-1].append([tensor.tolist() for tensor in rows])
+    assert outcomes[0] == outcomes[1]
+    assert len({str(outcome) for outcome in outcomes[0]}) > 10
+
+
+@needs_kernels
+def test_a_nan_among_the_probabilities_of_a_step_is_remembered_in_one_call_too():
+    drafted, accepted = torch.zeros(5, 2, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+    chances, probs = torch.ones(5, 2), torch.full((5, 3, vocabulary.SMALLEST), 0.5)
+    for place, row in [(chances, (3, 1)), (probs, (4, 2)), (None, None)]:
+        state, told = rows_in_flight(2, ()), [chances.clone(), probs.clone()]
+        if place is not None:
+            told[place is probs][row] = torch.nan
+        state.commit(drafted, *told, Verification(accepted, accepted))
+        assert state.broken == (place is not None)
+        if place is not None:
+            with pytest.raises(ValueError, match="the logits hold NaN"):
+                state.look()
+
+
+@needs_kernels
+@pytest.mark.parametrize("accepted", [-1, 3])
+def test_more_tokens_than_were_drafted_cannot_be_committed(accepted):
+    state, two = rows_in_flight(2, ()), torch.zeros(5, 2, dtype=torch.int64)
+    probs, verdict = torch.zeros(5, 3, vocabulary.SMALLEST), Verification(torch.full((5,), accepted), two[:, 0].clone())
+    with pytest.raises(RuntimeError, match="has no room for"):
+        state.commit(two, two.float(), probs, verdict)
+
+
+@needs_kernels
+def test_a_token_that_the_model_does_not_know_is_refused(target):
+    with pytest.raises(IndexError, match="token 96 is none of 96"):
+        target.forward(torch.tensor([[96]]), target.new_cache(1, 8))
 
 
 @needs_kernels

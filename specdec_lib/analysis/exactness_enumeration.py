@@ -132,8 +132,9 @@ class _Script(TorchFunctionMode):
         if func is torch.Tensor.lt and last is not None and args[0] is last.numbers:
             last.faces = args[1].double().clamp(0, 1).cpu()
         if func is torch.searchsorted and last is not None and last.numbers.shape == (len(args[0]), 1):
-            scale = args[1].double() / last.numbers  # the code may search for a multiple of its number
-            last.faces, last.is_draw = (args[0].double() / scale).clamp(max=1).cpu(), True
+            cumulative, point = (arg.double().flatten(0, -2) for arg in args[:2])  # of a token a row
+            scale = point / last.numbers  # the code may search for a multiple of its number
+            last.faces, last.is_draw = (cumulative / scale).clamp(max=1).cpu(), True
             last.faces[:, -1] = 1.0
         return func(*args, **kwargs)
 

@@ -128,7 +128,8 @@ class MisreportingProposer(ModelProposer):
         self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
     ) -> Proposal:
         self.cache.set_lengths(state.lengths - 2, state.max_length - 2)
-        tokens, drafted, reported = state.last_tokens(2), [], []
+        last_two = state.lengths[:, None] + torch.arange(-2, 0, device=state.lengths.device)
+        tokens, drafted, reported = state.tokens.gather(1, last_two), [], []
         for _ in range(num_draft_tokens):
             hidden = self._forward(tokens)
             self.cache.commit(tokens.shape[1], at_most=tokens.shape[1])

@@ -65,11 +65,10 @@ class BaselineStep:
     def __call__(self) -> None:
         state = self.state
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
-        step = self.target.forward(state.last_tokens(1), self.cache)
-        probs = probabilities(self.target.logits(step.hidden[:, -1]), self.sampling)
-        state.check(probs[:, 0])
+        step = self.target.forward(state.last_token(), self.cache)
+        probs = probabilities(self.target.logits(step.hidden), self.sampling)  # [B, 1, V]
         self.streams.next_passage()
-        state.emit(choose(probs, self.sampling, self.streams)[:, None], torch.ones_like(state.lengths))
+        state.emit(choose(probs, self.sampling, self.streams), probs)
 
 
 def prefill(
@@ -93,21 +92,26 @@ def prefill(
         hidden = chunk_hidden if start == 0 else torch.where(newer, chunk_hidden, hidden)
         features = chunk_features if start == 0 else torch.where(newer, chunk_features, features)
         also(start, end, step.features)
-    probs = probabilities(target.logits(hidden[:, 0]), sampling)
-    state.check(probs[:, 0])
-    state.emit(choose(probs, sampling, generator)[:, None], torch.ones_like(state.lengths))
+    probs = probabilities(target.logits(hidden), sampling)  # [B, 1, V]
+    state.emit(choose(probs, sampling, generator), probs)
     state.features[:, :1].copy_(features)  # those behind it are of tokens that are read again when they are known
     return cache
 
 
 def decode_result(state: DecodeState) -> DecodeResult:
-    """The tokens and times of a finished state."""
+    """The tokens, times and counts of a finished state."""
     step_s = [after - before for before, after in zip(state.times[:-1], state.times[1:], strict=True)]
+    steps, *counts = state.counts.tolist()
+    gamma = state.slack - 1
     return DecodeResult(
         tokens=state.output(),
         ttft_s=state.times[0],
         step_s=step_s,
         step_tokens=state.emitted[1:],
+        steps=steps,
+        drafted=sum(counts[:gamma]),
+        tested_by_position=counts[gamma : 2 * gamma],
+        accepted_by_position=counts[2 * gamma :],
         capture_s=state.capture_s,
         replayed=state.replayed,
     )

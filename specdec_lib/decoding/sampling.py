@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from specdec_lib.config import SamplingConfig
@@ -60,7 +62,11 @@ def _most_likely(probs: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch
 
 def choose(probs: torch.Tensor, sampling: SamplingConfig, generator: torch.Generator) -> torch.Tensor:
     """The next token `[...]` from what `probabilities` made of logits `[..., V]`; greedy needs no random numbers."""
-    return probs.argmax(dim=-1) if sampling.temperature == 0 else draw(probs, generator)
+    if sampling.temperature > 0:
+        return draw(probs, generator)
+    if vocabulary.serves(probs):  # of a one-hot any number finds the one, in half the time that argmax takes
+        return vocabulary.draw(probs, probs.new_zeros(probs.shape[:-1], dtype=torch.float64))
+    return probs.argmax(dim=-1)
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -69,7 +75,7 @@ def draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     Inverts the cumulative distribution in float64, with one random number a row. Unlike `torch.multinomial` it neither
     waits for the device nor stops it on a NaN. A token of probability 0 is never drawn.
     """
-    numbers = uniforms(probs, probs[0, ..., 0].numel(), generator).reshape(probs.shape[:-1])
+    numbers = uniforms(probs, math.prod(probs.shape[1:-1]), generator).reshape(probs.shape[:-1])
     return vocabulary.draw(probs, numbers) if vocabulary.serves(probs) else invert(probs, numbers)
 
 

@@ -71,9 +71,7 @@ def speculative_decode(
         generator=generator,
         capture_key=None if None in keys else ("speculative", num_draft_tokens, sampling, *keys),
     )
-    result = decode_result(step.state)
-    step.counters.write_into(result)
-    return result
+    return decode_result(step.state)
 
 
 class SpeculativeStep:
@@ -91,10 +89,9 @@ class SpeculativeStep:
     ):
         self.target, self.proposer, self.verifier, self.state = target, proposer, verifier, state
         self.num_draft_tokens, self.sampling, self.streams = num_draft_tokens, sampling, streams
-        self.counters = _Counters(num_draft_tokens, target.device)
+        self.position = torch.arange(num_draft_tokens, device=target.device)
 
     def start(self) -> None:
-        self.counters.restart()
         if restart := getattr(self.verifier, "restart", None):
             restart(self.state)
         self.proposer.start(self.state)
@@ -111,22 +108,18 @@ class SpeculativeStep:
         self.streams.next_passage()
         draft_tokens, draft_probs = self.proposer.propose(state, self.num_draft_tokens, self.sampling, self.streams)
         chances = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0]  # [B, gamma]
-        state.check(chances)
-        room = torch.arange(self.num_draft_tokens, device=chances.device) < state.remaining[:, None] - 1
-        if not state.all_have_room(self.num_draft_tokens):  # a step emits one token more than it accepts
-            draft_probs = draft_probs * room[:, :, None]  # undraft the rest
+        if not state.all_have_room(self.num_draft_tokens):
+            draft_probs = draft_probs * state.of_use(self.position)[:, :, None]  # undraft the rest
 
         # What the last step wrote too much is rolled back.
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
-        step = self.target.forward(torch.cat([state.last_tokens(1), draft_tokens], dim=1), self.cache)
+        step = self.target.forward(torch.cat([state.last_token(), draft_tokens], dim=1), self.cache)
         target_probs = probabilities(self.target.logits(step.hidden), self.sampling)  # [B, gamma+1, V]
-        state.check(target_probs[:, :, 0])
         self.streams.next_passage()
         verdict = self.verifier(target_probs, draft_probs, draft_tokens, self.streams)
 
         state.features.copy_(step.features)
-        state.emit(*_emission(draft_tokens, verdict))
-        self.counters.add(chances > 0, room, verdict, state.num_emitted)
+        state.commit(draft_tokens, chances, target_probs, verdict)
 
 
 def _verifier(verification: str | Verifier) -> Verifier:
@@ -135,40 +128,3 @@ def _verifier(verification: str | Verifier) -> Verifier:
     if verification not in VERIFICATIONS:
         raise ValueError(f"unknown verification {verification!r}: choose one of {', '.join(VERIFICATIONS)}")
     return VERIFICATIONS[verification]
-
-
-def _emission(draft_tokens: torch.Tensor, verdict: Verification) -> tuple[torch.Tensor, torch.Tensor]:
-    """The accepted tokens with the resampled or bonus token behind them `[B, gamma+1]`, and how many count `[B]`."""
-    behind = verdict.next_token[:, None]
-    tokens = torch.cat([draft_tokens, behind], dim=1).scatter_(1, verdict.num_accepted[:, None], behind)
-    return tokens, verdict.num_accepted + 1
-
-
-class _Counters:
-    """Acceptance counted on the device, read once at the end."""
-
-    def __init__(self, num_draft_tokens: int, device: torch.device):
-        self.position = torch.arange(num_draft_tokens, device=device)
-        # Steps; tokens drafted, tested and accepted, each by position.
-        self.counts = torch.zeros(1 + 3 * num_draft_tokens, dtype=torch.int64, device=device)
-
-    def restart(self) -> None:
-        self.counts.zero_()
-
-    def add(
-        self,
-        proposed: torch.Tensor,  # [B, gamma], drafted
-        room: torch.Tensor,  # [B, gamma], where a draft token can be of use
-        verdict: Verification,
-        num_emitted: torch.Tensor,  # [B], 0 for a row that was done before; a stop token ends what counts
-    ) -> None:
-        active = (num_emitted > 0)[:, None]
-        tested = proposed & room & (self.position < (verdict.num_accepted + 1).minimum(num_emitted)[:, None])
-        accepted = self.position < verdict.num_accepted.minimum(num_emitted)[:, None]
-        self.counts += torch.cat([active, proposed & active, tested, accepted], dim=1).sum(dim=0)
-
-    def write_into(self, result: DecodeResult) -> None:
-        result.steps, *counts = self.counts.tolist()
-        gamma = len(self.position)
-        result.drafted = sum(counts[:gamma])
-        result.tested_by_position, result.accepted_by_position = counts[gamma : 2 * gamma], counts[2 * gamma :]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from specdec_lib.decoding.verification import Verification
+from specdec_lib.kernels import vocabulary
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
@@ -50,11 +52,14 @@ class DecodeState:
         self.broken = torch.zeros((), dtype=torch.bool, device=device)
         self.stops = torch.zeros(len(stop_token_ids), dtype=torch.int64, device=device)
         self.num_emitted = torch.zeros_like(self.prompt_lengths)  # by the last step
+        # Verifications; tokens drafted, tested and accepted, each by position: read once, when all rows are done.
+        self.counts = torch.zeros(1 + 3 * (slack - 1), dtype=torch.int64, device=device)
         width = target.hidden_size * (1 + len(target.feature_layers))
         self.features = torch.zeros(
             batch, slack, width, dtype=target.dtype, device=device
         )  # of the tokens verified last
         self.report = torch.zeros(3 + batch, dtype=torch.int64, device=device)  # what the host learns of a step
+        self.nothing_drafted = self.tokens[:, :0], torch.zeros(batch, 0, device=device), torch.zeros_like(self.lengths)
         self.restart(prompts, max_new_tokens, stop_token_ids)
 
     def restart(self, prompts: Sequence[torch.Tensor], max_new_tokens: int, stop_token_ids: Sequence[int]) -> None:
@@ -73,7 +78,7 @@ class DecodeState:
         self.stops.copy_(torch.tensor(list(stop_token_ids), dtype=torch.int64))
         for row, prompt in enumerate(prompts):
             self.tokens[row, : len(prompt)] = prompt.to(self.tokens.device)
-        for buffer in (self.done, self.broken, self.num_emitted, self.features):
+        for buffer in (self.done, self.broken, self.num_emitted, self.counts, self.features):
             buffer.zero_()
         self.emitted: list[list[int]] = []  # B numbers for prefill and each step
         self.times: list[float] = []  # seconds since the start, for prefill and each step
@@ -107,30 +112,62 @@ class DecodeState:
         """
         return self.reading_is_free and all(owed > num_tokens for owed in self.owed if owed)
 
-    def last_tokens(self, count: int) -> torch.Tensor:  # [B, count]
-        """The last `count` tokens of each row."""
-        behind = torch.arange(-count, 0, device=self.lengths.device)
-        return self.tokens.gather(1, self.lengths[:, None] + behind)
+    def last_token(self) -> torch.Tensor:  # [B, 1]
+        """The last token of each row."""
+        return self.tokens.gather(1, (self.lengths - 1)[:, None])
 
-    def check(self, probs: torch.Tensor) -> None:
-        """Remember whether there is a NaN among `probs`, of which one a distribution is enough; `look` raises."""
-        self.broken |= probs.isnan().any()
+    def emit(self, token: torch.Tensor, probs: torch.Tensor) -> None:
+        """Append to each unfinished row its `token` `[B, 1]`, which `probs` `[B, 1, V]` are the distribution of."""
+        draft_tokens, chances, num_accepted = self.nothing_drafted
+        self.commit(draft_tokens, chances, probs, Verification(num_accepted, token[:, 0]))
 
-    def emit(self, tokens: torch.Tensor, num_tokens: torch.Tensor) -> None:
-        """Append the first `num_tokens` `[B]` of `tokens` `[B, n]` to each unfinished row, up to a stop token."""
+    def commit(
+        self,
+        draft_tokens: torch.Tensor,  # [B, gamma]
+        chances: torch.Tensor,  # [B, gamma], what the draft gave each of them; 0 where nothing was drafted
+        target_probs: torch.Tensor,  # [B, gamma+1, V]; a NaN makes all V of them NaN
+        verdict: Verification,
+    ) -> None:
+        """Append to each unfinished row what was accepted and the token behind it, up to a stop token, and count.
+
+        A NaN among the probabilities is remembered: `look` raises.
+        """
+        if self.reading_is_free and vocabulary.serves(target_probs, chances):
+            rows = self.tokens, self.lengths, self.ends, self.done, self.stops, self.broken
+            outcome = self.num_emitted, self.counts, self.report
+            torch.ops.specdec_lib.commit(*rows, *outcome, draft_tokens, chances, target_probs, *verdict)
+            return
+        self.broken |= target_probs[:, :, 0].isnan().any()
+        drafted, tokens = draft_tokens.shape[1] > 0, verdict.next_token[:, None]
+        if drafted:
+            self.broken |= chances.isnan().any()
+            tokens = torch.cat([draft_tokens, tokens], dim=1).scatter_(1, verdict.num_accepted[:, None], tokens)
         index = torch.arange(tokens.shape[1], device=tokens.device)
         self.tokens.scatter_(1, self.lengths[:, None] + index, tokens)
-        self.num_emitted.copy_(num_tokens * ~self.done)
+        self.num_emitted.copy_((verdict.num_accepted + 1) * ~self.done)
         if len(self.stops):
             offered = index < self.num_emitted[:, None]
             stops = (tokens[:, :, None] == self.stops).any(dim=2) & offered
             kept = offered & (stops.cumsum(dim=1) - stops.long() == 0)
             self.num_emitted.copy_(kept.sum(dim=1))
             self.done |= stops.any(dim=1)
+        if drafted:
+            self._count(chances > 0, verdict.num_accepted, index[:-1])
         self.lengths += self.num_emitted
         self.done |= self.lengths >= self.ends
         left, longest = (self.remaining * ~self.done).amax(dim=0, keepdim=True), self.lengths.amax(dim=0, keepdim=True)
         torch.cat([left, longest, self.broken[None], self.num_emitted], out=self.report)
+
+    def _count(self, proposed: torch.Tensor, num_accepted: torch.Tensor, position: torch.Tensor) -> None:
+        """Count what a row emits, before its length tells of it; a stop token ends what counts."""
+        active = (self.num_emitted > 0)[:, None]
+        tested = proposed & (position < (num_accepted + 1).minimum(self.num_emitted)[:, None]) & self.of_use(position)
+        accepted = position < num_accepted.minimum(self.num_emitted)[:, None]
+        self.counts += torch.cat([active, proposed & active, tested, accepted], dim=1).sum(dim=0)
+
+    def of_use(self, position: torch.Tensor) -> torch.Tensor:  # [B, gamma]
+        """Where a draft token can be of use: a step emits one token more than it accepts."""
+        return position < self.remaining[:, None] - 1
 
     def look(self) -> bool:
         """The step's one synchronisation: read its report. Whether every row is done; see `note`."""

@@ -144,7 +144,8 @@ struct Share {  // the weight rows of one thread, in fours
       : begin(n / 4 * thread / threads * 4), end(n / 4 * (thread + 1) / threads * 4) {}
 };
 
-void norm(const float* x, const BFloat16* weight, float eps, int64_t n, Number* out) {  // RMSNorm of one row
+template <typename To>
+void norm(const float* x, const BFloat16* weight, float eps, int64_t n, To* out) {  // RMSNorm of one row
   Floats squares = {};
   for (int64_t i = 0; i < n; i += kLanes) {
     const Floats v = load(x + i);
@@ -323,12 +324,12 @@ enum Weight { kAttentionNorm, kQuery, kKey, kValue, kAttentionOut, kMlpNorm, kGa
 // Run the layers over B rows of m tokens: x `[B * m, H]` float32 in place. `weights` holds kWeights tensors a layer, and
 // `factors` as many if matrices are of 8 bits (of norms they are not looked at); keys and values
 // `[B, kv_heads, capacity, D]` one a layer; slots `[B, m]` says where each token goes in them, positions `[B, m]` and
-// frequencies `[D / 2]` how it is turned. `taps[l]` is the column of `features` `[B * m, F]` that layer l's output goes
-// to, or -1.
-void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys,
-                    at::TensorList values, const Tensor& slots, const Tensor& positions, const Tensor& frequencies,
-                    double rotary_scaling, int64_t heads, double eps, double scaling, at::IntArrayRef taps,
-                    Tensor& features) {
+// frequencies `[D / 2]` how it is turned. `columns[l]` is the column of `features` `[B * m, F]` bfloat16 that layer l's
+// output goes to, or -1.
+static void run_layers(Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys,
+                       at::TensorList values, const Tensor& slots, const Tensor& positions, const Tensor& frequencies,
+                       double rotary_scaling, int64_t heads, double eps, double scaling,
+                       const std::vector<int64_t>& columns, Tensor& features) {
   const int64_t tokens = slots.size(1), rows = x.size(0);
   check(x, at::kFloat, "x");
   check(slots, at::kLong, "slots");
@@ -463,13 +464,56 @@ void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, a
 #pragma omp barrier
         add_product(mlp, matrix(layer, kDown));
 #pragma omp barrier
-        if (taps[layer] >= 0)
+        if (columns[layer] >= 0)
           for (int64_t r = thread; r < rows; r += threads)
             for (int64_t i = 0; i < width; i += kLanes)
-              store(feature + r * feature_size + taps[layer] + i, load(state + r * width + i));
+              store(feature + r * feature_size + columns[layer] + i, load(state + r * width + i));
       }
     }
   });
+}
+
+// Run the layers, nothing else.
+void decoder_layers(Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys,
+                    at::TensorList values, const Tensor& slots, const Tensor& positions, const Tensor& frequencies,
+                    double rotary_scaling, int64_t heads, double eps, double scaling) {
+  Tensor nothing = at::empty({x.size(0), 0}, x.options().dtype(at::kBFloat16));
+  run_layers(x, weights, factors, keys, values, slots, positions, frequencies, rotary_scaling, heads, eps, scaling,
+             std::vector<int64_t>(keys.size(), -1), nothing);
+}
+
+// Tokens `[B, m]` through `embeddings` `[V, H]`, the layers and the last norm: hidden states `[B, m, H]` and features
+// `[B, m, F]`, which are the outputs of the layers `taps` and the hidden states, side by side; bfloat16.
+std::tuple<Tensor, Tensor> decoder(const Tensor& tokens, const Tensor& embeddings, at::TensorList weights,
+                                   at::TensorList keys, at::TensorList values, const Tensor& slots,
+                                   const Tensor& positions, const Tensor& frequencies, double rotary_scaling,
+                                   int64_t heads, double eps, double scaling, at::IntArrayRef taps,
+                                   const Tensor& last_norm) {
+  check(tokens, at::kLong, "tokens");
+  check(embeddings, at::kBFloat16, "embeddings");
+  check(last_norm, at::kBFloat16, "last_norm");
+  const int64_t batch = tokens.size(0), many = tokens.size(1), rows = batch * many;
+  const int64_t width = embeddings.size(1), tapped = taps.size() * width;
+  Tensor hidden = at::empty({batch, many, width}, embeddings.options());
+  Tensor features = at::empty({rows, tapped + width}, embeddings.options());
+  Tensor x = at::empty({rows, width}, embeddings.options().dtype(at::kFloat));
+  const int64_t* token = tokens.const_data_ptr<int64_t>();
+  const BFloat16* table = embeddings.const_data_ptr<BFloat16>();
+  float* state = x.mutable_data_ptr<float>();
+  for (int64_t r = 0; r < rows; ++r) {
+    TORCH_CHECK_INDEX(token[r] >= 0 && token[r] < embeddings.size(0), "token ", token[r], " is none of ", embeddings.size(0));
+    for (int64_t i = 0; i < width; i += kLanes) store(state + r * width + i, load(table + token[r] * width + i));
+  }
+  std::vector<int64_t> columns(keys.size(), -1);
+  for (size_t i = 0; i < taps.size(); ++i) columns[taps[i]] = i * width;
+  run_layers(x, weights, {}, keys, values, slots, positions, frequencies, rotary_scaling, heads, eps, scaling, columns,
+             features);
+  BFloat16 *of_hidden = hidden.mutable_data_ptr<BFloat16>(), *of_features = features.mutable_data_ptr<BFloat16>();
+  for (int64_t r = 0; r < rows; ++r) {
+    norm(state + r * width, last_norm.const_data_ptr<BFloat16>(), eps, width, of_hidden + r * width);
+    std::copy_n(of_hidden + r * width, width, of_features + r * (tapped + width) + tapped);
+  }
+  return {hidden, features.view({batch, many, -1})};
 }
 
 TORCH_LIBRARY(specdec_lib, library) {
@@ -478,10 +522,15 @@ TORCH_LIBRARY(specdec_lib, library) {
       "norm_linear(Tensor x, Tensor norm_weight, float eps, Tensor weight, Tensor? factors=None) -> Tensor", norm_linear);
   library.def("join(Tensor tokens, Tensor embeddings, Tensor states, float eps, Tensor weight) -> Tensor", join);
   library.def(
-      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] factors, Tensor[] keys, Tensor[] values, Tensor slots, "
-      "Tensor positions, Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, Tensor(b!) features) "
+      "decoder_layers(Tensor(a!) x, Tensor[] weights, Tensor[] factors, Tensor(b!)[] keys, Tensor(c!)[] values, "
+      "Tensor slots, Tensor positions, Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling) "
       "-> ()",
       decoder_layers);
+  library.def(
+      "decoder(Tensor tokens, Tensor embeddings, Tensor[] weights, Tensor(a!)[] keys, Tensor(b!)[] values, Tensor slots, "
+      "Tensor positions, Tensor frequencies, float rotary_scaling, int heads, float eps, float scaling, int[] taps, "
+      "Tensor last_norm) -> (Tensor, Tensor)",
+      decoder);
 }
 
 }  // namespace specdec

@@ -17,7 +17,6 @@ at::Tensor join(const at::Tensor& tokens, const at::Tensor& embeddings, const at
                 const at::Tensor& weight);
 void decoder_layers(at::Tensor& x, at::TensorList weights, at::TensorList factors, at::TensorList keys,
                     at::TensorList values, const at::Tensor& slots, const at::Tensor& positions,
-                    const at::Tensor& frequencies, double rotary_scaling, int64_t heads, double eps, double scaling,
-                    at::IntArrayRef taps, at::Tensor& features);
+                    const at::Tensor& frequencies, double rotary_scaling, int64_t heads, double eps, double scaling);
 
 }  // namespace specdec

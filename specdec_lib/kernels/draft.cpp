@@ -63,10 +63,9 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
   const int64_t *first = known.const_data_ptr<int64_t>(), *added = num_new.const_data_ptr<int64_t>();
   const int64_t* ids = scored_ids.const_data_ptr<int64_t>();
   const double* uniform = uniforms.const_data_ptr<double>();
-  Tensor nothing = at::empty({batch * pairs, 0}, features.options());
   const auto run = [&](Tensor& x, const Tensor& slots) {
     decoder_layers(x, layer, layer_factors, cache.slice(0, 1), cache.slice(1, 1), slots, slots, frequencies, 1.0, heads,
-                   eps, scaling, {-1}, nothing);
+                   eps, scaling);
   };
 
   Tensor slots = known.unsqueeze(1).add(at::arange(pairs, known.options()));

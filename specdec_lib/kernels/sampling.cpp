@@ -108,15 +108,15 @@ int64_t invert(const float* weights, int64_t n, double uniform) {
   return index < 0 ? n - 1 : index;
 }
 
-// softmax(logits / temperature) of each row of `logits` `[R, V]` float32, at temperature 0 a one-hot of the largest; all
+// softmax(logits / temperature) of each row of `logits` `[..., V]` float32, at temperature 0 a one-hot of the largest; all
 // NaN where there is a NaN among the logits.
 Tensor probabilities(const Tensor& logits, double temperature) {
   check(logits, at::kFloat, "logits");
-  const int64_t n = logits.size(1);
+  const int64_t n = logits.size(-1), rows = logits.numel() / n;
   Tensor probs = at::empty_like(logits);
   const float* from = logits.const_data_ptr<float>();
   float* to = probs.mutable_data_ptr<float>();
-  at::parallel_for(0, logits.size(0), 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       if (temperature == 0) {
         float value;
@@ -131,13 +131,13 @@ Tensor probabilities(const Tensor& logits, double temperature) {
   return probs;
 }
 
-// One token from each row of `weights` `[R, V]` float32, which need not sum to 1, with `uniforms` `[R]` float64.
+// One token from each row of `weights` `[..., V]` float32, which need not sum to 1, with `uniforms` `[...]` float64.
 Tensor draw(const Tensor& weights, const Tensor& uniforms) {
   check(weights, at::kFloat, "weights");
   check(uniforms, at::kDouble, "uniforms");
-  const int64_t rows = weights.size(0), n = weights.size(1);
+  const int64_t n = weights.size(-1), rows = weights.numel() / n;
   TORCH_CHECK(uniforms.numel() == rows, "there are ", rows, " rows and ", uniforms.numel(), " random numbers");
-  Tensor tokens = at::empty({rows}, uniforms.options().dtype(at::kLong));
+  Tensor tokens = at::empty(uniforms.sizes(), uniforms.options().dtype(at::kLong));
   const float* from = weights.const_data_ptr<float>();
   const double* uniform = uniforms.const_data_ptr<double>();
   int64_t* token = tokens.mutable_data_ptr<int64_t>();

@@ -18,14 +18,12 @@ def serves(*weights: torch.Tensor) -> bool:
 
 def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One token from each of `weights` `[..., V]` float32 by inversion of `uniforms` `[...]` float64, int64 `[...]`."""
-    rows = weights.reshape(-1, weights.shape[-1]).contiguous()
-    return torch.ops.specdec_lib.draw(rows, uniforms.reshape(-1).contiguous()).view(uniforms.shape)
+    return torch.ops.specdec_lib.draw(weights.contiguous(), uniforms.contiguous())
 
 
 def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """softmax(logits / temperature) of `[..., V]`, a one-hot of the largest at temperature 0."""
-    rows = logits.reshape(-1, logits.shape[-1]).contiguous()
-    return torch.ops.specdec_lib.probabilities(rows, temperature).view(logits.shape)
+    return torch.ops.specdec_lib.probabilities(logits.contiguous(), temperature)
 
 
 def verify(

@@ -59,12 +59,11 @@ def replayed_pieces(
         raise CaptureError(kept.failure)
     bound = max(captured.replays)
     state.max_length = bound
-    read = state.last_tokens(1).repeat(1, tokens)  # [B, tokens]
+    read = state.last_token().repeat(1, tokens)  # [B, tokens]
 
     def target_pass() -> object:
         step.cache.set_lengths(state.lengths - 1, bound - 1)
-        hidden = target.forward(read, step.cache).hidden
-        return target.logits(hidden if gamma > 0 else hidden[:, -1])
+        return target.logits(target.forward(read, step.cache).hidden)
 
     def draft() -> object:
         streams.next_passage()

@@ -92,6 +92,7 @@ class RaggedStaticCache(Cache):
     Attributes:
         lengths: `[B]` int64, the committed positions of each row.
         max_length: an upper bound of `lengths` known to the host without asking the device.
+        keys, values: `[B, num_heads, capacity, head_dim]` for each layer.
     """
 
     def __init__(
@@ -113,7 +114,8 @@ class RaggedStaticCache(Cache):
         self.placement = Placement(rows, rows, view=0)
         shape = (batch_size, num_heads, self.capacity, head_dim)
         kept = host_memory.zeros([shape] * 2 * num_layers, dtype, device)
-        layers = [RaggedLayer(self.placement, *of_layer) for of_layer in zip(kept[::2], kept[1::2], strict=True)]
+        self.keys, self.values = kept[::2], kept[1::2]
+        layers = [RaggedLayer(self.placement, *of_layer) for of_layer in zip(self.keys, self.values, strict=True)]
         super().__init__(layers=layers)
 
     def place(self, num_tokens: int) -> torch.Tensor:  # [B, num_tokens]

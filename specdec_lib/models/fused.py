@@ -86,45 +86,47 @@ class FusedLayers:
         x: torch.Tensor,  # [B * m, H] float32, changed in place
         positions: torch.Tensor,  # [B, m], what the rotary embedding sees
         cache: RaggedStaticCache,
-        taps: Sequence[int] = (),  # layers whose output is wanted
-    ) -> torch.Tensor:  # [B * m, len(taps) * H] bfloat16
+    ) -> None:
         """Run the layers behind each row's committed length; `cache.place` has been called."""
-        features = torch.empty(len(x), len(taps) * x.shape[1], dtype=torch.bfloat16)
-        columns = [-1] * len(cache.layers)
-        for index, layer in enumerate(taps):
-            columns[layer] = index * x.shape[1]
-        torch.ops.specdec_lib.decoder_layers(
-            x,
-            self.weights,
-            self.factors,
-            [layer.keys for layer in cache.layers],
-            [layer.values for layer in cache.layers],
-            cache.placement.positions,
-            positions,
-            self.inverse_frequencies,
-            self.rotary_scaling,
-            self.heads,
-            self.eps,
-            self.scaling,
-            columns,
-            features,
+        torch.ops.specdec_lib.decoder_layers(x, self.weights, self.factors, *self.where(positions, cache))
+
+    def where(self, positions: torch.Tensor, cache: RaggedStaticCache) -> tuple[Any, ...]:
+        """What attention is told: where everything lies, and how it is turned and scaled."""
+        rotary = self.inverse_frequencies, self.rotary_scaling
+        places = cache.keys, cache.values, cache.placement.positions
+        return *places, positions, *rotary, self.heads, self.eps, self.scaling
+
+
+class FusedBody:
+    """A Hugging Face model body, from tokens to hidden states, on its own weights."""
+
+    def __init__(self, body: Any):
+        self.embeddings, self.last_norm = body.embed_tokens.weight.data, body.norm.weight.data
+        self.layers = FusedLayers(
+            [layer.get_submodule(name).weight.data for layer in body.layers for name in LAYER_WEIGHTS],
+            heads=body.config.num_attention_heads,
+            eps=body.config.rms_norm_eps,
+            scaling=body.layers[0].self_attn.scaling,
+            inverse_frequencies=body.rotary_emb.inv_freq,
+            rotary_scaling=body.rotary_emb.attention_scaling,
         )
-        return features
 
+    @classmethod
+    def of(cls, body: Any) -> FusedBody | None:
+        """None if the kernels cannot compute `body` on this machine."""
+        return cls(body) if _is_plain_llama(body) and not why_no_kernels() else None
 
-def fused_layers(body: Any) -> FusedLayers | None:
-    """The layers of a Hugging Face model body, or None if the kernels cannot compute it on this machine."""
-    if not _is_plain_llama(body) or why_no_kernels():
-        return None
-    attention = body.layers[0].self_attn
-    return FusedLayers(
-        [layer.get_submodule(name).weight.data for layer in body.layers for name in LAYER_WEIGHTS],
-        heads=body.config.num_attention_heads,
-        eps=body.config.rms_norm_eps,
-        scaling=attention.scaling,
-        inverse_frequencies=body.rotary_emb.inv_freq,
-        rotary_scaling=body.rotary_emb.attention_scaling,
-    )
+    def __call__(
+        self,
+        tokens: torch.Tensor,  # [B, m]
+        positions: torch.Tensor,  # [B, m], what the rotary embedding sees
+        cache: RaggedStaticCache,
+        taps: Sequence[int] = (),  # layers whose outputs are features too
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, m, H], [B, m, (len(taps) + 1) * H]
+        """Hidden states, and features, of which they are the last; `cache.place` has been called."""
+        where = self.layers.where(positions, cache)
+        tokens = tokens.contiguous()
+        return torch.ops.specdec_lib.decoder(tokens, self.embeddings, self.layers.weights, *where, taps, self.last_norm)
 
 
 def _is_plain_llama(body: Any) -> bool:
@@ -133,7 +135,7 @@ def _is_plain_llama(body: Any) -> bool:
         return False
     if body.rotary_emb.rope_type not in STATIC_ROPE:
         return False
-    weights = list(body.layers.parameters())
+    weights = list(body.parameters())
     head_dim = body.layers[0].self_attn.head_dim
     return (
         not (config.attention_bias or config.mlp_bias)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import embedding, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -84,7 +84,7 @@ class LanguageModel:
         self.dtype: torch.dtype = self.head.weight.dtype
         self.feature_layers = feature_layers
         self.compiled = compiled
-        self.fused = fused.fused_layers(self.body) if compiled else None
+        self.fused = fused.FusedBody.of(self.body) if compiled else None
         self.inductor: CompiledLayers | None = None
         self.why_not_compiled: str | None = None
         self.kept: object = None  # what decoding keeps for this model between calls
@@ -162,7 +162,7 @@ class LanguageModel:
         Nothing is committed: call `cache.commit` with the number of tokens to keep.
         """
         if self.fused is not None:
-            return self._fused_forward(self.fused, tokens, cache)
+            return Step(*self.fused(tokens, self._place(tokens, cache), cache, self.feature_layers))
         if self.inductor is not None:
             try:
                 return self._compiled_forward(self.inductor, tokens, cache)
@@ -173,26 +173,21 @@ class LanguageModel:
         features = torch.cat([*self._tapped, hidden], dim=-1) if self._tapped else hidden
         return Step(hidden, features)
 
-    def _fused_forward(self, layers: fused.FusedLayers, tokens: torch.Tensor, cache: RaggedStaticCache) -> Step:
-        positions = cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)
-        state = embedding(tokens.flatten(), self.body.embed_tokens.weight).float()  # [B * m, H]
-        features = layers(state, positions, cache, taps=self.feature_layers)
-        hidden = rms_norm(state, state.shape[1:], self.body.norm.weight.float(), layers.eps).to(self.dtype)
-        features = torch.cat([features, hidden], dim=1) if self.feature_layers else hidden
-        return Step(hidden.unflatten(0, tokens.shape), features.unflatten(0, tokens.shape))
-
     def _compiled_forward(self, layers: CompiledLayers, tokens: torch.Tensor, cache: RaggedStaticCache) -> Step:
-        positions = cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)
-        outputs = layers(tokens, positions, cache.attention_mask(self.dtype), cache)
+        outputs = layers(tokens, self._place(tokens, cache), cache.attention_mask(self.dtype), cache)
         tapped = [outputs[layer] for layer in self.feature_layers]
         return Step(outputs[-1], torch.cat([*tapped, outputs[-1]], dim=-1) if tapped else outputs[-1])
 
     def _call(self, model: Any, tokens: torch.Tensor, cache: RaggedStaticCache) -> Any:
-        positions = cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)  # drafts may overshoot; unused
+        positions = self._place(tokens, cache)
         mask = cache.attention_mask(self.dtype)
         return model(
             input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         )
+
+    def _place(self, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:  # [B, m]
+        # Drafts may overshoot the context; what they compute there is not used.
+        return cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
