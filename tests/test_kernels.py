@@ -266,14 +266,15 @@ def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_p
     save_head(tmp_path, target, torch.arange(0, 96, 2))
     head, sampling = DraftHead.load(tmp_path, target), SamplingConfig(temperature=temperature)
     known, num_new = torch.tensor([2, 0, 5]), torch.tensor([3, 1, 0])
-    tokens = torch.randint(96, (3, 3), generator=seeded())
+    text = torch.randint(96, (3, 9), generator=seeded())
+    tokens = text.gather(1, known[:, None] + torch.arange(1, 4))
     features = torch.randn(3, 3, 192, generator=seeded(1)).bfloat16()
     caches = [head.new_cache(3, 16) for _ in range(2)]
     for cache in caches:
         head.forward(torch.full((3, 5), 7), torch.ones(3, 5, 64), cache)
     uniforms = torch.rand(3, 4, generator=seeded(2), dtype=torch.float64)
     assert head.fused is not None
-    drafted, probs = head.fused.draft(tokens, features, known, num_new, caches[0], temperature, uniforms)
+    drafted, probs = head.fused.draft(text, known + 1 + num_new, num_new, features, caches[0], temperature, uniforms)
 
     caches[1].set_lengths(known, 5)
     hidden = head.forward(tokens, head.fuse(features), caches[1])
@@ -295,10 +296,9 @@ def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_p
 def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperature, num_scored):
     head = DraftHead.load(save_head(tmp_path, target, torch.arange(num_scored)), target)
     features = torch.full((1, 1, 192), float("nan")).bfloat16()
-    start, uniforms = torch.zeros(1, dtype=torch.int64), torch.full((1, 2), 0.5, dtype=torch.float64)
-    _, probs = head.fused.draft(
-        torch.ones(1, 1).long(), features, start, start + 1, head.new_cache(1, 8), temperature, uniforms
-    )
+    text, uniforms = torch.ones(1, 3).long(), torch.full((1, 2), 0.5, dtype=torch.float64)
+    two, one = torch.tensor([2]), torch.tensor([1])
+    _, probs = head.fused.draft(text, two, one, features, head.new_cache(1, 8), temperature, uniforms)
     assert probs.sum(dim=-1).isnan().all()
 
 
@@ -397,6 +397,23 @@ def test_a_nan_among_the_probabilities_of_a_step_is_remembered_in_one_call_too()
         if place is not None:
             with pytest.raises(ValueError, match="the logits hold NaN"):
                 state.look()
+
+
+@needs_kernels
+@pytest.mark.parametrize(("longest", "shortest"), [(3, 1), (5, 2), (1, 1)])
+def test_the_text_is_searched_as_in_pytorch(longest, shortest, monkeypatch):
+    proposer, found = NgramProposer(longest, shortest), 0
+    for seed in range(60):
+        texts = [torch.randint(4, (number,), generator=seeded(seed)) for number in (1, 2, 3, 9, 14)]
+        target = LanguageModel(tiny_llama(), "target")
+        state = DecodeState(target, texts, max_new_tokens=9, stop_token_ids=(), slack=5)
+        proposals = []
+        for available in (True, False):
+            monkeypatch.setattr(vocabulary, "available", lambda *_, available=available: available)
+            proposals.append(proposer.propose(state, 4, SamplingConfig(), seeded()))
+        assert all(map(torch.equal, *proposals))
+        found += proposals[0][1].any(dim=-1).sum()
+    assert 60 < found < 60 * 5 * 4
 
 
 @needs_kernels

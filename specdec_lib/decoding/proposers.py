@@ -12,6 +12,7 @@ from specdec_lib.decoding.sampling import choose, probabilities
 from specdec_lib.decoding.state import DecodeState, check_context
 from specdec_lib.decoding.step_loop import capture_key
 from specdec_lib.decoding.streams import uniforms
+from specdec_lib.kernels import vocabulary
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
@@ -127,14 +128,14 @@ class HeadProposer(ModelProposer):
     def propose(
         self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
     ) -> Proposal:
+        if self.head.fused is not None and (sampling.top_k, sampling.top_p) == (0, 1):
+            numbers = uniforms(state.tokens, num_draft_tokens, generator)  # [B, gamma]; greedy drafting looks at none
+            text = state.tokens, state.lengths, state.num_emitted
+            return self.head.fused.draft(*text, state.features, self.cache, sampling.temperature, numbers)
         width = state.features.shape[1]
         known = state.lengths - 1 - state.num_emitted  # pairs read before the last step
         index = known[:, None] + 1 + torch.arange(width, device=known.device)
         tokens = state.tokens.gather(1, index)
-        if self.head.fused is not None and (sampling.top_k, sampling.top_p) == (0, 1):
-            numbers = uniforms(tokens, num_draft_tokens, generator)  # [B, gamma]; greedy drafting looks at none
-            news = state.num_emitted
-            return self.head.fused.draft(tokens, state.features, known, news, self.cache, sampling.temperature, numbers)
         self.cache.set_lengths(known, state.max_length - 1)
         hidden = self.head.forward(tokens, self.head.fuse(state.features), self.cache)
         self.cache.set_lengths(state.lengths - 1, state.max_length - 1)
@@ -178,6 +179,10 @@ class NgramProposer:
     def propose(
         self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
     ) -> Proposal:
+        if state.reading_is_free and vocabulary.available(state.tokens.device, state.vocab_size):
+            return vocabulary.lookup(
+                state.tokens, state.lengths, self.longest, self.shortest, num_draft_tokens, state.vocab_size
+            )
         source = self._continuation(state)  # [B], where the copy begins; at the end of the row if nothing matched
         index = source[:, None] + torch.arange(num_draft_tokens, device=source.device)
         known = index < state.lengths[:, None]
@@ -226,12 +231,14 @@ class CompositeProposer:
         self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
     ) -> Proposal:
         copied, copied_probs = self.lookup.propose(state, num_draft_tokens, sampling, generator)
-        found = copied_probs[:, 0].any(dim=-1)[:, None]  # [B, 1]
+        found = copied_probs[:, 0].gather(1, copied[:, :1]) > 0  # [B, 1]
         # Where to look is no wait: if every row copies, the draft only reads on, which its cache needs.
         idle = state.reading_is_free and bool(found.all())
         drafted, drafted_probs = self.draft.propose(state, 1 if idle else num_draft_tokens, sampling, generator)
         if idle:
             return copied, copied_probs
+        if state.reading_is_free and not found.any():
+            return drafted, drafted_probs
         return torch.where(found, copied, drafted), torch.where(found[:, :, None], copied_probs, drafted_probs)
 
 

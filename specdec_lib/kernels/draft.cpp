@@ -1,12 +1,13 @@
 // All draft tokens of a draft head in one call: what `HeadProposer` and `DraftHead` do step by step.
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "decoder.h"
@@ -35,32 +36,34 @@ Tensor scaled_features(const Tensor& features, const Tensor& scale, int64_t widt
 
 }  // namespace
 
-// Draft gamma tokens for B rows. `tokens` `[B, m]` and `features` `[B, m, F]` are the pairs that the head has not read
-// yet, from slot `known` `[B]` on; the first `num_new` `[B]` of them count, and drafting begins behind those (behind the
-// first pair where none does). Temperature 0 takes the most likely token, any other inverts with `uniforms` `[B, gamma]`.
+// Draft gamma tokens for B rows of `lengths` `[B]` known tokens in `text` `[B, capacity]`. The last `num_new` `[B]` of them
+// and what stands behind them, with `features` `[B, m, F]`, are m pairs that the head has not read yet; the first num_new
+// count, and drafting begins behind those (behind the first pair where none does). Temperature 0 takes the most likely
+// token, any other inverts with `uniforms` `[B, gamma]`.
 // Returns the tokens `[B, gamma]` and the distributions that they come from, `[B, gamma, V]` float32, zero outside
 // `scored_ids` `[S]`.
-std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, const Tensor& feature_scale,
+std::tuple<Tensor, Tensor> draft(const Tensor& text, const Tensor& lengths, const Tensor& num_new,
+                                 const Tensor& features, const Tensor& feature_scale,
                                  const Tensor& fuse_weight, const Tensor& embeddings, const Tensor& combine_weight,
                                  at::TensorList layer, at::TensorList layer_factors, at::TensorList cache,
-                                 const Tensor& known, const Tensor& num_new,
                                  const Tensor& frequencies, int64_t heads, double eps, double scaling,
                                  const Tensor& output_norm, const Tensor& output_rows, const Tensor& output_factors,
                                  const Tensor& scored_ids,
                                  double temperature, const Tensor& uniforms) {
-  check(tokens, at::kLong, "tokens");
+  check(text, at::kLong, "text");
   check(features, at::kBFloat16, "features");
   check(feature_scale, at::kBFloat16, "feature_scale");
-  check(known, at::kLong, "known");
+  check(lengths, at::kLong, "lengths");
   check(num_new, at::kLong, "num_new");
   check(scored_ids, at::kLong, "scored_ids");
   check(uniforms, at::kDouble, "uniforms");
-  const int64_t batch = tokens.size(0), pairs = tokens.size(1), width = embeddings.size(1), gamma = uniforms.size(1);
+  const int64_t batch = text.size(0), capacity = text.size(1), pairs = features.size(1), width = embeddings.size(1), gamma = uniforms.size(1);
   const int64_t num_scored = scored_ids.numel(), vocabulary = embeddings.size(0);
-  TORCH_CHECK(features.size(1) == pairs && features.size(2) == feature_scale.numel() && uniforms.size(0) == batch,
-              "tokens ", tokens.sizes(), ", features ", features.sizes(), " and uniforms ", uniforms.sizes(),
-              " do not belong together");
-  const int64_t *first = known.const_data_ptr<int64_t>(), *added = num_new.const_data_ptr<int64_t>();
+  TORCH_CHECK(features.size(0) == batch && features.size(2) == feature_scale.numel() && uniforms.size(0) == batch &&
+                  lengths.numel() == batch && num_new.numel() == batch,
+              "text ", text.sizes(), ", lengths ", lengths.sizes(), ", num_new ", num_new.sizes(), ", features ",
+              features.sizes(), " and uniforms ", uniforms.sizes(), " do not belong together");
+  const int64_t *length = lengths.const_data_ptr<int64_t>(), *added = num_new.const_data_ptr<int64_t>();
   const int64_t* ids = scored_ids.const_data_ptr<int64_t>();
   const double* uniform = uniforms.const_data_ptr<double>();
   const auto run = [&](Tensor& x, const Tensor& slots) {
@@ -68,18 +71,24 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
                    eps, scaling);
   };
 
-  Tensor slots = known.unsqueeze(1).add(at::arange(pairs, known.options()));
+  Tensor slots = at::empty({batch, pairs}, lengths.options()), tokens = at::empty({batch * pairs}, text.options());
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t known = length[b] - 1 - added[b];  // pairs that it has read
+    TORCH_CHECK(known >= 0 && known + pairs < capacity, "there are ", length[b], " tokens, ", added[b], " of them new");
+    std::iota(slots.mutable_data_ptr<int64_t>() + b * pairs, slots.mutable_data_ptr<int64_t>() + (b + 1) * pairs, known);
+    std::copy_n(text.const_data_ptr<int64_t>() + b * capacity + known + 1, pairs, tokens.mutable_data_ptr<int64_t>() + b * pairs);
+  }
   const Tensor scaled = scaled_features(features.view({batch * pairs, -1}), feature_scale, width, eps);
-  Tensor x = join(tokens.view(-1), embeddings, specdec::linear(scaled, fuse_weight, {}), eps, combine_weight);
+  Tensor x = join(tokens, embeddings, specdec::linear(scaled, fuse_weight, {}), eps, combine_weight);
   run(x, slots);
   Tensor state = at::empty({batch, width}, x.options());
-  slots = at::empty({batch, 1}, known.options());
+  slots = at::empty({batch, 1}, lengths.options());
   for (int64_t b = 0; b < batch; ++b) {
     state[b].copy_(x[b * pairs + std::max<int64_t>(added[b] - 1, 0)]);
-    slots.mutable_data_ptr<int64_t>()[b] = first[b] + added[b];
+    slots.mutable_data_ptr<int64_t>()[b] = length[b] - 1;
   }
 
-  Tensor drafted = at::empty({batch, gamma}, tokens.options()), last = at::empty({batch}, tokens.options());
+  Tensor drafted = at::empty({batch, gamma}, text.options()), last = at::empty({batch}, text.options());
   Tensor probs = at::zeros({batch, gamma, vocabulary}, x.options());
   std::vector<float> scored(num_scored);
   for (int64_t position = 0; position < gamma; ++position) {
@@ -109,8 +118,8 @@ std::tuple<Tensor, Tensor> draft(const Tensor& tokens, const Tensor& features, c
 
 TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
   library.def(
-      "draft(Tensor tokens, Tensor features, Tensor feature_scale, Tensor fuse_weight, Tensor embeddings, "
-      "Tensor combine_weight, Tensor[] layer, Tensor[] layer_factors, Tensor(a!)[] cache, Tensor known, Tensor num_new, "
+      "draft(Tensor text, Tensor lengths, Tensor num_new, Tensor features, Tensor feature_scale, Tensor fuse_weight, "
+      "Tensor embeddings, Tensor combine_weight, Tensor[] layer, Tensor[] layer_factors, Tensor(a!)[] cache, "
       "Tensor frequencies, int heads, float eps, float scaling, Tensor output_norm, Tensor output_rows, "
       "Tensor output_factors, Tensor scored_ids, float temperature, Tensor uniforms) -> (Tensor, Tensor)",
       draft);

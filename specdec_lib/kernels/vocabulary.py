@@ -9,16 +9,31 @@ from specdec_lib.kernels.build import why_no_kernels
 SMALLEST = 1024  # tokens: below, PyTorch's passes cost nothing
 
 
+def available(device: torch.device, vocab_size: int) -> bool:
+    """Whether the kernels are there for distributions over so many tokens."""
+    return vocab_size >= SMALLEST and device.type == "cpu" and why_no_kernels() is None
+
+
 def serves(*weights: torch.Tensor) -> bool:
     """Whether the kernels can draw from `weights` `[..., V]`."""
-    return weights[0].shape[-1] >= SMALLEST and not (
-        any(w.dtype != torch.float32 or w.device.type != "cpu" for w in weights) or why_no_kernels()
-    )
+    return all(w.dtype == torch.float32 for w in weights) and available(weights[0].device, weights[0].shape[-1])
 
 
 def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One token from each of `weights` `[..., V]` float32 by inversion of `uniforms` `[...]` float64, int64 `[...]`."""
     return torch.ops.specdec_lib.draw(weights.contiguous(), uniforms.contiguous())
+
+
+def lookup(
+    tokens: torch.Tensor,  # [B, capacity]
+    lengths: torch.Tensor,  # [B]
+    longest: int,
+    shortest: int,
+    num_draft_tokens: int,
+    vocab_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
+    """What followed the last `longest` to `shortest` tokens where they stood before, and one-hots of it."""
+    return torch.ops.specdec_lib.lookup(tokens, lengths, longest, shortest, num_draft_tokens, vocab_size)
 
 
 def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -91,18 +91,19 @@ class FusedHead:
 
     def draft(
         self,
-        tokens: torch.Tensor,  # [B, m], of the pairs that the cache does not hold yet
-        features: torch.Tensor,  # [B, m, F]
-        known: torch.Tensor,  # [B], pairs that it holds
-        num_new: torch.Tensor,  # [B], how many of the m count
+        text: torch.Tensor,  # [B, capacity]
+        lengths: torch.Tensor,  # [B], its known tokens
+        num_new: torch.Tensor,  # [B], how many of them the cache does not hold yet
+        features: torch.Tensor,  # [B, m, F], of what comes before each of those, and anything behind that
         cache: RaggedStaticCache,
         temperature: float,
         uniforms: torch.Tensor,  # [B, gamma] float64
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
         """All gamma draft tokens and their distributions in one call."""
-        (layer,) = cache.layers
         return torch.ops.specdec_lib.draft(
-            tokens,
+            text,
+            lengths,
+            num_new,
             features,
             self.feature_scale,
             self.fuse_weight,
@@ -110,9 +111,7 @@ class FusedHead:
             self.combine_weight,
             self.layers.weights,
             self.layers.factors,
-            [layer.keys, layer.values],
-            known,
-            num_new,
+            [*cache.keys, *cache.values],
             self.layers.inverse_frequencies,
             self.layers.heads,
             self.eps,
