@@ -7,6 +7,17 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # toys lose more to threads that wait for one another than they gain
 
 
+@pytest.fixture(scope="session", autouse=True)
+def hurried():
+    """Sweeps measure their machine in a moment, here and in the workers that they start."""
+    from quick_worker import QUICK, hurry
+
+    from specdec_lib.measure.sweep import run_sweep
+
+    hurry()
+    run_sweep.__kwdefaults__["command"] = QUICK
+
+
 @pytest.fixture
 def recorder(monkeypatch):
     """Every decoding in the test goes the way of a GPU, with a graph for each 8 positions."""

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from quick_worker import hurry
 
 from specdec_lib.measure import calibration, worker
 from specdec_lib.measure.blocks import BlockRunner
@@ -67,5 +68,6 @@ def befall(faults):
 
 if __name__ == "__main__":
     faulthandler.enable()
+    hurry()
     befall(json.loads(sys.argv[1]))
     sys.exit(worker.main(sys.argv[2:]))

@@ -80,7 +80,8 @@ def test_a_loaded_model_computes_with_the_weights_that_it_has(tmp_path: Path) ->
     assert target.head.weight is rows
     if target.fused is not None:
         moved = {weight.data_ptr() for weight in target.model.parameters()}
-        assert {weight.data_ptr() for weight in target.fused.layers.weights} < moved
+        body = target.fused
+        assert {weight.data_ptr() for weight in [*body.layers.weights, body.embeddings, body.last_norm]} <= moved
     layers_of_target(target.model, (0, -1), torch.arange(96)).draft.save(tmp_path / "plain")
     plain = load_plain_draft(tmp_path / "plain", target)
     assert plain.model.get_input_embeddings().weight.data_ptr() == rows.data_ptr()

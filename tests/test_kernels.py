@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.utils import cpp_extension
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import HeadProposer, NgramProposer
+from specdec_lib.decoding.proposers import CompositeProposer, HeadProposer, NgramProposer
 from specdec_lib.decoding.sampling import invert, probabilities
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.state import DecodeState
@@ -350,7 +351,7 @@ def test_tokens_are_verified_as_in_pytorch():
 
 
 def rows_in_flight(gamma: int, stops: tuple[int, ...]) -> DecodeState:
-    """Rows of which one is done, one is about to be, and the others have room; what tokens 7 and 8 mean is theirs."""
+    """Rows of which one is done, one is about to be, and the others have room."""
     prompts = [torch.arange(1, 3 + row) for row in range(5)]
     target = LanguageModel(tiny_llama(), "target")
     state = DecodeState(target, prompts, max_new_tokens=9, stop_token_ids=stops, slack=gamma + 1)
@@ -369,6 +370,7 @@ def test_what_a_step_emits_and_counts_is_the_same_in_one_call(gamma, stops, monk
         drafted = torch.randint(5, 12, (5, gamma), generator=generator)
         chances = torch.rand(5, gamma, generator=generator).round(decimals=0)  # half of them were not drafted
         accepted = torch.randint(gamma + 1, (5,), generator=generator).minimum(torch.tensor([gamma, 0, 1, 4, 4]))
+        accepted = torch.stack([accepted, accepted], dim=1)[:, 0]  # of a verifier of one's own: not contiguous
         probs = torch.full((5, gamma + 1, vocabulary.SMALLEST), 0.5)
         steps.append((drafted, chances, probs, Verification(accepted, torch.randint(5, 12, (5,), generator=generator))))
     for serves in (True, False):
@@ -404,9 +406,12 @@ def test_a_nan_among_the_probabilities_of_a_step_is_remembered_in_one_call_too()
 def test_the_text_is_searched_as_in_pytorch(longest, shortest, monkeypatch):
     proposer, found = NgramProposer(longest, shortest), 0
     for seed in range(60):
-        texts = [torch.randint(4, (number,), generator=seeded(seed)) for number in (1, 2, 3, 9, 14)]
+        generator = seeded(seed)
+        texts = [torch.randint(4, (number,), generator=generator) for number in (1, 2, 3, 9, 14)]
         target = LanguageModel(tiny_llama(), "target")
         state = DecodeState(target, texts, max_new_tokens=9, stop_token_ids=(), slack=5)
+        for row, text in zip(state.tokens, texts, strict=True):  # what a rollback left behind is not text
+            row[len(text) :].random_(4, generator=generator)
         proposals = []
         for available in (True, False):
             monkeypatch.setattr(vocabulary, "available", lambda *_, available=available: available)
@@ -418,11 +423,79 @@ def test_the_text_is_searched_as_in_pytorch(longest, shortest, monkeypatch):
 
 @needs_kernels
 @pytest.mark.parametrize("accepted", [-1, 3])
-def test_more_tokens_than_were_drafted_cannot_be_committed(accepted):
+def test_neither_fewer_tokens_than_none_nor_more_than_were_drafted_can_be_accepted(accepted):
     state, two = rows_in_flight(2, ()), torch.zeros(5, 2, dtype=torch.int64)
     probs, verdict = torch.zeros(5, 3, vocabulary.SMALLEST), Verification(torch.full((5,), accepted), two[:, 0].clone())
-    with pytest.raises(RuntimeError, match="has no room for"):
+    with pytest.raises(RuntimeError, match=f"{accepted} of 2 draft tokens cannot be accepted"):
         state.commit(two, two.float(), probs, verdict)
+
+
+@needs_kernels
+def test_a_verifier_of_one_s_own_may_count_in_32_bits_and_return_more():
+    class Told(NamedTuple):
+        next_token: torch.Tensor
+        num_accepted: torch.Tensor
+        reason: str
+
+    state, drafted = rows_in_flight(2, ()), torch.full((5, 2), 6)
+    told = Told(torch.full((5,), 7), torch.tensor([1, 0, 1, 1, 1], dtype=torch.int32), "told to")
+    state.commit(drafted, drafted.float(), torch.zeros(5, 3, vocabulary.SMALLEST), told)
+    assert state.tokens[4, 6:9].tolist() == [6, 7, 7]
+    assert state.report.tolist() == [7, 13, 0, 0, 1, 2, 2, 2]
+
+
+@needs_kernels
+@pytest.mark.parametrize("sampling", [SamplingConfig(0), SamplingConfig()], ids=["greedy", "sampled"])
+def test_decoding_a_large_vocabulary_gives_what_it_gives_without_kernels_for_it(sampling, tmp_path, monkeypatch):
+    large = LanguageModel(tiny_llama(vocab_size=1100, initializer_range=0.2).bfloat16(), "large", feature_layers=(0, 1))
+    head = DraftHead.load(save_head(tmp_path, large, torch.arange(1100)), large)
+    texts = [torch.tensor([5, 6, 7, 5, 6]), torch.arange(900, 912), torch.tensor([3])]
+    told = []
+    for available in (True, False):
+        if not available:
+            monkeypatch.setattr(vocabulary, "available", lambda *_: False)
+        for proposer in (HeadProposer(head), NgramProposer(), CompositeProposer(HeadProposer(head))):
+            options = {"max_new_tokens": 20, "sampling": sampling, "stop_token_ids": (17,)}
+            result = speculative_decode(large, proposer, texts, num_draft_tokens=3, generator=seeded(), **options)
+            told.append(([row.tolist() for row in result.tokens], result.step_tokens, result.drafted, result.accepted))
+    assert told[:3] == told[3:]
+    assert all(drafted > 0 for *_, drafted, _ in told)
+
+
+@needs_kernels
+def test_layers_are_counted_from_the_end_too():
+    tokens, model = torch.arange(6)[None], with_heads(2, 1, 32)
+    layers = {(-1, 0), (len(model.model.layers) - 1, 0)}
+    targets = [LanguageModel(model, "target", feature_layers=named) for named in layers]
+    behind, counted = (target.forward(tokens, target.new_cache(1, 6)).features for target in targets)
+    assert torch.equal(behind, counted)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("text", "num_new", "error"),
+    [
+        ([1, 2, 3, 4], 3, r"3 cannot be new"),
+        ([1, 2, 3, 4], -1, r"-1 cannot be new"),
+        ([1, 99999, 1, 1], 1, r"token 99999 is none of 96"),
+    ],
+)
+def test_a_head_refuses_text_that_cannot_be(target, tmp_path, text, num_new, error):
+    head = DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
+    rows = torch.tensor([text]), torch.tensor([3 if num_new != 1 else 2]), torch.tensor([num_new])
+    features, uniforms = torch.zeros(1, 2, 192).bfloat16(), torch.zeros(1, 2, dtype=torch.float64)
+    with pytest.raises((RuntimeError, IndexError), match=error):
+        head.fused.draft(*rows, features, head.new_cache(1, 8), 0.0, uniforms)
+
+
+@needs_kernels
+def test_rows_and_layers_that_are_not_there_are_refused(target):
+    one, four = torch.ones(1, 1, dtype=torch.int64), torch.ones(4, 3, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="a cache of 1 rows do not belong together"):
+        target.forward(four, target.new_cache(1, 16))
+    twice = LanguageModel(target.model, "twice", feature_layers=(1, 1))
+    with pytest.raises(IndexError, match=r"layer 1 is none of \d, or is named twice"):
+        twice.forward(one, twice.new_cache(1, 8))
 
 
 @needs_kernels

@@ -59,6 +59,7 @@ class DecodeState:
             batch, slack, width, dtype=target.dtype, device=device
         )  # of the tokens verified last
         self.report = torch.zeros(3 + batch, dtype=torch.int64, device=device)  # what the host learns of a step
+        # What a step without a draft has for draft tokens and their chances, of which none are accepted.
         self.nothing_drafted = self.tokens[:, :0], torch.zeros(batch, 0, device=device), torch.zeros_like(self.lengths)
         self.restart(prompts, max_new_tokens, stop_token_ids)
 
@@ -117,7 +118,7 @@ class DecodeState:
         return self.tokens.gather(1, (self.lengths - 1)[:, None])
 
     def emit(self, token: torch.Tensor, probs: torch.Tensor) -> None:
-        """Append to each unfinished row its `token` `[B, 1]`, which `probs` `[B, 1, V]` are the distribution of."""
+        """Append to each unfinished row its `token` `[B, 1]`, drawn from `probs` `[B, 1, V]`."""
         draft_tokens, chances, num_accepted = self.nothing_drafted
         self.commit(draft_tokens, chances, probs, Verification(num_accepted, token[:, 0]))
 
@@ -133,9 +134,9 @@ class DecodeState:
         A NaN among the probabilities is remembered: `look` raises.
         """
         if self.reading_is_free and vocabulary.serves(target_probs, chances):
-            rows = self.tokens, self.lengths, self.ends, self.done, self.stops, self.broken
-            outcome = self.num_emitted, self.counts, self.report
-            torch.ops.specdec_lib.commit(*rows, *outcome, draft_tokens, chances, target_probs, *verdict)
+            rows = [self.tokens, self.lengths, self.ends, self.done, self.stops, self.broken]
+            rows += [self.num_emitted, self.counts, self.report]
+            vocabulary.commit(rows, draft_tokens, chances, target_probs, verdict.num_accepted, verdict.next_token)
             return
         self.broken |= target_probs[:, :, 0].isnan().any()
         drafted, tokens = draft_tokens.shape[1] > 0, verdict.next_token[:, None]

@@ -249,6 +249,12 @@ void check_weight(const Tensor& weight, const Tensor& factors, int64_t k) {
               "be at least 4, of ", k, " numbers, a multiple of 32");
 }
 
+void check_tokens(const Tensor& tokens, int64_t vocabulary) {
+  const int64_t* token = tokens.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < tokens.numel(); ++i)
+    TORCH_CHECK_INDEX(token[i] >= 0 && token[i] < vocabulary, "token ", token[i], " is none of ", vocabulary);
+}
+
 }  // namespace
 
 // x `[R, K]` bfloat16 times weight `[N, K]`, bfloat16 or int8 with factors `[N]` float32, to `[R, N]` float32.
@@ -299,6 +305,9 @@ Tensor join(const Tensor& tokens, const Tensor& embeddings, const Tensor& states
   check(embeddings, at::kBFloat16, "embeddings");
   check(states, at::kFloat, "states");
   check_weight(weight, {}, 2 * width);
+  TORCH_CHECK(tokens.numel() == rows && embeddings.size(1) == width, "embeddings ", embeddings.sizes(), " and states ",
+              states.sizes(), " of ", rows, " tokens do not belong together");
+  check_tokens(tokens, embeddings.size(0));
   Tensor out = at::empty({rows, weight.size(0)}, states.options());
   const BFloat16* table = embeddings.const_data_ptr<BFloat16>();
   const int64_t* token = tokens.const_data_ptr<int64_t>();
@@ -449,8 +458,8 @@ static void run_layers(Tensor& x, at::TensorList weights, at::TensorList factors
         const auto gate = matrix(layer, kGate), up = matrix(layer, kUp);
         std::vector<float> gated(rows * kLanes), raised(rows * kLanes);  // columns for a vector exponential
         for (int64_t i = inside.begin; i < inside.end; i += kLanes) {
-          const int64_t columns = std::min<int64_t>(kLanes, inside.end - i);
-          for (int64_t j = 0; j < columns; j += 4) {
+          const int64_t many = std::min<int64_t>(kLanes, inside.end - i);
+          for (int64_t j = 0; j < many; j += 4) {
             multiply(to_mlp, rows, gate, i + j,
                      [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * kLanes + j], y); });
             multiply(to_mlp, rows, up, i + j,
@@ -458,7 +467,7 @@ static void run_layers(Tensor& x, at::TensorList weights, at::TensorList factors
           }
           for (int64_t r = 0; r < rows; ++r) {
             const Floats g = load(&gated[r * kLanes]), falling = exponential(Floats{} - g);
-            store_first(mlp + r * inner + i, g / (all(1.0f) + falling) * load(&raised[r * kLanes]), columns);
+            store_first(mlp + r * inner + i, g / (all(1.0f) + falling) * load(&raised[r * kLanes]), many);
           }
         }
 #pragma omp barrier
@@ -492,6 +501,10 @@ std::tuple<Tensor, Tensor> decoder(const Tensor& tokens, const Tensor& embedding
   check(tokens, at::kLong, "tokens");
   check(embeddings, at::kBFloat16, "embeddings");
   check(last_norm, at::kBFloat16, "last_norm");
+  check_tokens(tokens, embeddings.size(0));
+  TORCH_CHECK(slots.sizes() == tokens.sizes() && positions.sizes() == tokens.sizes() && keys[0].size(0) == tokens.size(0),
+              "tokens ", tokens.sizes(), ", slots ", slots.sizes(), ", positions ", positions.sizes(), " and a cache of ",
+              keys[0].size(0), " rows do not belong together");
   const int64_t batch = tokens.size(0), many = tokens.size(1), rows = batch * many;
   const int64_t width = embeddings.size(1), tapped = taps.size() * width;
   Tensor hidden = at::empty({batch, many, width}, embeddings.options());
@@ -500,12 +513,14 @@ std::tuple<Tensor, Tensor> decoder(const Tensor& tokens, const Tensor& embedding
   const int64_t* token = tokens.const_data_ptr<int64_t>();
   const BFloat16* table = embeddings.const_data_ptr<BFloat16>();
   float* state = x.mutable_data_ptr<float>();
-  for (int64_t r = 0; r < rows; ++r) {
-    TORCH_CHECK_INDEX(token[r] >= 0 && token[r] < embeddings.size(0), "token ", token[r], " is none of ", embeddings.size(0));
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < width; i += kLanes) store(state + r * width + i, load(table + token[r] * width + i));
-  }
   std::vector<int64_t> columns(keys.size(), -1);
-  for (size_t i = 0; i < taps.size(); ++i) columns[taps[i]] = i * width;
+  for (size_t i = 0; i < taps.size(); ++i) {
+    TORCH_CHECK_INDEX(taps[i] >= 0 && taps[i] < int64_t(columns.size()) && columns[taps[i]] < 0, "layer ", taps[i],
+                      " is none of ", columns.size(), ", or is named twice");
+    columns[taps[i]] = i * width;
+  }
   run_layers(x, weights, {}, keys, values, slots, positions, frequencies, rotary_scaling, heads, eps, scaling, columns,
              features);
   BFloat16 *of_hidden = hidden.mutable_data_ptr<BFloat16>(), *of_features = features.mutable_data_ptr<BFloat16>();

@@ -57,7 +57,8 @@ std::tuple<Tensor, Tensor> draft(const Tensor& text, const Tensor& lengths, cons
   check(num_new, at::kLong, "num_new");
   check(scored_ids, at::kLong, "scored_ids");
   check(uniforms, at::kDouble, "uniforms");
-  const int64_t batch = text.size(0), capacity = text.size(1), pairs = features.size(1), width = embeddings.size(1), gamma = uniforms.size(1);
+  const int64_t batch = text.size(0), capacity = text.size(1), pairs = features.size(1), gamma = uniforms.size(1);
+  const int64_t width = embeddings.size(1);
   const int64_t num_scored = scored_ids.numel(), vocabulary = embeddings.size(0);
   TORCH_CHECK(features.size(0) == batch && features.size(2) == feature_scale.numel() && uniforms.size(0) == batch &&
                   lengths.numel() == batch && num_new.numel() == batch,
@@ -74,9 +75,11 @@ std::tuple<Tensor, Tensor> draft(const Tensor& text, const Tensor& lengths, cons
   Tensor slots = at::empty({batch, pairs}, lengths.options()), tokens = at::empty({batch * pairs}, text.options());
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t known = length[b] - 1 - added[b];  // pairs that it has read
-    TORCH_CHECK(known >= 0 && known + pairs < capacity, "there are ", length[b], " tokens, ", added[b], " of them new");
-    std::iota(slots.mutable_data_ptr<int64_t>() + b * pairs, slots.mutable_data_ptr<int64_t>() + (b + 1) * pairs, known);
-    std::copy_n(text.const_data_ptr<int64_t>() + b * capacity + known + 1, pairs, tokens.mutable_data_ptr<int64_t>() + b * pairs);
+    TORCH_CHECK(known >= 0 && known + pairs < capacity && added[b] >= 0 && added[b] <= pairs, "of ", length[b],
+                " tokens in room for ", capacity, ", ", added[b], " cannot be new, with features of ", pairs);
+    int64_t *slot = slots.mutable_data_ptr<int64_t>() + b * pairs, *token = tokens.mutable_data_ptr<int64_t>() + b * pairs;
+    std::iota(slot, slot + pairs, known);
+    std::copy_n(text.const_data_ptr<int64_t>() + b * capacity + known + 1, pairs, token);
   }
   const Tensor scaled = scaled_features(features.view({batch * pairs, -1}), feature_scale, width, eps);
   Tensor x = join(tokens, embeddings, specdec::linear(scaled, fuse_weight, {}), eps, combine_weight);

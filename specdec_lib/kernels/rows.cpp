@@ -16,8 +16,19 @@ namespace specdec {
 namespace {
 
 template <typename T>
-T* data(const Tensor& tensor, const char* name) {
+void check_type(const Tensor& tensor, const char* name) {
   if (tensor.numel() > 0) check(tensor, c10::CppTypeToScalarType<T>::value, name);
+}
+
+template <typename T>
+const T* read(const Tensor& tensor, const char* name) {
+  check_type<T>(tensor, name);
+  return tensor.const_data_ptr<T>();
+}
+
+template <typename T>
+T* changed(const Tensor& tensor, const char* name) {
+  check_type<T>(tensor, name);
   return tensor.mutable_data_ptr<T>();
 }
 
@@ -30,26 +41,30 @@ void commit(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, con
             const Tensor& next_token) {
   const int64_t rows = tokens.size(0), capacity = tokens.size(1), gamma = draft_tokens.size(1);
   TORCH_CHECK(draft_tokens.size(0) == rows && chances.sizes() == draft_tokens.sizes() && report.numel() == 3 + rows &&
-                  target_probs.size(0) == rows && target_probs.size(1) == gamma + 1 && counts.numel() > 3 * gamma,
+                  target_probs.size(0) == rows && target_probs.size(1) == gamma + 1 &&
+                  (gamma == 0 || counts.numel() == 1 + 3 * gamma),
               "draft tokens ", draft_tokens.sizes(), ", chances ", chances.sizes(), " and target_probs ",
               target_probs.sizes(), " do not fit ", rows, " rows");
   for (const Tensor& of_rows : {lengths, ends, done, num_emitted, num_accepted, next_token})
     TORCH_CHECK(of_rows.numel() == rows, "there are ", rows, " rows and ", of_rows.numel(), " values for them");
-  int64_t *token = data<int64_t>(tokens, "tokens"), *length = data<int64_t>(lengths, "lengths");
-  int64_t *new_tokens = data<int64_t>(num_emitted, "num_emitted"), *said = data<int64_t>(report, "report");
-  int64_t *steps = data<int64_t>(counts, "counts"), *drafted = steps + 1, *tested = drafted + gamma, *kept = tested + gamma;
-  const int64_t *end = data<int64_t>(ends, "ends"), *stop = data<int64_t>(stops, "stops"), *stops_end = stop + stops.numel();
-  const int64_t *draft = data<int64_t>(draft_tokens, "draft_tokens"), *behind = data<int64_t>(next_token, "next_token");
-  const int64_t* accepted = data<int64_t>(num_accepted, "num_accepted");
-  const float *chance = data<float>(chances, "chances"), *target = data<float>(target_probs, "target_probs");
-  bool *finished = data<bool>(done, "done"), *nan = data<bool>(broken, "broken");
+  int64_t *token = changed<int64_t>(tokens, "tokens"), *length = changed<int64_t>(lengths, "lengths");
+  int64_t *new_tokens = changed<int64_t>(num_emitted, "num_emitted"), *said = changed<int64_t>(report, "report");
+  int64_t* steps = changed<int64_t>(counts, "counts");
+  int64_t *drafted = steps + 1, *tested = drafted + gamma, *kept = tested + gamma;  // counts by position
+  bool *finished = changed<bool>(done, "done"), *nan = changed<bool>(broken, "broken");
+  const int64_t* end = read<int64_t>(ends, "ends");
+  const int64_t *stop = read<int64_t>(stops, "stops"), *stops_end = stop + stops.numel();
+  const int64_t *draft = read<int64_t>(draft_tokens, "draft_tokens"), *behind = read<int64_t>(next_token, "next_token");
+  const int64_t* accepted = read<int64_t>(num_accepted, "num_accepted");
+  const float *chance = read<float>(chances, "chances"), *target = read<float>(target_probs, "target_probs");
   said[0] = said[1] = 0;
   for (int64_t i = 0; i < rows * gamma; ++i) *nan |= std::isnan(chance[i]);
   for (int64_t i = 0; i < rows * (gamma + 1); ++i) *nan |= std::isnan(target[i * target_probs.size(2)]);
   said[2] = *nan;
   for (int64_t r = 0; r < rows; ++r) {
-    TORCH_CHECK(accepted[r] >= 0 && accepted[r] <= gamma && length[r] >= 0 && length[r] + gamma < capacity, "row ", r,
-                " of length ", length[r], " has no room for ", accepted[r], " of ", gamma, " draft tokens and one more");
+    TORCH_CHECK(accepted[r] >= 0 && accepted[r] <= gamma, accepted[r], " of ", gamma, " draft tokens cannot be accepted");
+    TORCH_CHECK(length[r] >= 0 && length[r] + gamma < capacity, "row ", r, " of ", length[r], " tokens has no room for ",
+                gamma + 1, " more");
     int64_t* row = token + r * capacity + length[r];
     std::copy_n(draft + r * gamma, gamma, row);
     row[accepted[r]] = row[gamma] = behind[r];
@@ -83,10 +98,10 @@ std::tuple<Tensor, Tensor> lookup(const Tensor& tokens, const Tensor& lengths, i
   const int64_t rows = tokens.size(0), capacity = tokens.size(1);
   Tensor copied = at::empty({rows, gamma}, tokens.options());
   Tensor probs = at::zeros({rows, gamma, vocabulary}, tokens.options().dtype(at::kFloat));
-  const int64_t *text = data<int64_t>(tokens, "tokens"), *length = data<int64_t>(lengths, "lengths");
+  const int64_t *text = read<int64_t>(tokens, "tokens"), *length = read<int64_t>(lengths, "lengths");
   TORCH_CHECK(lengths.numel() == rows, "there are ", rows, " rows and ", lengths.numel(), " lengths");
-  int64_t* copy = data<int64_t>(copied, "copied");
-  float* prob = data<float>(probs, "probs");
+  int64_t* copy = copied.mutable_data_ptr<int64_t>();
+  float* prob = probs.mutable_data_ptr<float>();
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t *row = text + r * capacity, n = length[r];
     TORCH_CHECK(n > 0 && n <= capacity, "a row of ", capacity, " tokens has a length of ", n);
@@ -110,8 +125,8 @@ TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
       "lookup(Tensor tokens, Tensor lengths, int longest, int shortest, int gamma, int vocabulary) -> (Tensor, Tensor)",
       lookup);
   library.def(
-      "commit(Tensor(a!) tokens, Tensor(b!) lengths, Tensor ends, Tensor(c!) done, Tensor stops, Tensor(g!) broken, "
-      "Tensor(d!) num_emitted, Tensor(e!) counts, Tensor(f!) report, Tensor draft_tokens, Tensor chances, "
+      "commit(Tensor(a!) tokens, Tensor(b!) lengths, Tensor ends, Tensor(c!) done, Tensor stops, Tensor(d!) broken, "
+      "Tensor(e!) num_emitted, Tensor(f!) counts, Tensor(g!) report, Tensor draft_tokens, Tensor chances, "
       "Tensor target_probs, Tensor num_accepted, Tensor next_token) -> ()",
       commit);
 }

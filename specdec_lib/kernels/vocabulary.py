@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from specdec_lib.kernels.build import why_no_kernels
@@ -34,6 +36,19 @@ def lookup(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
     """What followed the last `longest` to `shortest` tokens where they stood before, and one-hots of it."""
     return torch.ops.specdec_lib.lookup(tokens, lengths, longest, shortest, num_draft_tokens, vocab_size)
+
+
+def commit(
+    rows: Sequence[torch.Tensor],  # those of a `DecodeState`, changed in place
+    draft_tokens: torch.Tensor,  # [B, gamma]
+    chances: torch.Tensor,  # [B, gamma]
+    target_probs: torch.Tensor,  # [B, gamma+1, V]
+    num_accepted: torch.Tensor,  # [B]
+    next_token: torch.Tensor,  # [B]
+) -> None:
+    """`DecodeState.commit` on `tokens, lengths, ends, done, stops, broken, num_emitted, counts, report`."""
+    step = draft_tokens, chances, target_probs, num_accepted.long(), next_token
+    torch.ops.specdec_lib.commit(*rows, *(tensor.contiguous() for tensor in step))
 
 
 def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -91,14 +91,14 @@ class FusedLayers:
         torch.ops.specdec_lib.decoder_layers(x, self.weights, self.factors, *self.where(positions, cache))
 
     def where(self, positions: torch.Tensor, cache: RaggedStaticCache) -> tuple[Any, ...]:
-        """What attention is told: where everything lies, and how it is turned and scaled."""
+        """What the kernels are told beside tokens and weights."""
         rotary = self.inverse_frequencies, self.rotary_scaling
         places = cache.keys, cache.values, cache.placement.positions
         return *places, positions, *rotary, self.heads, self.eps, self.scaling
 
 
 class FusedBody:
-    """A Hugging Face model body, from tokens to hidden states, on its own weights."""
+    """A Hugging Face model body, from tokens to hidden states, on the weights that it had when this was made."""
 
     def __init__(self, body: Any):
         self.embeddings, self.last_norm = body.embed_tokens.weight.data, body.norm.weight.data

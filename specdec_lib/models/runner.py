@@ -82,7 +82,7 @@ class LanguageModel:
         self.context_length: int = config.max_position_embeddings
         self.device: torch.device = self.head.weight.device
         self.dtype: torch.dtype = self.head.weight.dtype
-        self.feature_layers = feature_layers
+        self.feature_layers = tuple(layer % len(self.body.layers) for layer in feature_layers) if feature_layers else ()
         self.compiled = compiled
         self.fused = fused.FusedBody.of(self.body) if compiled else None
         self.inductor: CompiledLayers | None = None
