@@ -24,6 +24,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 from faulty_worker import out_of_memory
+from quick_worker import hurry
 from toy_sweep import cells_in, determined
 
 from specdec_lib.config import StudyParams, load_params
@@ -221,6 +222,7 @@ def work_with_faults(arguments: list[str]) -> int:
 
 
 def main() -> int:
+    hurry()
     if sys.argv[1:2] == ["--run"]:
         folder, params, limit_s = sys.argv[2:]
         command = (sys.executable, __file__, "--worker")

@@ -15,9 +15,6 @@ from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, 
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.measure import calibration as calibration_module
 from specdec_lib.measure.calibration import (
-    REPEATS,
-    TIMED,
-    WARM_UP,
     Calibration,
     _matrix_timers,
     _Repeated,
@@ -301,7 +298,8 @@ def test_products_are_timed_into_memory_that_is_used_again():
     piece = _Repeated(lambda: _matrix_timers([(torch.ones(4, 4),)] * 3, multiply, (1, 2), torch.float32, watch), watch)
     for one in piece.rounds:
         one()
-    assert len(made) == 2 * 3 * (WARM_UP + TIMED) * REPEATS
+    runs = calibration_module.WARM_UP + calibration_module.TIMED
+    assert len(made) == 2 * 3 * runs * calibration_module.REPEATS
 
 
 def test_attention_that_cannot_be_measured_is_null_and_says_why():

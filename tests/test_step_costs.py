@@ -144,7 +144,7 @@ def test_what_noise_turns_negative_still_has_a_mean(monkeypatch):
 def test_a_context_without_room_for_the_steps_is_refused():
     pair = load_pair("toy")
     with pytest.raises(ValueError, match="exceed the context of"):
-        measure_step_costs(pair, [1], [pair.draft.context_length - 5], max_tokens=1)
+        measure_step_costs(pair, [1], [pair.draft.context_length - step_costs.new_tokens(1) + 1], max_tokens=1)
 
 
 def test_a_failure_while_measuring_the_machine_is_printed_and_stops_only_that(tmp_path, monkeypatch, capsys):
