@@ -11,13 +11,14 @@ threshold after another, so equal answers at both corners and in the middle mean
 Boxes whose corners disagree count as unexplained; a rule that uses one number twice has such boxes.
 
 The middle is run operator by operator, to be looked at. The corners take the way that any call takes: through whatever
-computes the layers, and where steps are captured, as replays over static buffers. So a replay that answers otherwise
-than the steps themselves is unexplained too.
+computes the layers; where steps are captured, as replays over static buffers; of a target on the CPU kernels, through
+those that draw, verify and commit, too, though they otherwise serve larger vocabularies only. So a replay or a kernel
+that answers otherwise than the steps themselves is unexplained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -27,9 +28,11 @@ from torch.overrides import TorchFunctionMode
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.proposers import Proposer
 from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.decoding.sampling import invert
 from specdec_lib.decoding.speculative import VERIFICATIONS, Verifier, speculative_decode
 from specdec_lib.decoding.streams import RowStreams
-from specdec_lib.decoding.verification import Verification
+from specdec_lib.decoding.verification import Verification, count_accepted
+from specdec_lib.kernels import vocabulary
 from specdec_lib.models.runner import LanguageModel
 
 Law = dict[tuple[int, ...], float]  # a sequence of tokens to its probability
@@ -128,9 +131,13 @@ class _Script(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if instead := BY_OPERATORS.get(str(func)):
+            with self:  # look at what it does
+                return instead(*args, **kwargs)
         last = self.calls[-1] if self.calls else None
-        if func is torch.Tensor.lt and last is not None and args[0] is last.numbers:
-            last.faces = args[1].double().clamp(0, 1).cpu()
+        for call in self.calls[-2:] if func is torch.Tensor.lt else []:
+            if args[0] is call.numbers:
+                call.faces = args[1].double().clamp(0, 1).cpu()
         if func is torch.searchsorted and last is not None and last.numbers.shape == (len(args[0]), 1):
             cumulative, point = (arg.double().flatten(0, -2) for arg in args[:2])  # of a token a row
             scale = point / last.numbers  # the code may search for a multiple of its number
@@ -167,6 +174,21 @@ class _Script(TorchFunctionMode):
             return verdict
 
         return watched
+
+
+def _verify_by_operators(
+    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, *uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    tests, numbers = uniforms
+    accepted = count_accepted(target_probs, draft_probs, draft_tokens, tests)
+    row, no_draft = torch.arange(len(accepted)), torch.zeros_like(target_probs[:, :1])
+    target, draft = target_probs[row, accepted], torch.cat([draft_probs, no_draft], dim=1)[row, accepted]
+    residual = (target - draft).clamp(min=0)
+    return accepted, invert(torch.where(residual.any(dim=-1, keepdim=True), residual, target), numbers)
+
+
+# What stands for kernels where what they decide is to be looked at, with no more rounding than theirs.
+BY_OPERATORS: dict[str, Callable[..., Any]] = {"specdec_lib.draw": invert, "specdec_lib.verify": _verify_by_operators}
 
 
 class _ScriptedStreams(RowStreams):
@@ -213,9 +235,9 @@ class _Decoder:
 
     def decode(self, prompt: torch.Tensor, streams: RowStreams, verifier: Verifier) -> DecodeResult:
         prompts = [self.prompts[index] for index in prompt.tolist()]
-        return speculative_decode(
-            self.target, self.proposer, prompts, generator=streams, verification=verifier, **self.options
-        )
+        options: dict[str, Any] = self.options | {"generator": streams, "verification": verifier}
+        with vocabulary.even_of(vocabulary.SMALLEST if self.target.fused is None else 1):
+            return speculative_decode(self.target, self.proposer, prompts, **options)
 
     def look_at(self, boxes: _Boxes) -> tuple[DecodeResult, _Script]:
         """What the middle of each box gives, and which numbers it asked for."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -14,6 +15,17 @@ SMALLEST = 1024  # tokens: below, PyTorch's passes cost nothing
 def available(device: torch.device, vocab_size: int) -> bool:
     """Whether the kernels are there for distributions over so many tokens."""
     return vocab_size >= SMALLEST and device.type == "cpu" and why_no_kernels() is None
+
+
+@contextmanager
+def even_of(size: int) -> Iterator[None]:
+    """For as long as this lasts, serve vocabularies from `size` tokens on, so that toys are decoded by the kernels."""
+    global SMALLEST  # noqa: PLW0603
+    usual, SMALLEST = SMALLEST, size
+    try:
+        yield
+    finally:
+        SMALLEST = usual
 
 
 def serves(*weights: torch.Tensor) -> bool:
