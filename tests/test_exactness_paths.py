@@ -15,7 +15,7 @@ from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.streams import CountedStreams
 from specdec_lib.decoding.verification import verify
-from specdec_lib.kernels import vocabulary
+from specdec_lib.kernels import rows, vocabulary
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.measure.engine_facts import path_of
 from specdec_lib.models.fused import FusedBody
@@ -101,11 +101,11 @@ def test_a_bug_of_the_kernels_behind_a_pass_shows_in_the_enumeration(pair, kerne
     def verify(target, draft, tokens, tests, numbers, real=vocabulary.verify):
         return real(target, draft, tokens, tests * 0.9, numbers)
 
-    def commit(rows, draft_tokens, chances, probs, num_accepted, next_token, real=vocabulary.commit):
+    def commit(rows, draft_tokens, chances, probs, num_accepted, next_token, real=rows.commit):
         real(rows, draft_tokens, chances, probs, num_accepted, (next_token + num_accepted) % probs.shape[-1])
 
     target, draft = pair
-    monkeypatch.setattr(vocabulary, kernel, locals()[kernel])
+    monkeypatch.setattr(rows if kernel == "commit" else vocabulary, kernel, locals()[kernel])
     line = enumeration_line(target, ModelProposer(draft), PROMPTS, *SETTINGS[0])
     assert (line["largest_error"] > 1e-3 or line["unexplained"] > 1e-3) == (target.engine == "kernels")
 

@@ -12,7 +12,7 @@ from specdec_lib.decoding.sampling import choose, probabilities
 from specdec_lib.decoding.state import DecodeState, check_context
 from specdec_lib.decoding.step_loop import capture_key
 from specdec_lib.decoding.streams import uniforms
-from specdec_lib.kernels import vocabulary
+from specdec_lib.kernels import rows, vocabulary
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
@@ -180,9 +180,8 @@ class NgramProposer:
         self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
     ) -> Proposal:
         if state.reading_is_free and vocabulary.available(state.tokens.device, state.vocab_size):
-            return vocabulary.lookup(
-                state.tokens, state.lengths, self.longest, self.shortest, num_draft_tokens, state.vocab_size
-            )
+            sizes = self.longest, self.shortest, num_draft_tokens, state.vocab_size
+            return rows.lookup(state.tokens, state.lengths, *sizes)
         source = self._continuation(state)  # [B], where the copy begins; at the end of the row if nothing matched
         index = source[:, None] + torch.arange(num_draft_tokens, device=source.device)
         known = index < state.lengths[:, None]

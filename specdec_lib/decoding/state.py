@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from specdec_lib.decoding.verification import Verification
-from specdec_lib.kernels import vocabulary
+from specdec_lib.kernels import rows, vocabulary
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
@@ -134,9 +134,10 @@ class DecodeState:
         A NaN among the probabilities is remembered: `look` raises.
         """
         if self.reading_is_free and vocabulary.serves(target_probs, chances):
-            rows = [self.tokens, self.lengths, self.ends, self.done, self.stops, self.broken]
-            rows += [self.num_emitted, self.counts, self.report]
-            vocabulary.commit(rows, draft_tokens, chances, target_probs, verdict.num_accepted, verdict.next_token)
+            before = self.tokens, self.lengths, self.ends, self.done, self.stops, self.broken
+            outcome = self.num_emitted, self.counts, self.report
+            step = draft_tokens, chances, target_probs, verdict.num_accepted, verdict.next_token
+            rows.commit([*before, *outcome], *step)
             return
         self.broken |= target_probs[:, :, 0].isnan().any()
         drafted, tokens = draft_tokens.shape[1] > 0, verdict.next_token[:, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,31 +36,6 @@ def serves(*weights: torch.Tensor) -> bool:
 def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """One token from each of `weights` `[..., V]` float32 by inversion of `uniforms` `[...]` float64, int64 `[...]`."""
     return torch.ops.specdec_lib.draw(weights.contiguous(), uniforms.contiguous())
-
-
-def lookup(
-    tokens: torch.Tensor,  # [B, capacity]
-    lengths: torch.Tensor,  # [B]
-    longest: int,
-    shortest: int,
-    num_draft_tokens: int,
-    vocab_size: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
-    """What followed the last `longest` to `shortest` tokens where they stood before, and one-hots of it."""
-    return torch.ops.specdec_lib.lookup(tokens, lengths, longest, shortest, num_draft_tokens, vocab_size)
-
-
-def commit(
-    rows: Sequence[torch.Tensor],  # those of a `DecodeState`, changed in place
-    draft_tokens: torch.Tensor,  # [B, gamma]
-    chances: torch.Tensor,  # [B, gamma]
-    target_probs: torch.Tensor,  # [B, gamma+1, V]
-    num_accepted: torch.Tensor,  # [B]
-    next_token: torch.Tensor,  # [B]
-) -> None:
-    """`DecodeState.commit` on `tokens, lengths, ends, done, stops, broken, num_emitted, counts, report`."""
-    step = draft_tokens, chances, target_probs, num_accepted.long(), next_token
-    torch.ops.specdec_lib.commit(*rows, *(tensor.contiguous() for tensor in step))
 
 
 def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
