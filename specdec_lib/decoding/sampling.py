@@ -64,7 +64,7 @@ def choose(probs: torch.Tensor, sampling: SamplingConfig, generator: torch.Gener
     """The next token `[...]` from what `probabilities` made of logits `[..., V]`; greedy needs no random numbers."""
     if sampling.temperature > 0:
         return draw(probs, generator)
-    if vocabulary.serves(probs):  # of a one-hot any number finds the one, in half the time that argmax takes
+    if vocabulary.serves(probs):  # of a one-hot any number finds the one, faster than argmax does
         return vocabulary.draw(probs, probs.new_zeros(probs.shape[:-1], dtype=torch.float64))
     return probs.argmax(dim=-1)
 
