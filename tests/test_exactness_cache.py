@@ -20,7 +20,7 @@ class Watched(LanguageModel):
         super().__init__(TARGET.model, TARGET.name)
         self.passes = []
 
-    def forward(self, tokens, cache):
+    def forward(self, tokens, cache, counts=None):
         lengths = cache.lengths.clone()
         step = super().forward(tokens, cache)
         if lengths.any():

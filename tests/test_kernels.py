@@ -181,6 +181,21 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(heads):
 
 
 @needs_kernels
+@pytest.mark.parametrize("counts", [[70, 3, 0, 33], [5, 4, 3, 2]], ids=["row by row", "few tokens, at once"])
+def test_prompts_are_read_without_their_padding_as_with_it(target, counts):
+    tokens = torch.randint(96, (4, 70), generator=seeded())[:, : max(counts)]
+    caches = [target.new_cache(4, 80) for _ in range(2)]
+    padded, read = target.forward(tokens, caches[0]), target.forward(tokens, caches[1], torch.tensor(counts))
+    for row, count in enumerate(counts):
+        assert torch.equal(read.hidden[row, :count], padded.hidden[row, :count])
+        assert torch.equal(read.features[row, :count], padded.features[row, :count])
+        for ours, theirs in zip(caches[1].keys + caches[1].values, caches[0].keys + caches[0].values, strict=True):
+            assert torch.equal(ours[row, :, :count], theirs[row, :, :count])
+    left_out = not read.hidden[1, counts[1] :].any()
+    assert left_out == (max(counts) == 70)
+
+
+@needs_kernels
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("gamma", [1, 4])
 def test_greedy_speculation_equals_the_baseline_even_in_bfloat16(target, gamma, temperature, tmp_path):

@@ -89,10 +89,10 @@ def test_the_target_reads_as_many_tokens_in_its_own_pass_as_in_the_step(recorder
     sizes, forward = [], LanguageModel.forward
     pair = load_pair("toy")
 
-    def counted(self, tokens, cache):
+    def counted(self, tokens, cache, *counts):
         if self is pair.target:
             sizes.append((tokens.shape[1], cache.max_length))
-        return forward(self, tokens, cache)
+        return forward(self, tokens, cache, *counts)
 
     monkeypatch.setattr(LanguageModel, "forward", counted)
     measure_step_costs(pair, [1], [9], token_counts=[3], repetitions=1)

@@ -83,8 +83,9 @@ def prefill(
     last = state.prompt_lengths - 1
     hidden = features = torch.empty(0)
     for start, end in state.prompt_chunks():
-        step = target.forward(state.tokens[:, start:end], cache)
-        cache.commit(state.prompt_tokens_in(start, end), at_most=end - start)
+        counts = state.prompt_tokens_in(start, end)
+        step = target.forward(state.tokens[:, start:end], cache, counts)
+        cache.commit(counts, at_most=end - start)
         here = (last - start).clamp(0, end - start - 1)[:, None, None]
         newer = (last >= start)[:, None, None]
         chunk_hidden = step.hidden.gather(1, here.expand(-1, 1, step.hidden.shape[-1]))

@@ -147,8 +147,8 @@ class _TimedTarget:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.target, name)
 
-    def forward(self, tokens: torch.Tensor, cache: Any) -> Step:
-        spent, step = seconds(self.target.device, lambda: self.target.forward(tokens, cache))
+    def forward(self, *arguments: Any) -> Step:
+        spent, step = seconds(self.target.device, lambda: self.target.forward(*arguments))
         self.seconds.append(spent)
         return step
 

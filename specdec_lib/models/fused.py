@@ -14,6 +14,7 @@ import torch
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.models.cache import RaggedStaticCache
 
+WORTH_A_PASS = 32  # tokens: a pass over fewer takes hardly less time
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that do not change with the length of the text
 LAYER_WEIGHTS = (
     "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -90,10 +91,13 @@ class FusedLayers:
         """Run the layers behind each row's committed length; `cache.place` has been called."""
         torch.ops.specdec_lib.decoder_layers(x, self.weights, self.factors, *self.where(positions, cache))
 
-    def where(self, positions: torch.Tensor, cache: RaggedStaticCache) -> tuple[Any, ...]:
-        """What the kernels are told beside tokens and weights."""
+    def where(self, positions: torch.Tensor, cache: RaggedStaticCache, row: int | None = None) -> tuple[Any, ...]:
+        """What the kernels are told beside tokens and weights; of one row only, its first tokens of these positions."""
         rotary = self.inverse_frequencies, self.rotary_scaling
         places = cache.keys, cache.values, cache.placement.positions
+        if row is not None:
+            keys, values = ([kept[row : row + 1] for kept in layers] for layers in places[:2])
+            places = keys, values, cache.placement.positions[row : row + 1, : positions.shape[1]]
         return *places, positions, *rotary, self.heads, self.eps, self.scaling
 
 
@@ -124,9 +128,36 @@ class FusedBody:
         taps: Sequence[int] = (),  # layers whose outputs are features too
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, m, H], [B, m, (len(taps) + 1) * H]
         """Hidden states, and features, of which they are the last; `cache.place` has been called."""
-        where = self.layers.where(positions, cache)
-        tokens = tokens.contiguous()
-        return torch.ops.specdec_lib.decoder(tokens, self.embeddings, self.layers.weights, *where, taps, self.last_norm)
+        return self._decode(tokens, taps, self.layers.where(positions, cache))
+
+    def without_padding(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        cache: RaggedStaticCache,
+        taps: Sequence[int],
+        counts: Sequence[int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of the first `counts` tokens of each row, and zeros behind them.
+
+        Row by row where that is less to compute: a pass over many tokens gains nothing from a batch.
+        """
+        if sum(max(count, WORTH_A_PASS) for count in counts if count) >= tokens.numel():
+            return self(tokens, positions, cache, taps)
+        hidden = self.embeddings.new_zeros(*tokens.shape, self.embeddings.shape[1])
+        features = hidden.new_zeros(*tokens.shape, (len(taps) + 1) * hidden.shape[2])
+        for row, count in enumerate(counts):
+            if count > 0:
+                here = slice(row, row + 1), slice(count)
+                where = self.layers.where(positions[here], cache, row)
+                hidden[here], features[here] = self._decode(tokens[here], taps, where)
+        return hidden, features
+
+    def _decode(
+        self, tokens: torch.Tensor, taps: Sequence[int], where: tuple[Any, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights = self.embeddings, self.layers.weights
+        return torch.ops.specdec_lib.decoder(tokens.contiguous(), *weights, *where, taps, self.last_norm)
 
 
 def _is_plain_llama(body: Any) -> bool:

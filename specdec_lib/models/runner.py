@@ -156,11 +156,17 @@ class LanguageModel:
         )
 
     @torch.inference_mode()
-    def forward(self, tokens: torch.Tensor, cache: RaggedStaticCache) -> Step:
+    def forward(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
         """Run `tokens` `[B, m]` behind each row's committed length.
 
         Nothing is committed: call `cache.commit` with the number of tokens to keep.
+
+        Args:
+            counts: `[B]`, how many of each row's tokens matter; the others are padding, and may be left out.
         """
+        if self.fused is not None and counts is not None:
+            where = self._place(tokens, cache), cache, self.feature_layers
+            return Step(*self.fused.without_padding(tokens, *where, counts.tolist()))
         if self.fused is not None:
             return Step(*self.fused(tokens, self._place(tokens, cache), cache, self.feature_layers))
         if self.inductor is not None:
