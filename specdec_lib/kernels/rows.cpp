@@ -1,5 +1,5 @@
-// What is done with the rows in flight between passes. PyTorch does each with dozens of small operators: whatever they
-// compute, they take 20 to 30 us each when a pass has just driven them out of the caches.
+// What is done with the rows in flight between passes. PyTorch does each with dozens of small operators, which take longer
+// than what they compute when a pass has just driven them out of the caches.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

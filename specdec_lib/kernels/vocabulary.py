@@ -18,7 +18,7 @@ def available(device: torch.device, vocab_size: int) -> bool:
 
 
 @contextmanager
-def even_of(size: int) -> Iterator[None]:
+def serving_from(size: int) -> Iterator[None]:
     """For as long as this lasts, serve vocabularies from `size` tokens on, so that toys are decoded by the kernels."""
     global SMALLEST  # noqa: PLW0603
     usual, SMALLEST = SMALLEST, size

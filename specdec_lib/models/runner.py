@@ -164,11 +164,9 @@ class LanguageModel:
         Args:
             counts: `[B]`, how many of each row's tokens matter; the others are padding, and may be left out.
         """
-        if self.fused is not None and counts is not None:
-            where = self._place(tokens, cache), cache, self.feature_layers
-            return Step(*self.fused.without_padding(tokens, *where, counts.tolist()))
         if self.fused is not None:
-            return Step(*self.fused(tokens, self._place(tokens, cache), cache, self.feature_layers))
+            told = tokens, self._place(tokens, cache), cache, self.feature_layers
+            return Step(*(self.fused(*told) if counts is None else self.fused.without_padding(*told, counts.tolist())))
         if self.inductor is not None:
             try:
                 return self._compiled_forward(self.inductor, tokens, cache)
