@@ -244,13 +244,16 @@ def _pooled(group: pd.DataFrame) -> dict[str, float]:
 def _timed(group: pd.DataFrame) -> dict[str, float]:
     """Latencies and memory of a line; tokens per second is total tokens over total time, a harmonic mean.
 
-    `tpot_ms` is the geometric mean over prompt groups of each group's median over repetitions.
+    `tpot_ms` is the geometric mean over prompt groups of each group's median over repetitions; `prefill_share` is the
+    share of the total time before the first tokens.
     """
     per_prompt = group.groupby("prompt_group")[[*LATENCIES, "tokens_per_second"]].median().astype(float)
     throughput = 1 / (1 / per_prompt["tokens_per_second"]).mean()
+    call_ms = 1000 * group["batch_size"].iloc[0] * group["max_new_tokens"].iloc[0] / throughput
     return {name: per_prompt[name].median() for name in LATENCIES} | {
         "tpot_ms": float(np.exp(np.log(per_prompt["tpot_ms"]).mean())),
         "tokens_per_second": throughput,
+        "prefill_share": per_prompt["ttft_ms"].mean() / call_ms,
         **{name: pd.to_numeric(group[name]).astype(float).mean() for name in POWER},
         **{name: pd.to_numeric(group[name]).max() for name in MEMORY},
     }
