@@ -1,24 +1,9 @@
-"""Speculative decoding, proven exact and measured (Leviathan, Kalman, Matias 2022, arXiv 2211.17192)."""
+"""Speculative decoding, proven exact and measured (Leviathan, Kalman, Matias 2022, arXiv 2211.17192).
 
-from specdec_lib.config import SamplingConfig, StudyParams, load_params
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import CompositeProposer, HeadProposer, ModelProposer, NgramProposer
-from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.decoding.transcript import Recording
-from specdec_lib.models.pair import load_pair
+The public names stand in `__init__.pyi`. Each is imported when it is first asked for, as torch and transformers take
+seconds, and the command line answers `--help` and most mistakes without them.
+"""
 
-__all__ = [
-    "CompositeProposer",
-    "DecodeResult",
-    "HeadProposer",
-    "ModelProposer",
-    "NgramProposer",
-    "Recording",
-    "SamplingConfig",
-    "StudyParams",
-    "autoregressive_decode",
-    "load_pair",
-    "load_params",
-    "speculative_decode",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

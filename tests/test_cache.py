@@ -8,7 +8,8 @@ import torch
 from tiny_models import tiny_llama
 from transformers import LlamaForCausalLM
 
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.attention import our_attention
+from specdec_lib.models.runner import LanguageModel
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def uncached_logits(model: LanguageModel, text: torch.Tensor) -> torch.Tensor:
     """Logits of the last position by transformers' own attention, without any cache."""
     model.model.set_attn_implementation("eager")
     logits = model.model(input_ids=text[None], use_cache=False).logits[0, -1]
-    model.model.set_attn_implementation(ATTENTION)
+    model.model.set_attn_implementation(our_attention())
     return logits
 
 

@@ -22,7 +22,8 @@ from specdec_lib.distill.data import Corpus
 from specdec_lib.distill.evaluate import Acceptance, measure
 from specdec_lib.distill.students import HeadStudent, layers_of_target
 from specdec_lib.distill.train import DistillationLoss, Recipe, start_from_regression, train
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.attention import our_attention
+from specdec_lib.models.runner import LanguageModel
 
 TURN, ASSISTANT, LENGTH = 1, 5, 24
 
@@ -126,7 +127,7 @@ def test_make_draft_goes_from_nothing_to_model_cards(tmp_path: Path, monkeypatch
     monkeypatch.setattr(make, "FEATURE_LAYERS", (0, 1))
     sizes = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 32}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
-    config = LlamaConfig(**sizes, **heads, tie_word_embeddings=True, attn_implementation=ATTENTION)
+    config = LlamaConfig(**sizes, **heads, tie_word_embeddings=True, attn_implementation=our_attention())
     with torch.random.fork_rng():
         torch.manual_seed(0)
         target = LanguageModel(LlamaForCausalLM(config).bfloat16(), "tiny", feature_layers=(0, 1))

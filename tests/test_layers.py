@@ -30,6 +30,12 @@ LAYERS = [
 BESIDE = {"distill": "decoding", "__init__": "decoding"}  # the layer each of these counts as
 
 
+def loaded_by(module: str, *others: str) -> set[str]:
+    """Which of `others` are loaded once `module` is imported."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    return set(others) & set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+
+
 def layer_of(module: str) -> int | None:
     part = module.split(".")[1] if "." in module else "__init__"
     part = BESIDE.get(part, part)
@@ -61,5 +67,17 @@ def test_no_module_imports_from_a_layer_above():
 
 def test_what_measures_loads_no_library_of_tables():
     """Some 80 MB, which would count to the memory that decoding takes; the process that gathers rows loads them."""
-    code = "import sys, specdec_lib.measure.worker; print({'pandas', 'pyarrow', 'scipy.stats'} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+    assert loaded_by("specdec_lib.measure.worker", "pandas", "pyarrow", "scipy.stats") == set()
+
+
+def test_the_command_line_starts_without_what_takes_seconds():
+    assert loaded_by("specdec_lib.__main__", "torch", "transformers", "pandas") == set()
+
+
+def test_toys_are_measured_without_the_models_of_transformers():
+    """Which take as long to import as all else; a study of a real pair loads them with its weights."""
+    assert loaded_by("specdec_lib.measure.worker", "transformers.modeling_utils") == set()
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(specdec_lib, name).__module__.startswith("specdec_lib.") for name in specdec_lib.__all__)

@@ -4,12 +4,13 @@ import torch
 from transformers import LlamaForCausalLM
 
 from specdec_lib.distill.students import HeadStudent
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.attention import our_attention
+from specdec_lib.models.runner import LanguageModel
 
 SHAPE = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512, "initializer_range": 0.2,
-    "tie_word_embeddings": True, "attn_implementation": ATTENTION,
+    "tie_word_embeddings": True, "attn_implementation": our_attention(),
 }  # fmt: skip
 ONE_GROUP = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8}
 

@@ -20,9 +20,10 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.proposers import Proposer
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.speculative import Verifier, speculative_decode
+from specdec_lib.models.attention import our_attention
 from specdec_lib.models.pair import DRAFTS_FOLDER, EMBEDDED_DRAFTS, TOY, Pair
 from specdec_lib.models.plain_draft import export_plain_draft
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.runner import LanguageModel
 
 
 def engine_sampler(
@@ -130,7 +131,7 @@ def tiny_llamas(vocab_size: int = 8, heads: int = 2) -> tuple[PreTrainedModel, P
         num_key_value_heads=heads,
         max_position_embeddings=64,
         initializer_range=0.6,  # as peaked as language
-        attn_implementation=ATTENTION,
+        attn_implementation=our_attention(),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
+import transformers
 
 from specdec_lib.facts import facts_table
 from specdec_lib.transcript_html import Transcript
@@ -91,7 +91,7 @@ class DecodeResult:
 
     def show(
         self,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: transformers.PreTrainedTokenizerBase | None = None,
         recording: Recording | None = None,
         baseline: DecodeResult | None = None,
         *,

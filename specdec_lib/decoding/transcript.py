@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
+import transformers
 
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.verification import Verification, verify
@@ -67,7 +67,7 @@ class Recording:
 
 def transcript(
     result: DecodeResult,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: transformers.PreTrainedTokenizerBase | None,
     recording: Recording | None = None,
     baseline: DecodeResult | None = None,
     *,
@@ -138,7 +138,7 @@ def _recorded(step: RecordedStep, count: int, row: int) -> list[Seen]:
 
 
 def _with_text(
-    steps: Sequence[Sequence[Seen]], tokenizer: PreTrainedTokenizerBase | None
+    steps: Sequence[Sequence[Seen]], tokenizer: transformers.PreTrainedTokenizerBase | None
 ) -> list[list[TranscriptToken]]:
     """Tokens as text, each in the context of those before it: a letter may be spread over several tokens."""
     before: list[int] = []
@@ -152,7 +152,7 @@ def _with_text(
     return [step for step in shown if step]
 
 
-def _text(tokenizer: PreTrainedTokenizerBase | None, before: list[int], token: int) -> str:
+def _text(tokenizer: transformers.PreTrainedTokenizerBase | None, before: list[int], token: int) -> str:
     if tokenizer is None:
         return f"{token} "
     context = before[-8:]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+import transformers
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
 PASSAGE = "passage"  # the category of the paragraphs that prompts of an exact length are cut from
@@ -50,7 +50,7 @@ def prompt_set_hash(name: str) -> str:
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, prompt_tokens: int
+    prompts: Sequence[Prompt], tokenizer: transformers.PreTrainedTokenizerBase, prompt_tokens: int
 ) -> list[torch.Tensor]:
     """Token ids of the prompts, one 1-D int64 tensor each.
 
@@ -97,7 +97,7 @@ def _starting_at(paragraphs: list[str], start: int) -> str:
     return "\n\n".join(paragraphs[start:] + paragraphs[:start])
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def _rendered(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> str:
     """What the model reads when a user says `text`, up to where the answer begins."""
     if tokenizer.chat_template is None:
         return text
@@ -105,7 +105,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _cut(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int) -> list[int]:
+def _cut(prompt: Prompt, tokenizer: transformers.PreTrainedTokenizerBase, prompt_tokens: int) -> list[int]:
     before, after = _rendered(tokenizer, TASK + PLACE).split(PLACE)
     head, tail = _template_ids(tokenizer, before), _ids(tokenizer, after)
     room = prompt_tokens - len(head) - len(tail)
@@ -121,12 +121,12 @@ def _cut(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int)
     return head + passage[:room] + tail
 
 
-def _template_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _template_ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a text that opens a prompt; a chat template holds its special tokens already."""
     return _ids(tokenizer, text, add_special_tokens=tokenizer.chat_template is None)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False) -> list[int]:
+def _ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False) -> list[int]:
     return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
 

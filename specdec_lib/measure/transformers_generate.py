@@ -12,7 +12,8 @@ from transformers import GenerationConfig, StoppingCriteria
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.measure.timing import Arrival, result_of_arrivals
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.attention import our_attention
+from specdec_lib.models.runner import LanguageModel
 
 
 class _Clock(StoppingCriteria):
@@ -71,7 +72,7 @@ def transformers_decode(
                 **assistance,
             )
     finally:
-        model.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(our_attention())
         model.generation_config = own_defaults
     made = output.shape[1] - longest
     assert made == max_new_tokens, f"generate made {made} of {max_new_tokens} tokens"

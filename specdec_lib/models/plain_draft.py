@@ -10,14 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from torch.nn.functional import linear
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specdec_lib.models import fused, host_memory
+from specdec_lib.models.attention import our_attention
 from specdec_lib.models.draft_head import load_weights, read_config, save_draft
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.runner import LanguageModel
 
 
 class ScoredRows(nn.Module):
@@ -43,10 +43,10 @@ class PlainDraft(nn.Module):
 
     scored_ids: torch.Tensor
 
-    def __init__(self, config: LlamaConfig, target_width: int, num_scored: int):
+    def __init__(self, config: transformers.LlamaConfig, target_width: int, num_scored: int):
         super().__init__()
         self.config, self.target_width = config, target_width
-        self.body = LlamaModel(config)
+        self.body = transformers.LlamaModel(config)
         self.body.embed_tokens = nn.Identity()  # it belongs to the target
         narrow = config.hidden_size != target_width
         self.projection = nn.Linear(target_width, config.hidden_size, bias=False) if narrow else nn.Identity()
@@ -88,7 +88,7 @@ def export_plain_draft(folder: Path, out: Path, target: LanguageModel) -> None:
 
 def _join(folder: Path, target: LanguageModel) -> tuple[PlainDraft, torch.Tensor]:
     settings = read_config(folder, "plain_draft")
-    config = LlamaConfig(**settings["llama"])
+    config = transformers.LlamaConfig(**settings["llama"])
     if (settings["target_width"], config.vocab_size) != (target.hidden_size, target.vocab_size):
         raise ValueError(
             f"{folder}: made for a target of width {settings['target_width']} and {config.vocab_size} tokens, but "
@@ -98,16 +98,16 @@ def _join(folder: Path, target: LanguageModel) -> tuple[PlainDraft, torch.Tensor
     load_weights(draft, folder)
     draft.to(device=target.device, dtype=target.dtype)
     host_memory.move(draft)
-    draft.body.rotary_emb = LlamaRotaryEmbedding(config).to(target.device)  # its frequencies stay float32
+    draft.body.rotary_emb = type(draft.body.rotary_emb)(config).to(target.device)  # its frequencies stay float32
     with torch.inference_mode():
         return draft, draft.projection(target.model.get_input_embeddings().weight)  # [V, h]
 
 
-def _causal_model(draft: PlainDraft, embeddings: torch.Tensor, tied: bool) -> LlamaForCausalLM:
-    config = LlamaConfig(**{**draft.config.to_diff_dict(), "tie_word_embeddings": tied})
-    config._attn_implementation = "sdpa" if tied else ATTENTION
+def _causal_model(draft: PlainDraft, embeddings: torch.Tensor, tied: bool) -> transformers.LlamaForCausalLM:
+    config = transformers.LlamaConfig(**{**draft.config.to_diff_dict(), "tie_word_embeddings": tied})
+    config._attn_implementation = "sdpa" if tied else our_attention()
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = transformers.LlamaForCausalLM(config)
     draft.body.config = config
     for layer in draft.body.layers:
         layer.self_attn.config = config

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
 
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
-from specdec_lib.models.runner import ATTENTION, LanguageModel
+from specdec_lib.models.attention import our_attention
+from specdec_lib.models.runner import LanguageModel
 
 PAIR_MODELS = {  # preset: target and draft in hardware/models.yaml
     "qwen3-8b": ("qwen3-8b", "qwen3-0.6b"),
@@ -34,9 +35,9 @@ def config_of(name: str) -> Any:
     """
     models = load_models()
     if name in models:
-        return AutoConfig.for_model(**models[name].config)
+        return transformers.AutoConfig.for_model(**models[name].config)
     if (Path(name) / "config.json").is_file():
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     raise ValueError(
         f"weights: random needs the shape of {name!r}: give a folder with a config.json, or one of {', '.join(models)}"
     )
@@ -46,7 +47,9 @@ def random_model(name: str, device: str, dtype: str, seed: int = 0) -> LanguageM
     """A model of that shape whose matrices are normal noise; norms stay as they are initialised."""
     config = config_of(name)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=ATTENTION)
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation=our_attention()
+        )
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():

@@ -7,48 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+import transformers
 
 from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.compiled import CompiledLayers, NotCompiledError
 from specdec_lib.models.tensor_parallel import key_value_heads
 
-ATTENTION = "specdec_grouped"
 KERNEL_DIFFERENCE = 0.1  # of logits, relative: bfloat16 rounds differently when less often
 PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
 
 logger = logging.getLogger(__name__)
 
 
-def grouped_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,  # [B, H, m, D]
-    key: torch.Tensor,  # [B, H_kv, S, D]
-    value: torch.Tensor,  # [B, H_kv, S, D]
-    attention_mask: torch.Tensor,  # [B, 1, m, S], additive
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: object,
-) -> tuple[torch.Tensor, None]:  # [B, m, H, D]
-    """Attention that never repeats keys and values: the heads of a group become extra query rows instead."""
-    assert kwargs.get("softcap") is None, "capped attention logits are not supported"
-    batch, heads, m, dim = query.shape
-    group = heads // key.shape[1]
-    packed = query.reshape(batch, key.shape[1], group * m, dim)
-    mask = attention_mask.repeat(1, 1, group, 1) if group > 1 else attention_mask
-    out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
-    return out.reshape(batch, heads, m, dim).transpose(1, 2), None
-
-
 def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Norm of the difference over the norm."""
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-
-
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, grouped_attention)
 
 
 @dataclass(frozen=True)
@@ -70,7 +44,12 @@ class LanguageModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, name: str, feature_layers: tuple[int, ...] = (), *, compiled: bool = True
+        self,
+        model: transformers.PreTrainedModel,
+        name: str,
+        feature_layers: tuple[int, ...] = (),
+        *,
+        compiled: bool = True,
     ):
         self.model = model.eval().requires_grad_(False)
         self.name = name

@@ -1,0 +1,35 @@
+"""Attention over a ragged cache, as Hugging Face models call it."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "specdec_grouped"
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # [B, H, m, D]
+    key: torch.Tensor,  # [B, H_kv, S, D]
+    value: torch.Tensor,  # [B, H_kv, S, D]
+    attention_mask: torch.Tensor,  # [B, 1, m, S], additive
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:  # [B, m, H, D]
+    """Attention that never repeats keys and values: the heads of a group become extra query rows instead."""
+    assert kwargs.get("softcap") is None, "capped attention logits are not supported"
+    batch, heads, m, dim = query.shape
+    group = heads // key.shape[1]
+    packed = query.reshape(batch, key.shape[1], group * m, dim)
+    mask = attention_mask.repeat(1, 1, group, 1) if group > 1 else attention_mask
+    out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, heads, m, dim).transpose(1, 2), None
+
+
+def our_attention() -> str:
+    """Tell transformers of `grouped_attention`; returns its name there."""
+    transformers.AttentionInterface.register(NAME, grouped_attention)
+    return NAME
