@@ -25,7 +25,7 @@ class SamplingConfig:
 
     Args:
         temperature: 0 is greedy, exactly the argmax.
-        top_k: keep the k most likely tokens; 0 keeps all.
+        top_k: keep the k most likely tokens, and those as likely as the last of them; 0 keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches top_p; 1 keeps all.
 
     Raises:

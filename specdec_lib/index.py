@@ -88,9 +88,7 @@ def _measured(params: StudyParams, folder: Path, reports: dict[str, bool]) -> di
         "groups": _groups(headline, params, reports),
         "headline": table_html(tables.speedup_table(headline), "The headline setting"),
         "transformers": findings.finding_transformers(over_transformers) if len(over_transformers) else None,
-        "troubles": table_html(troubles, "What failed, was skipped, ran throttled or drifted")
-        if len(troubles)
-        else None,
+        "troubles": table_html(troubles, "What failed, was skipped or is kept out") if len(troubles) else None,
         "num_troubles": len(troubles),
         "counts": f"{rows['cell_id'].nunique()} cells, {len(rows)} rows",
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from specdec_lib.analysis import findings, metrics, plots, tables
+from specdec_lib.analysis.batching import batch_gains, finding_batches
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.config import StudyParams
@@ -62,17 +63,20 @@ def with_headline(text: str, params: StudyParams, rows: pd.DataFrame) -> str:
 
 
 def headline_text(params: StudyParams, rows: pd.DataFrame) -> str:
-    """The headline of a run in Markdown: a table and two sentences, all of it computed."""
-    lines = metrics.headline(metrics.speedups(rows), params)
+    """The headline of a run in Markdown: a table and what else there is to know, all of it computed."""
+    settings = metrics.speedups(rows)
+    lines, by_batch = metrics.headline(settings, params), metrics.along(settings, params, "batch_size")
     over_transformers = metrics.headline_setting(metrics.speedups_over_transformers(rows), params)
     gamma = over_transformers["num_draft_tokens"]
     over_transformers = over_transformers[gamma.isna() | (gamma == params.headline_num_draft_tokens)]
     table = tables.speedup_table(lines).merge(tables.latency_table(lines)).drop(columns=["engine", "batch", "prompt"])
-    columns = ["method", "γ", "T", "TPOT (ms)", "speedup (×)", "95 % interval", "acceptance rate"]
+    columns = ["method", "γ", "T", "TPOT (ms)", "speedup (×)", "95 % interval", "prompt groups", "acceptance rate"]
     return "\n\n".join(
         [
             _markdown(table[[*columns, "tokens per target pass", "evidence"]]),
             findings.finding_transformers(over_transformers),
+            findings.finding_crossover(by_batch),
+            finding_batches(batch_gains(by_batch)),
         ]
     )
 

@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import comparison, comparison_plots, comparison_tables, metrics
 from specdec_lib.analysis.calibrated import calibrated_errors
-from specdec_lib.analysis.crossover import measured_crossovers, predicted_crossovers, with_study
+from specdec_lib.analysis.crossover import measured_crossovers, predicted_crossovers, reading, with_study
 from specdec_lib.analysis.gpu_predictions import break_even_prices
 from specdec_lib.config import load_params
 from specdec_lib.measure.calibration import calibrate, write_calibration
@@ -119,7 +120,22 @@ def test_a_curve_that_stays_on_one_side_has_no_crossover_and_says_so():
     lines = measured_crossovers(rows).set_index("method")
     assert lines["crossover_batch"].isna().all()
     assert (lines.loc["draft", "reading"] == "pays up to batch 4, the largest tried").all()
-    assert (lines.loc["ngram", "reading"] == "does not pay even at batch 1").all()
+    assert (lines.loc["ngram", "reading"] == "pays at no batch from 1 to 4").all()
+
+
+def test_a_curve_that_rises_above_1_later_is_not_said_to_pay_nowhere():
+    assert reading(np.array([1, 2, 4]), np.log([0.9, 1.1, 1.2])) == "pays at some larger batch only"
+    assert reading(np.array([1, 2, 4]), np.log([1.2, 1.1, 0.9])) == "pays below batch 2.76"
+
+
+def test_batches_that_do_not_fit_are_in_no_predicted_crossover():
+    (h100,) = (params for params in comparison.absent_presets([], ["h100"]))
+    lines = comparison.predicted_lines([h100], comparison.BATCHES)
+    assert not lines["fits"].all()
+    largest = lines[lines["fits"] & (lines["num_draft_tokens"] == 4)].groupby("prompt_tokens", dropna=False)
+    found = predicted_crossovers(lines)
+    found = found[found["num_draft_tokens"] == 4].groupby("prompt_tokens", dropna=False)["largest_batch"].max()
+    assert found.tolist() == largest["batch_size"].max().tolist()
 
 
 def test_every_figure_of_the_comparison_draws_with_evidence_in_its_title(tmp_path):
@@ -129,7 +145,7 @@ def test_every_figure_of_the_comparison_draws_with_evidence_in_its_title(tmp_pat
     predicted = comparison.predicted_lines(presets, [1, 64, 512])
     measured = [(run.params.gpu, measured_crossovers(run.rows)) for run in runs]
     crossovers = with_study([*measured, (None, predicted_crossovers(predicted))])
-    lines = comparison.pareto(comparison.all_lines(runs, presets))
+    lines = comparison.pareto(comparison.own_settings(runs, presets))
     even = break_even_prices(load_params("h100"), "a100-sxm-80", "h100-sxm", [0.5, 0.8])
     ratios = comparison.price_ratios("a100-sxm-80", "h100-sxm")
     assert "(measured, predicted)" in comparison_plots.crossover_figure(crossovers).get_suptitle()
@@ -141,27 +157,34 @@ def test_every_figure_of_the_comparison_draws_with_evidence_in_its_title(tmp_pat
     assert set(comparison_tables.crossover_table(crossovers)["evidence"]) == {"measured", "predicted"}
 
 
-def test_the_front_holds_what_no_other_setting_beats_in_both(tmp_path):
+def test_the_front_holds_what_no_other_setting_for_the_same_work_beats_in_both(tmp_path):
     write_run(tmp_path)
-    lines = comparison.pareto(comparison.all_lines(comparison.find_runs(tmp_path), []))
-    for line in lines.itertuples():
-        faster_and_cheaper = (lines["tpot_ms"] < line.tpot_ms) & (
-            lines["usd_per_million_tokens"] < line.usd_per_million_tokens
-        )
-        assert not (line.on_front and faster_and_cheaper.any())
-    limits = comparison.cheapest_under(lines, [1e9, 15])
-    assert limits["limit_ms"].iloc[0] == 1e9
-    assert limits["usd_per_million_tokens"].iloc[0] == lines["usd_per_million_tokens"].min()
-    assert (limits.loc[limits["limit_ms"] == 15, "tpot_ms"] <= 15).all()
+    lines = comparison.pareto(comparison.own_settings(comparison.find_runs(tmp_path), []))
+    assert lines["prompt_tokens"].isna().all()
+    assert set(lines["max_new_tokens"]) == {48}
+    for temperature, same in lines.groupby("temperature"):
+        for line in same.itertuples():
+            cheaper = same["usd_per_million_tokens"] < line.usd_per_million_tokens
+            assert not (line.on_front and (cheaper & (same["tpot_ms"] < line.tpot_ms)).any())
+        limits = comparison.cheapest_under(lines, [1e9, 15])
+        limits = limits[limits["temperature"] == temperature]
+        assert limits["limit_ms"].iloc[0] == 1e9
+        assert limits["usd_per_million_tokens"].iloc[0] == same["usd_per_million_tokens"].min()
+        assert (limits.loc[limits["limit_ms"] == 15, "tpot_ms"] <= 15).all()
 
 
 def test_the_price_ratio_of_speculation_is_that_of_the_throughputs_at_the_best_gamma(tmp_path):
     write_run(tmp_path)
-    lines = comparison.measured_lines(comparison.find_runs(tmp_path))
+    """Each temperature is held against its own baseline."""
+    lines = comparison.own_settings(comparison.find_runs(tmp_path), [])
+    faster = lines["temperature"] == 0
+    lines.loc[faster, "tokens_per_second"] *= 10
     ratios = comparison.price_break_even(lines).set_index("batch_size")["price_ratio"]
-    here = lines[(lines["batch_size"] == 2) & lines["prompt_tokens"].isna()]
-    best = here.groupby("method")["tokens_per_second"].max()
-    assert ratios[2] == pytest.approx(best.drop("autoregressive").max() / best["autoregressive"])
+    expected = []
+    for _, here in lines[lines["batch_size"] == 2].groupby("temperature"):
+        best = here.groupby("method")["tokens_per_second"].max()
+        expected.append(best.drop("autoregressive").max() / best["autoregressive"])
+    assert ratios[2] == pytest.approx(max(expected))
 
 
 def test_too_few_prompts_give_a_crossover_without_a_band():
@@ -170,6 +193,20 @@ def test_too_few_prompts_give_a_crossover_without_a_band():
     lines = measured_crossovers(rows)
     assert lines["crossover_batch"].notna().all()
     assert lines[["crossover_low", "crossover_high"]].isna().all().all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (1.0, "so that it is the cheaper per token at V."),
+        (1.5, "the cheaper at some acceptance at V."),
+        (9.0, "dearer at V."),
+    ],
+)
+def test_whether_the_dearer_gpu_is_worth_its_price_is_said_of_every_vendor(asked, said):
+    even = pd.DataFrame({"acceptance_rate": [0.4, 0.8], "price_ratio": [1.2, 1.8]})
+    even = even.assign(cheaper="a", dearer="b", batch_size=1)
+    assert said in comparison_plots.finding_break_even(even, pd.DataFrame({"vendor": ["V"], "ratio": [asked]}))
 
 
 def test_vendors_price_ratios_carry_their_dates():

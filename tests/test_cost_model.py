@@ -45,8 +45,8 @@ def roofline(**changes):
 def test_the_counted_weights_are_those_of_the_model_card(name):
     """All matrices and the embedding, if it is not the output layer too; norms are left out: below 1 % of a model."""
     model, shape = load_models()[name], known_shape(name)
-    embedding = 0 if model.config["tie_word_embeddings"] else shape.output_weights
-    assert shape.layer_weights + shape.output_weights + embedding == pytest.approx(model.parameters, rel=0.01)
+    assert (shape.embedding_weights == 0) == model.config["tie_word_embeddings"]
+    assert shape.weights_kept() == pytest.approx(model.parameters, rel=0.01)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt_neox", "gemma2", "mixtral"])
@@ -63,6 +63,20 @@ def test_a_pass_over_more_tokens_reads_more_experts_and_multiplies_as_many():
     assert shape.weights_read(1) == shape.weights_multiplied()
     assert shape.weights_read(16) > 3 * shape.weights_read(1) - 3 * shape.layer_weights
     assert shape.weights_read(16) <= shape.layer_weights + shape.output_weights + shape.expert_weights
+
+
+def test_experts_that_every_token_is_sent_to_are_read_in_every_pass():
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2, "first_k_dense_replace": 0}
+    config = {
+        "model_type": "deepseek_v3",
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+    }
+    routed = 8 * 3 * 64 * 32 * 2  # experts, matrices, their sides, layers
+    for shared in (1, 2):
+        assert ModelShape.from_config(config | sizes | {"n_shared_experts": shared}).expert_weights == routed
 
 
 def test_one_token_costs_its_bytes_and_many_cost_their_operations():

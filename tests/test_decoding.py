@@ -116,6 +116,12 @@ def test_the_same_seed_gives_the_same_tokens_and_leaves_the_global_generator_alo
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+def test_the_tokens_are_ordinary_tensors_that_may_be_changed_and_trained_on(target):
+    (row,) = decode(target, PROMPTS[:1]).tokens
+    row[0] = 3
+    torch.nn.Embedding(16, 2)(row).sum().backward()
+
+
 def test_a_draft_with_a_padded_vocabulary_still_works(target):
     wider = toy_draft(toy_model(20, seeded(4)), seeded(5))
     narrower = toy_model(16, seeded(6))
@@ -133,6 +139,9 @@ def test_a_draft_with_a_padded_vocabulary_still_works(target):
         ({"prompts": [torch.tensor([], dtype=torch.int64)]}, "prompt 0 is empty"),
         ({"prompts": [torch.tensor([99])]}, "outside 0..15"),
         ({"prompts": [torch.tensor([1.0])]}, "1-D int64"),
+        ({"prompts": torch.tensor([[1, 2]])}, "prompts is a Tensor: give a list of 1-D tensors"),
+        ({"stop_token_ids": 2}, "stop_token_ids is 2: give a tuple"),
+        ({"stop_token_ids": (None,)}, "give a tuple of token ids"),
         ({"new": 5000}, "exceed the context of toy-target"),
         ({"verification": "tokens"}, "unknown verification"),
     ],

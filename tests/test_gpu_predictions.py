@@ -99,6 +99,26 @@ def test_break_even_lies_between_the_ratios_of_bandwidth_and_of_operations():
     assert (lines["evidence"] == "predicted").all()
 
 
+def test_break_even_is_predicted_of_the_library_as_it_is():
+    """Without speculation it is the ratio of the throughputs that are predicted of both."""
+    here = {"batch_sizes": [1], "prompt_tokens": H100.prompt_tokens[:1], "num_draft_tokens": [4]}
+    params = H100.model_copy(update=here)
+    fast, slow = (predict(params, catalog.price(name)).iloc[0] for name in (H100.price, load_params("a100").price))
+    lines = break_even_prices(params, slow["product"], fast["product"], [0.5])
+    plain = lines[lines["acceptance_rate"].isna()].iloc[0]
+    assert plain["price_ratio"] == pytest.approx(fast["tokens_per_second"] / slow["tokens_per_second"])
+
+
+def test_memory_holds_both_models_and_both_caches():
+    target, draft = (known_shape(name) for name in PAIR_MODELS[H100.pair])
+    one_row, two_rows = (predict(H100.model_copy(update={"batch_sizes": [batch]}), PRICE) for batch in (1, 2))
+    without, with_draft = (
+        one(two_rows, 2, 0, gamma)["memory_bytes"] - one(one_row, 1, 0, gamma)["memory_bytes"] for gamma in (0, 4)
+    )
+    assert with_draft / without == pytest.approx(1 + draft.key_values_per_token() / target.key_values_per_token())
+    assert one(one_row, 1, 0, 0)["memory_bytes"] > 2 * target.weights_kept()
+
+
 def test_the_honesty_table_holds_what_was_promised():
     """At least ten points with source and date, from four places, and a median within the aim."""
     table = honesty_table()

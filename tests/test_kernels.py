@@ -326,6 +326,7 @@ def test_a_plain_draft_scores_alike_with_and_without_kernels(target, tmp_path):
     logits = []
     for model in (target, eager):
         draft = load_plain_draft(tmp_path, model)
+        assert draft.body.rotary_emb.inv_freq.dtype == torch.float32  # bfloat16 would turn far positions wrongly
         assert (draft.fused is None) == (model.fused is None)
         logits.append(draft.logits(draft.forward(tokens, draft.new_cache(2, 6)).hidden).float())
     assert (logits[0][..., 1::2] == float("-inf")).all()
@@ -480,7 +481,7 @@ def test_decoding_a_large_vocabulary_gives_what_it_gives_without_kernels_for_it(
 @needs_kernels
 def test_layers_are_counted_from_the_end_too():
     tokens, model = torch.arange(6)[None], with_heads(2, 1, 32)
-    layers = {(-1, 0), (len(model.model.layers) - 1, 0)}
+    layers = {(0, -2), (0, len(model.model.layers) - 2)}
     targets = [LanguageModel(model, "target", feature_layers=named) for named in layers]
     behind, counted = (target.forward(tokens, target.new_cache(1, 6)).features for target in targets)
     assert torch.equal(behind, counted)
@@ -508,9 +509,9 @@ def test_rows_and_layers_that_are_not_there_are_refused(target):
     one, four = torch.ones(1, 1, dtype=torch.int64), torch.ones(4, 3, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="a cache of 1 rows do not belong together"):
         target.forward(four, target.new_cache(1, 16))
-    twice = LanguageModel(target.model, "twice", feature_layers=(1, 1))
+    cache = target.new_cache(1, 8)
     with pytest.raises(IndexError, match=r"layer 1 is none of \d, or is named twice"):
-        twice.forward(one, twice.new_cache(1, 8))
+        target.fused(one, cache.place(1), cache, (1, 1))
 
 
 @needs_kernels
@@ -520,7 +521,13 @@ def test_a_token_that_the_model_does_not_know_is_refused(target):
 
 
 @needs_kernels
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_more_rows_than_32_bits_can_count_in_tiles_are_all_computed():
+    x, weight = torch.ones(200_000, 32).bfloat16(), torch.ones(4, 32).bfloat16()
+    assert (fused.linear(x, weight) == 32).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("temperature", [0.0, 1e-9, 0.7, 1.0])
 def test_probabilities_are_those_of_pytorch(temperature):
     """Also where logits are equal or -inf, and in the last lanes of a vector; a NaN spoils its row and no other."""
     sampling = SamplingConfig(temperature=temperature)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from synthetic_rows import ACCEPTANCE, DRAFT_MS, TARGET_MS, VERIFY_MS, study, synthetic_rows
 
-from specdec_lib.analysis import metrics
+from specdec_lib.analysis import metrics, tables
 from specdec_lib.measure.results import SCHEMA
 
 PARAMS = study()
@@ -152,10 +152,33 @@ def test_two_baselines_for_one_setting_are_refused():
 def test_an_empty_table_gives_empty_lines():
     empty = ROWS.iloc[:0]
     assert list(ROWS.columns) == SCHEMA.names
+    assert metrics.speedups(empty).columns.tolist() == metrics.speedups(synthetic_rows()).columns.tolist()
     assert metrics.speedups(empty).empty
     assert metrics.acceptance_by_position(empty).empty
     assert metrics.token_gaps(empty).empty
     assert metrics.failures(empty).empty
+
+
+def test_an_output_that_is_repeated_is_counted_once():
+    rows = synthetic_rows()
+    greedy = rows["temperature"] == 0
+    outputs = "output of prompt " + rows["prompt_group"].astype(str)
+    rows.loc[greedy, "tokens_sha256"] = outputs[greedy]
+    first = rows[~greedy | (rows["repetition"] == 0)]
+    for of_all, of_first in (
+        (metrics.acceptance_by_position(rows), metrics.acceptance_by_position(first)),
+        (metrics.speedups(rows)[metrics.COUNTERS], metrics.speedups(first)[metrics.COUNTERS]),
+    ):
+        pd.testing.assert_frame_equal(of_all, of_first)
+
+
+def test_energy_is_known_only_where_every_call_was_long_enough_to_tell():
+    """Else the longest calls would speak for all."""
+    rows = synthetic_rows()
+    rows["energy_joules_per_token"] = 2.0
+    assert (metrics.speedups(rows)["energy_joules_per_token"] == 2).all()
+    rows.loc[rows["prompt_group"] == 0, "energy_joules_per_token"] = None
+    assert metrics.speedups(rows)["energy_joules_per_token"].isna().all()
 
 
 def test_throttled_and_shared_rows_are_kept_out_of_lines_and_listed():
@@ -165,8 +188,10 @@ def test_throttled_and_shared_rows_are_kept_out_of_lines_and_listed():
     rows.loc[baseline, "tpot_ms"] *= 10
     shared = (rows["method"] == "ngram") & (rows["repetition"] == 1)
     rows.loc[shared, "foreign_processes"] = 2
-    listed = metrics.disturbed(rows)
-    assert set(listed["reason"]) == {"power cap", "2 other process(es)"}
+    listed = tables.trouble_table(rows)
+    assert set(listed["reason"]) == {
+        "the device lowered its clock (power cap)", "2 other process(es) used the device"
+    }  # fmt: skip
     assert len(listed) == baseline.sum() + shared.sum()
     clean = metrics.speedups(rows)
     assert clean["speedup"].max() < 5  # a throttled baseline would have made it ten times as large

@@ -109,6 +109,8 @@ def test_missing_weights_are_refused(target, tmp_path):
         ({}, "both target= and draft="),
         ({"name": "toy", "target": "x", "draft": "y"}, "either the name of a preset"),
         ({"name": "toy", "device": "cuda"}, "sees no CUDA device"),
+        ({"name": "toy", "device": "cuda:1"}, "sees no CUDA device"),
+        ({"name": "smollm2-135m-embedded", "dtype": "bf16"}, "choose one of float32, float16, bfloat16"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="one case needs a machine without CUDA")

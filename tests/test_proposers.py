@@ -94,6 +94,15 @@ def test_a_draft_reads_what_lookup_copied_in_its_place(gamma, batch):
     assert result.accepted > 10
 
 
+def test_a_draft_that_was_part_of_a_composite_reads_no_more_than_its_own_on_its_own():
+    target = toy_model(6, torch.Generator().manual_seed(1))
+    draft = ModelProposer(target)
+    options = {"max_new_tokens": 4, "num_draft_tokens": 3, "sampling": SamplingConfig()}
+    for proposer, alone in ((draft, True), (CompositeProposer(draft), False), (draft, True)):
+        speculative_decode(target, proposer, [torch.tensor([1, 2])], generator=torch.Generator(), **options)
+        assert draft.alone == alone
+
+
 def test_a_composite_copies_where_it_can_and_drafts_elsewhere():
     model = toy_model(12, torch.Generator().manual_seed(0))
     prompts = [torch.tensor([1, 2, 3, 4, 9, 1, 2]), torch.tensor([5, 6])]

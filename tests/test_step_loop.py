@@ -145,6 +145,7 @@ def test_what_cannot_be_captured_runs_step_by_step_and_the_reason_is_kept(folder
     peeking = decode(target, Peeking(), SAMPLINGS[1])
     assert step_loop.graph_facts(target) == "none: aten.is_nonzero.default waits for the device"
     assert recorder.captures == 0
+    assert not target.kept.caches  # nothing lies about beside the caches of later calls
     counting = Counting()
     counted = decode(target, counting, SAMPLINGS[1])
     assert counting.proposed == len(counted[-1].step_s)

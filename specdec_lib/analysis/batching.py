@@ -15,7 +15,8 @@ def batch_gains(lines: pd.DataFrame) -> pd.DataFrame:
 
     `tokens_per_second` is of whole calls, `decoding_per_second` of what follows the first tokens. Between them stands
     `prefill_share`, the share of a call until then: a long pass computes as long for each row of a batch as for one
-    alone, so that a batch makes decoding cheaper, but not the reading of prompts.
+    alone, so that a batch makes decoding cheaper, but hardly the reading of prompts. Batches hold other prompts than
+    one row alone, and nothing is paired: `mean_prompt_tokens` and `num_prompts` (groups) say how far they differ.
 
     Args:
         lines: from `metrics.along(lines, params, "batch_size")`.
@@ -27,7 +28,8 @@ def batch_gains(lines: pd.DataFrame) -> pd.DataFrame:
     gains["decoding_gain"] = gains["decoding_per_second"] / smallest["decoding_per_second"]
     gains["call_gain"] = gains["tokens_per_second"] / smallest["tokens_per_second"]
     columns = [*ALONE, "batch_size", "decoding_per_second", "decoding_gain", "tokens_per_second", "call_gain"]
-    return gains[[*columns, "prefill_share", "evidence"]].reset_index(drop=True)
+    columns += ["prefill_share", "mean_prompt_tokens", "num_prompts", "evidence"]
+    return gains[columns].reset_index(drop=True)
 
 
 def finding_batches(gains: pd.DataFrame) -> str:
@@ -35,8 +37,8 @@ def finding_batches(gains: pd.DataFrame) -> str:
     baseline = gains[gains["method"] == BASELINE]
     if baseline["batch_size"].nunique() < 2:
         return "One batch size only was measured."
-    parts = []
-    for temperature, curve in baseline.groupby("temperature"):
+    parts, sizes = [], baseline["batch_size"].isin([baseline["batch_size"].min(), baseline["batch_size"].max()])
+    for temperature, curve in baseline[sizes].groupby("temperature"):
         first, last = curve.iloc[0], curve.iloc[-1]
         decodes = f"batch {last['batch_size']} decodes {last['decoding_gain']:.2f} times the tokens per second"
         calls = (
@@ -44,7 +46,8 @@ def finding_batches(gains: pd.DataFrame) -> str:
         )
         alone = f"({first['prefill_share']:.0%} at batch {first['batch_size']})"
         parts.append(f"at T = {temperature:g} {decodes} of batch {first['batch_size']}, and {calls} {alone}")
-    return f"Without speculation: {'; '.join(parts)}."
+    tokens = ", ".join(f"{count:.0f}" for count in baseline[sizes].groupby("batch_size")["mean_prompt_tokens"].mean())
+    return f"Without speculation: {'; '.join(parts)}. Prompts differ: they have {tokens} tokens on average."
 
 
 def batching_table(gains: pd.DataFrame) -> pd.DataFrame:
@@ -59,6 +62,8 @@ def batching_table(gains: pd.DataFrame) -> pd.DataFrame:
             "whole calls (tokens/s)": gains["tokens_per_second"].map("{:.1f}".format),
             "times that of the smallest": gains["call_gain"].map("{:.2f}".format),
             "prompts' share of a call": gains["prefill_share"].map("{:.0%}".format),
+            "prompt groups": gains["num_prompts"],
+            "tokens of a prompt": gains["mean_prompt_tokens"].map("{:.0f}".format),
             "evidence": gains["evidence"],
         }
     )

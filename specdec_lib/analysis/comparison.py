@@ -26,6 +26,7 @@ SIDE_BY_SIDE += ["prompt_tokens", "max_new_tokens", "tpot_ms", "tpot_ms_low", "t
 SIDE_BY_SIDE += ["speedup", "speedup_low", "speedup_high"]
 SIDE_BY_SIDE += ["tokens_per_second", "acceptance_rate", "memory_bytes", "joules_per_token", "usd_per_million_tokens"]
 SIDE_BY_SIDE += ["evidence"]
+SAME_WORK = ["pair", "dtype", "temperature", "evidence"]
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,6 @@ def predicted_lines(presets: Iterable[StudyParams], batch_sizes: Sequence[int] =
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*SIDE_BY_SIDE, "fits"])
 
 
-def measured_lines(runs: Iterable[Run]) -> pd.DataFrame:
-    """Every line that the library itself measured, with product, memory, energy and dollars."""
-    tables = [_measured(run) for run in runs]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIDE_BY_SIDE)
-
-
 def side_by_side(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.DataFrame:
     """The headline of every run, and the predicted one of every preset; the `evidence` of each line says which."""
     tables = [metrics.headline(_measured(run), run.params) for run in runs]
@@ -136,10 +131,11 @@ def side_by_side(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.Data
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIDE_BY_SIDE)
 
 
-def all_lines(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.DataFrame:
-    """Every line, measured or predicted."""
+def own_settings(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.DataFrame:
+    """Every line at the first prompt and output length of its study, measured or predicted: others are other work."""
     columns = [*SIDE_BY_SIDE, "fits"]
-    tables = [measured_lines(runs), predicted_lines(presets)]
+    tables = [metrics.own_settings(_measured(run), run.params) for run in runs]
+    tables += [metrics.own_settings(predicted_lines([params]), params) for params in presets]
     tables = [table.reindex(columns=columns).astype({"num_draft_tokens": "Float64"}) for table in tables if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
@@ -154,33 +150,40 @@ def sources(runs: Sequence[Run], presets: Sequence[StudyParams]) -> str:
 
 
 def pareto(lines: pd.DataFrame) -> pd.DataFrame:
-    """Latency against cost: each line with `on_front`, true if no other of the same pair and dtype beats it in both."""
+    """Latency against cost: each line with `on_front`, true if no other of the same work beats it in both.
+
+    The same work is one pair, dtype and temperature; where an acceptance is given there is no temperature.
+    """
     lines = lines[lines["tpot_ms"].notna() & lines["usd_per_million_tokens"].notna()]
     if "fits" in lines:
         lines = lines[lines["fits"].ne(False)]  # null where it was measured: what ran did fit
     lines = lines.sort_values(["tpot_ms", "usd_per_million_tokens"]).reset_index(drop=True)
-    fronts = [on_front(group) for _, group in lines.groupby(["pair", "dtype", "evidence"])]
+    fronts = [on_front(group) for _, group in lines.groupby(SAME_WORK, dropna=False)]
     return lines.assign(on_front=pd.concat(fronts) if fronts else False)
 
 
 def price_break_even(lines: pd.DataFrame) -> pd.DataFrame:
     """By machine and batch size: how much dearer an hour may be with speculation before it stops saving money.
 
-    The ratio of throughputs at the gamma that makes it largest, with the first prompt length; no price enters it.
+    The ratio of throughputs at the method, gamma and temperature that make it largest; no price enters it.
+
+    Args:
+        lines: from `own_settings`.
     """
-    natural = lines[lines["prompt_tokens"].isna() & lines["tokens_per_second"].notna()]
-    by = ["gpu", "pair", "evidence", "batch_size"]
-    baseline = natural[natural["method"] == metrics.BASELINE].groupby(by)["tokens_per_second"].max()
-    speculative = natural[natural["method"] != metrics.BASELINE].groupby(by)["tokens_per_second"].max()
-    return (speculative / baseline).dropna().rename("price_ratio").reset_index()
+    timed, by = lines[lines["tokens_per_second"].notna()], ["gpu", "pair", "evidence", "batch_size"]
+    is_baseline, same = timed["method"] == metrics.BASELINE, [*by, "temperature"]
+    baseline = timed[is_baseline].groupby(same, dropna=False)["tokens_per_second"].max()
+    speculative = timed[~is_baseline].groupby(same, dropna=False)["tokens_per_second"].max()
+    ratios = (speculative / baseline).dropna()
+    return ratios.groupby(level=by).max().rename("price_ratio").reset_index()
 
 
 def cheapest_under(lines: pd.DataFrame, limits_ms: Sequence[float]) -> pd.DataFrame:
-    """For each limit of the time per token, the cheapest setting of each pair that keeps it."""
+    """For each limit of the time per token, the cheapest setting for the same work that keeps it."""
     found = []
     for limit in limits_ms:
         kept = lines[(lines["tpot_ms"] <= limit) & lines["usd_per_million_tokens"].notna()]
-        best = kept.loc[kept.groupby(["pair", "evidence"])["usd_per_million_tokens"].idxmin()]
+        best = kept.loc[kept.groupby(SAME_WORK, dropna=False)["usd_per_million_tokens"].idxmin()]
         found.append(best.assign(limit_ms=limit))
     return pd.concat(found, ignore_index=True)
 
@@ -234,6 +237,7 @@ def _product(environment: dict[str, object], device: str) -> str:
 
 
 def _measured(run: Run) -> pd.DataFrame:
+    """Every line that the library itself measured, with product, memory, energy and dollars."""
     lines = run.lines
     lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["tokens_per_second"].notna()]
     return lines.assign(

@@ -63,8 +63,8 @@ def pareto_figure(lines: pd.DataFrame) -> Figure:
             x, y = some["tpot_ms"], some["usd_per_million_tokens"]
             alpha = 1 if front else 0.5
             axes.scatter(x, y, s=size, marker=marker, facecolor=face, edgecolor=color, alpha=alpha, zorder=3)
-        front_line = group[group["on_front"]].sort_values("tpot_ms")
-        axes.plot(front_line["tpot_ms"], front_line["usd_per_million_tokens"], color=color, linewidth=1)
+        for _, front_line in group[group["on_front"]].sort_values("tpot_ms").groupby("temperature", dropna=False):
+            axes.plot(front_line["tpot_ms"], front_line["usd_per_million_tokens"], color=color, linewidth=1)
         axes.plot([], [], color=color, marker=marker, markerfacecolor=face, label=f"{key[0]}, {key[1]} ({key[2]})")
     for key, group in price_break_even(lines).groupby(["gpu", "pair", "evidence"]):
         color, marker, face = _look(looks[key], key[2])
@@ -151,11 +151,11 @@ def finding_crossover(crossovers: pd.DataFrame) -> str:
     parts = []
     for evidence, group in crossovers.groupby("evidence"):
         inside = group["crossover_batch"].notna().sum()
-        never = group["reading"].str.startswith("does not").sum()
+        never = group["reading"].str.startswith("pays at no").sum()
         always = group["reading"].str.startswith("pays up to").sum()
         parts.append(
             f"{evidence}: {inside} of {len(group)} settings stop paying within the batch sizes tried, "
-            f"{never} pay nowhere, {always} everywhere"
+            f"{never} pay nowhere, {always} up to the largest"
         )
     return f"{'; '.join(parts)}.".capitalize()
 
@@ -173,15 +173,17 @@ def finding_break_even(lines: pd.DataFrame, ratios: pd.DataFrame) -> str:
     """At which vendors the dearer GPU is predicted to be the cheaper per token."""
     curve = lines[lines["acceptance_rate"].notna()]
     low, high = curve["price_ratio"].min(), curve["price_ratio"].max()
-    worth = ratios[ratios["ratio"] < low]["vendor"].tolist()
-    where = (
-        f"it is the cheaper per token at {', '.join(worth)}" if worth else "it is the dearer per token at all of them"
-    )
+    asked = [
+        (ratios["ratio"] < low, "the cheaper per token at {}"),
+        (ratios["ratio"].between(low, high), "the cheaper at some acceptance at {}"),
+        (ratios["ratio"] > high, "the dearer at {}"),
+    ]
+    where = ", ".join(text.format(" and ".join(ratios[here]["vendor"].unique())) for here, text in asked if here.any())
     dearer, cheaper = lines["dearer"].iloc[0], lines["cheaper"].iloc[0]
     return (
         f"Predicted: {dearer} breaks even with {cheaper} at {low:.2f} to {high:.2f} times the hourly price at batch "
         f"{lines['batch_size'].iloc[0]}; vendors ask {ratios['ratio'].min():.2f} to {ratios['ratio'].max():.2f} times, "
-        f"so that {where}."
+        f"so that it is {where}."
     )
 
 
@@ -211,7 +213,7 @@ def _draw_crossovers(axes: Axes, group: pd.DataFrame, index: int, count: int, na
         edgecolor=color,
         zorder=3,
     )
-    nowhere = group["reading"].str.startswith("does not").to_numpy()
+    nowhere = group["reading"].str.startswith("pays at").to_numpy()
     for arrow, where, column in (
         ("$\\downarrow$", nowhere, "smallest_batch"),
         ("$\\uparrow$", ~nowhere & ~inside, "largest_batch"),

@@ -100,8 +100,8 @@ def crossover_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def cheapest_table(table: pd.DataFrame) -> pd.DataFrame:
     """The cheapest setting under each limit."""
-    columns = ["limit_ms", "pair", "gpu", "method", "num_draft_tokens", "batch_size", "prompt_tokens", "tpot_ms"]
-    return readable(table, [*columns, "usd_per_million_tokens", "evidence"])
+    columns = ["limit_ms", "pair", "gpu", "temperature", "method", "num_draft_tokens", "batch_size", "prompt_tokens"]
+    return readable(table, [*columns, "max_new_tokens", "tpot_ms", "usd_per_million_tokens", "evidence"])
 
 
 def error_columns(table: pd.DataFrame) -> pd.DataFrame:

@@ -35,8 +35,8 @@ def measured_crossovers(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def predicted_crossovers(lines: pd.DataFrame) -> pd.DataFrame:
-    """The same from predicted lines; the band is that of the assumptions, not of a sample."""
-    methods = lines[lines["method"] != metrics.BASELINE].assign(temperature=np.nan)
+    """The same from predicted lines, as far as they fit; the band is that of the assumptions, not of a sample."""
+    methods = lines[(lines["method"] != metrics.BASELINE) & lines["fits"]].assign(temperature=np.nan)
     found = []
     for key, group in methods.groupby(["gpu", *SETTING], dropna=False):
         group = group.sort_values("batch_size")
@@ -48,7 +48,7 @@ def predicted_crossovers(lines: pd.DataFrame) -> pd.DataFrame:
         found.append(
             dict(zip(["gpu", *SETTING], key, strict=True))
             | {"crossover_batch": _inside(value), "crossover_low": _clip(low, batches)}
-            | {"crossover_high": _clip(high, batches), **edges, "reading": _reading(value, batches)}
+            | {"crossover_high": _clip(high, batches), **edges, "reading": reading(batches, np.log(group["speedup"]))}
             | {"evidence": "predicted"}
         )
     return pd.DataFrame(found, columns=["gpu", *SETTING, *COLUMNS, "evidence"])
@@ -76,7 +76,8 @@ def _ratios(rows: pd.DataFrame) -> pd.DataFrame:
 def _crossover(by_batch: dict[int, np.ndarray], rng: np.random.Generator) -> dict[str, object]:
     batches = np.array(sorted(by_batch), dtype=float)
     logs = [by_batch[int(batch)] for batch in batches]
-    value = crossing(batches, np.array([values.mean() for values in logs]))
+    means = np.array([values.mean() for values in logs])
+    value = crossing(batches, means)
     low = high = np.nan
     if min(map(len, logs)) >= LEAST_VALUES:
         resampled = [
@@ -86,7 +87,7 @@ def _crossover(by_batch: dict[int, np.ndarray], rng: np.random.Generator) -> dic
         low, high = np.quantile(np.clip(resampled, batches[0], batches[-1]), [0.025, 0.975])
     return {
         "crossover_batch": _inside(value), "crossover_low": float(low), "crossover_high": float(high),
-        "smallest_batch": int(batches[0]), "largest_batch": int(batches[-1]), "reading": _reading(value, batches),
+        "smallest_batch": int(batches[0]), "largest_batch": int(batches[-1]), "reading": reading(batches, means),
     }  # fmt: skip
 
 
@@ -111,9 +112,12 @@ def _clip(value: float, batches: np.ndarray) -> float:
     return float(np.clip(value, batches[0], batches[-1]))
 
 
-def _reading(value: float, batches: np.ndarray) -> str:
+def reading(batches: np.ndarray, log_speedups: np.ndarray | pd.Series) -> str:
+    """What a curve says of the batch sizes at which speculation pays, in words."""
+    value = crossing(batches, log_speedups)
     if value == 0:
-        return f"does not pay even at batch {batches[0]:g}"
+        pays = (np.asarray(log_speedups, dtype=float) >= 0).any()
+        return "pays at some larger batch only" if pays else f"pays at no batch from {batches[0]:g} to {batches[-1]:g}"
     return (
         f"pays up to batch {batches[-1]:g}, the largest tried" if value == np.inf else f"pays below batch {value:.3g}"
     )

@@ -44,18 +44,18 @@ def finding_gamma(lines: pd.DataFrame, predicted: pd.DataFrame) -> str:
     if known.empty:
         return finding_speedup(lines, "num_draft_tokens")
     keys = ["method", "temperature", "num_draft_tokens"]
-    both = lines.merge(known[[*keys, "speedup"]], on=keys, suffixes=("", "_predicted"))
+    methods = lines[(lines["method"] != BASELINE) & lines["speedup"].notna()]
+    both = methods.merge(known[[*keys, "speedup"]], how="left", on=keys, suffixes=("", "_predicted"))
     parts = []
     for temperature, group in both.groupby("temperature"):
         best = group.loc[group["speedup"].idxmax()]
-        own = group[group["method"] == best["method"]]
-        guess = own.loc[own["speedup_predicted"].idxmax()]
-        formula = (
-            "the formula chooses the same γ"
-            if guess["num_draft_tokens"] == best["num_draft_tokens"]
-            else (f"the formula would choose γ = {guess['num_draft_tokens']}, measured {guess['speedup']:.2f}×")
-        )
-        parts.append(f"at T = {temperature:g} {_where(best, 'num_draft_tokens')}, {with_interval(best)}; {formula}")
+        own = group[(group["method"] == best["method"]) & group["speedup_predicted"].notna()]
+        parts.append(f"at T = {temperature:g} {_where(best, 'num_draft_tokens')}, {with_interval(best)}")
+        if len(own):
+            guess = own.loc[own["speedup_predicted"].idxmax()]
+            same = guess["num_draft_tokens"] == best["num_draft_tokens"]
+            other = f"would choose γ = {guess['num_draft_tokens']}, measured {guess['speedup']:.2f}×"
+            parts.append(f"the formula {'chooses the same γ' if same else other}")
     off = (both["speedup_predicted"] / both["speedup"] - 1).abs().max()
     slower = int((both["speedup"] < 1).sum())
     count = f"{slower} of {len(both)} points are slower than autoregressive"
@@ -71,7 +71,8 @@ def finding_crossover(lines: pd.DataFrame) -> str:
         values, speedup = curve["batch_size"].to_numpy(float), curve["speedup"].to_numpy(float)
         where = crossing(values, np.log(speedup))
         if 0 < where < np.inf:
-            text = f"stops paying near batch size {where:.2g}"
+            hardly = "" if curve["speedup_low"].iloc[0] > 1 else f", if it pays at all: {with_interval(curve.iloc[0])}"
+            text = f"stops paying near batch size {where:.2g}{hardly}"
         elif where == np.inf:
             text = f"pays up to batch size {values[-1]:.0f}, where it is {with_interval(curve.iloc[-1])}"
         else:
@@ -81,7 +82,9 @@ def finding_crossover(lines: pd.DataFrame) -> str:
                 else "pays at some larger batch only"
             )
         parts.append(f"{METHOD_NAMES[method]} at T = {temperature:g} {text}")
-    return f"Crossover: {'; '.join(parts)}." if parts else NOTHING
+    groups = methods.groupby("batch_size")["num_prompts"].min()
+    counts = ", ".join(f"{count} at batch {batch}" for batch, count in groups.items())
+    return f"Crossover, over at least so many prompt groups: {counts}. {'; '.join(parts)}." if parts else NOTHING
 
 
 def finding_pareto(costs: pd.DataFrame) -> str:
@@ -120,7 +123,8 @@ def finding_headline(headline: pd.DataFrame) -> str:
         f"{METHOD_NAMES[line.method]} at T = {line.temperature:g}, {with_interval(line)}"
         for line in methods.itertuples()
     ]
-    prompts = methods["num_prompts"].min()
+    counts = sorted(set(methods["num_prompts"]))
+    prompts = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     return f"With γ = {methods['num_draft_tokens'].iloc[0]}, paired over {prompts} prompt group(s): {'; '.join(parts)}."
 
 

@@ -139,8 +139,8 @@ def _line(
     shapes = (gpu, params.dtype, target, draft)
     steps = _steps(*shapes, batch=batch, gamma=max(gamma, 1), prompt=read, length=length, start=start)
     rates = acceptance if gamma else Range(0, 0, 0)
-    memory = BYTES[params.dtype] * (_all_weights(target) + _all_weights(draft) * (gamma > 0))
-    memory += 2.0 * batch * (read + length) * target.key_values_per_token()
+    loaded = (target, draft) if gamma else (target,)
+    memory = sum(_memory(shape, params.dtype, batch, read + length) for shape in loaded)
     line: dict[str, object] = {
         "gpu": params.gpu, "product": price.gpu, "pair": params.pair, "dtype": params.dtype, "evidence": "predicted",
         "engine": OURS[start], "method": "draft" if gamma else "autoregressive",
@@ -211,8 +211,10 @@ def _columns(name: str, band: Range) -> dict[str, float]:
     return {f"{name}_low": band.low, name: band.value, f"{name}_high": band.high}
 
 
-def _all_weights(shape: ModelShape) -> float:
-    return shape.layer_weights + shape.output_weights + shape.expert_weights
+def _memory(shape: ModelShape, dtype: str, batch: int, tokens: int) -> float:
+    """Bytes of a model's weights and of its cache."""
+    cache = 2.0 * batch * tokens * shape.key_values_per_token()
+    return BYTES[dtype] * shape.weights_kept() + cache
 
 
 def break_even_prices(
@@ -238,7 +240,7 @@ def _break_even(
         """Tokens per second in every corner, the middle first."""
         best: list[float] = []
         for gamma in params.num_draft_tokens:
-            steps = _steps(gpus[product], params.dtype, target, draft, gamma=gamma, start="eager", **at)
+            steps = _steps(gpus[product], params.dtype, target, draft, gamma=gamma, start="graph", **at)
             if acceptance is None:
                 return [_throughput(step, batch, length, 0) for step in steps]
             each = [_throughput(step, batch, length, expected_tokens(acceptance, gamma)) for step in steps]

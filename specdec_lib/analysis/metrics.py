@@ -29,7 +29,13 @@ MEMORY = [
     "process_peak_rss_bytes",
 ]
 
-POWER = ["energy_joules_per_token", "gpu_utilization_percent"]  # means over rows: the lag of the counter cancels
+# Means over rows, as the lag of the counter cancels; unknown where one row has none, which are the shortest calls.
+POWER = ["energy_joules_per_token", "gpu_utilization_percent"]
+
+RATIOS = ["speedup", "throughput_ratio"]
+COLUMNS = [*LINE, *(f"{name}{end}" for name in RATIOS for end in ("", "_low", "_high")), "num_prompts", *COUNTERS]
+COLUMNS += ["acceptance_rate", "draft_efficiency", "mean_acceptance_length", *LATENCIES, "tokens_per_second"]
+COLUMNS += ["prefill_share", "mean_prompt_tokens", *POWER, *MEMORY]
 
 
 def speedups(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -40,7 +46,7 @@ def speedups(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Args:
         rows: the results table; failed rows are left out here and listed by `failures`, and rows of a throttled,
-            shared or drifting device are left out and listed by `disturbed`.
+            shared or drifting device are left out and listed by `tables.trouble_table`.
         seed: of the bootstrap.
 
     Raises:
@@ -100,7 +106,7 @@ def acceptance_by_position(rows: pd.DataFrame) -> pd.DataFrame:
     `accepted` those whose token there was accepted too; `acceptance_rate` is accepted / tested, and `accepted_per_pass`
     is accepted over all verification passes. Rows whose acceptance was given have none to show.
     """
-    measured = undisturbed(rows)
+    measured = distinct_outputs(undisturbed(rows))
     found = measured[(measured["method"] != BASELINE) & (measured["verification"] != GIVEN)]
     lines = []
     for key, group in found.groupby(LINE, dropna=False):
@@ -142,32 +148,18 @@ def failures(rows: pd.DataFrame) -> pd.DataFrame:
     return _numbered(failed[["cell_id", *LINE, "prompt_group", "repetition", "error"]])
 
 
-def disturbed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are kept out of every line, and why: the device was throttled, shared, or changed its speed."""
-    measured = rows[(rows["status"] == "ok") & (rows["evidence"] == "measured") & _is_disturbed(rows)]
-    reasons = [
-        ", ".join(
-            [reason] * pd.notna(reason)
-            + [f"{foreign} other process(es)"] * bool(pd.notna(foreign) and foreign)
-            + ["drift"] * bool(pd.notna(drifted) and drifted)
-        )
-        for reason, foreign, drifted in zip(
-            measured["throttle_reasons"], measured["foreign_processes"], measured["drifted"], strict=True
-        )
-    ]
-    columns = ["cell_id", *LINE, "prompt_group", "repetition", "tpot_ms"]
-    return _numbered(measured[columns].assign(reason=reasons))
-
-
-def _is_disturbed(rows: pd.DataFrame) -> pd.Series:
-    flagged = rows["throttled"].fillna(False).astype(bool) | rows["drifted"].fillna(False).astype(bool)
-    return flagged | (rows["foreign_processes"].fillna(0).astype(int) > 0)
-
-
 def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that count: measured, not failed, on a device neither throttled nor shared, that did not drift."""
     ok = (rows["status"] == "ok") & (rows["evidence"] == "measured")
-    return _numbered(rows[ok & ~_is_disturbed(rows)])
+    disturbed = rows["throttled"].fillna(False).astype(bool) | rows["drifted"].fillna(False).astype(bool)
+    disturbed |= rows["foreign_processes"].fillna(0).astype(int) > 0
+    return _numbered(rows[ok & ~disturbed])
+
+
+def distinct_outputs(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row of each output that a line gave to a prompt group: repeated, as greedy ones are, it tells nothing new."""
+    again = rows.duplicated([*LINE, "prompt_group", "tokens_sha256"]) & rows["tokens_sha256"].notna()
+    return rows[~again]
 
 
 def _numbered(table: pd.DataFrame) -> pd.DataFrame:
@@ -214,12 +206,12 @@ def _lines(rows: pd.DataFrame, reference: pd.DataFrame, seed: int) -> pd.DataFra
         dict(zip(LINE, key, strict=True)) | _paired(group, seed) | _pooled(group) | _timed(group)
         for key, group in paired.groupby(LINE, dropna=False)
     ]
-    return _numbered(pd.DataFrame(lines, columns=None if lines else [*LINE, "num_prompts"]))
+    return _numbered(pd.DataFrame(lines, columns=COLUMNS))
 
 
 def _paired(group: pd.DataFrame, seed: int) -> dict[str, float]:
     line: dict[str, float] = {}
-    for column in ("speedup", "throughput_ratio"):
+    for column in RATIOS:
         estimate = _over_prompts(group, column, seed)
         line |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
     return line | {"num_prompts": estimate.count}
@@ -231,8 +223,8 @@ def _over_prompts(group: pd.DataFrame, column: str, seed: int) -> Estimate:
 
 
 def _pooled(group: pd.DataFrame) -> dict[str, float]:
-    """Counters summed over the rows of a line, and the rates that follow from them."""
-    counts = {name: group[name].sum(min_count=1) for name in COUNTERS}
+    """Counters summed over the outputs of a line, each counted once, and the rates that follow from them."""
+    counts = {name: distinct_outputs(group)[name].sum(min_count=1) for name in COUNTERS}
     accepted = np.nan if (group["verification"] == GIVEN).any() else counts["accepted_tokens"]
     return counts | {
         "acceptance_rate": _ratio(accepted, counts["tested_tokens"]),
@@ -247,14 +239,16 @@ def _timed(group: pd.DataFrame) -> dict[str, float]:
     `tpot_ms` is the geometric mean over prompt groups of each group's median over repetitions; `prefill_share` is the
     share of the total time before the first tokens.
     """
-    per_prompt = group.groupby("prompt_group")[[*LATENCIES, "tokens_per_second"]].median().astype(float)
+    numbers = [*LATENCIES, "tokens_per_second", "mean_prompt_tokens"]
+    per_prompt = group.groupby("prompt_group")[numbers].median().astype(float)
     throughput = 1 / (1 / per_prompt["tokens_per_second"]).mean()
     call_ms = 1000 * group["batch_size"].iloc[0] * group["max_new_tokens"].iloc[0] / throughput
     return {name: per_prompt[name].median() for name in LATENCIES} | {
         "tpot_ms": float(np.exp(np.log(per_prompt["tpot_ms"]).mean())),
         "tokens_per_second": throughput,
         "prefill_share": per_prompt["ttft_ms"].mean() / call_ms,
-        **{name: pd.to_numeric(group[name]).astype(float).mean() for name in POWER},
+        "mean_prompt_tokens": per_prompt["mean_prompt_tokens"].mean(),
+        **{name: pd.to_numeric(group[name]).astype(float).mean(skipna=False) for name in POWER},
         **{name: pd.to_numeric(group[name]).max() for name in MEMORY},
     }
 

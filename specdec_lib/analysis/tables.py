@@ -61,23 +61,32 @@ def cost_columns(costs: pd.DataFrame) -> pd.DataFrame:
 
 
 def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Every row that failed, was skipped or ran while the device throttled, with its reason; empty if all went well.
+    """Every row that failed, was skipped, or is kept out of all lines, with its reason; empty if all went well.
+
+    That is where the device lowered its clock, was used by others too, or changed its speed.
 
     Of a block that drifted only the last baseline row: the flag is of the block.
 
     Args:
         rows: the results table.
     """
-    throttled = (rows["status"] == "ok") & rows["throttled"].fillna(False).astype(bool)
-    drifted = ~throttled & _last_of_drifted_blocks(rows)
-    rows = rows[(rows["status"] != "ok") | throttled | drifted]
-    throttled, drifted = throttled[rows.index], drifted[rows.index]
-    reasons = rows["error"].fillna("no reason was recorded").mask(throttled, "the device lowered its clock")
-    reasons = reasons.mask(
-        drifted, f"the baseline's time per token changed by over {LIMIT:.0%} in this block: not used"
-    )
-    what = rows["status"].mask(throttled, "throttled").mask(drifted, "drifted")
+    ok, foreign = rows["status"] == "ok", rows["foreign_processes"].fillna(0).astype(int)
+    kept_out = {
+        "drifted": (_last_of_drifted_blocks(rows), f"the baseline's TPOT changed by over {LIMIT:.0%} in this block"),
+        "shared": (ok & (foreign > 0), foreign.map("{} other process(es) used the device".format)),
+        "throttled": (ok & rows["throttled"].fillna(False).astype(bool), _throttling(rows)),
+    }
+    what, reasons = rows["status"].copy(), rows["error"].fillna("no reason was recorded")
+    for name, (here, reason) in kept_out.items():
+        what, reasons = what.mask(here, name), reasons.mask(here, reason)
+    troubled = what != "ok"
+    rows, what, reasons = rows[troubled], what[troubled], reasons[troubled]
     return _setting(rows).assign(repetition=rows["repetition"], what=what, reason=reasons).reset_index(drop=True)
+
+
+def _throttling(rows: pd.DataFrame) -> pd.Series:
+    named = rows["throttle_reasons"].map(" ({})".format, na_action="ignore").fillna("")
+    return "the device lowered its clock" + named
 
 
 def _last_of_drifted_blocks(rows: pd.DataFrame) -> pd.Series:

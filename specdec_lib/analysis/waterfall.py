@@ -5,7 +5,8 @@ Every stage is a speedup that was expected before the cost that the next stage a
 1. `iid`: tokens per pass if every draft token were accepted with the measured rate (Leviathan et al. 2022, eq. 1), with
    free drafts and passes that cost the same whatever their length.
 2. `by_position`: the same from the measured rate at each position of the draft.
-3. `as_emitted`: the tokens per pass that each prompt really had; the last steps of an output have no room for a draft.
+3. `as_emitted`: the tokens per pass that each prompt really had: lookup finds nothing in some steps, and the last ones
+   of an output have no room for a draft.
 4. `draft_cost`: drafting takes its measured time (Theorem 3.8 with the measured c, and tokens as emitted).
 5. `verify_cost`: a pass over gamma + 1 tokens takes its measured time.
 6. `host_cost`: sampling, verification and bookkeeping take theirs, in the baseline too.

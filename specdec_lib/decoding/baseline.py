@@ -39,7 +39,7 @@ def autoregressive_decode(
         ValueError: a prompt that cannot be decoded (empty, too long, unknown token), or NaN logits, naming the step.
     """
     check_generator(generator, target)
-    check_prompts(target, prompts, max_new_tokens)
+    check_prompts(target, prompts, max_new_tokens, stop_token_ids)
     step = run_steps(
         lambda state, streams: BaselineStep(target, state, sampling, streams),
         target,

@@ -52,17 +52,18 @@ class ModelProposer:
         return super().__new__(HeadProposer if is_head else cls)  # type: ignore[return-value]
 
     def __init__(self, draft: LanguageModel | DraftHead):
-        assert isinstance(draft, LanguageModel)
+        if not isinstance(draft, LanguageModel):
+            raise ValueError(f"{type(draft).__name__} is no language model to draft with: give a pair's draft")
         self.draft = draft
-        self.alone = True  # a composite says no: then accepted tokens may be none that this draft has read
 
     @property
     def capture_key(self) -> Hashable:
-        return self.draft, self.alone
+        return self.draft
 
     def start(self, state: DecodeState) -> None:
         check_context(self.draft, state.longest_prompt, state.max_new_tokens)
         self.cache = state.new_cache(self.draft, "draft")
+        self.alone = True  # a composite says no: then accepted tokens may be none that this draft has read
 
     def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
         self._forward(state.tokens[:, start:end])
@@ -109,7 +110,10 @@ class HeadProposer(ModelProposer):
     """
 
     def __init__(self, draft: LanguageModel | DraftHead):
-        assert isinstance(draft, DraftHead)
+        if not isinstance(draft, DraftHead):
+            raise ValueError(
+                f"{type(draft).__name__} is no draft head: ModelProposer drafts with a pair's draft of any kind"
+            )
         self.head = draft
 
     @property
@@ -212,8 +216,6 @@ class CompositeProposer:
 
     def __init__(self, draft: Proposer, lookup: NgramProposer | None = None):
         self.draft, self.lookup = draft, lookup or NgramProposer(longest=5, shortest=2)
-        if isinstance(draft, ModelProposer):
-            draft.alone = False
 
     @property
     def capture_key(self) -> Hashable:
@@ -222,6 +224,8 @@ class CompositeProposer:
 
     def start(self, state: DecodeState) -> None:
         self.draft.start(state)
+        if isinstance(self.draft, ModelProposer):
+            self.draft.alone = False
 
     def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
         self.draft.read_prompt(state, start, end, features)

@@ -21,7 +21,7 @@ class DecodeResult:
 
     Attributes:
         tokens: new tokens of each row, int64, cut after the first stop token.
-        ttft_s: seconds from the call to the first token of every row, all prefills included.
+        ttft_s: seconds to the first token of every row, all prefills included; they begin when the prompts are checked.
         step_s: seconds that each step took.
         step_tokens: tokens that each step emitted in each row, `[steps, B]`.
         steps: verification passes, counted once for every row that was still decoding. 0 for the baseline.

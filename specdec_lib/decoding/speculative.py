@@ -59,7 +59,7 @@ def speculative_decode(
         raise ValueError(f"num_draft_tokens is {num_draft_tokens}: give at least 1, or use autoregressive_decode")
     verifier = _verifier(verification)
     check_generator(generator, target)
-    check_prompts(target, prompts, max_new_tokens)
+    check_prompts(target, prompts, max_new_tokens, stop_token_ids)
     keys = capture_key(proposer), capture_key(verifier)
     step = run_steps(
         lambda state, streams: SpeculativeStep(target, proposer, verifier, state, num_draft_tokens, sampling, streams),

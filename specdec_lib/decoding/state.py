@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 
@@ -40,7 +41,6 @@ class DecodeState:
         caches: dict[object, RaggedStaticCache] | None = None,
     ):
         device, batch = target.device, len(prompts)
-        self.started = time.perf_counter()
         self.slack, self.caches = slack, caches
         self.batch_size, self.vocab_size = batch, target.vocab_size
         self.capacity = max(capacity, positions_needed(prompts, max_new_tokens, slack))
@@ -194,9 +194,10 @@ class DecodeState:
         return self.left == 0
 
     def output(self) -> list[torch.Tensor]:
-        """New tokens of each row, on the CPU."""
+        """New tokens of each row, on the CPU: ordinary tensors, which training may use and anyone may change."""
         tokens, starts, ends = self.tokens.cpu(), self.prompt_lengths.tolist(), self.lengths.tolist()
-        return [tokens[row, start:end].clone() for row, (start, end) in enumerate(zip(starts, ends, strict=True))]
+        with torch.inference_mode(False):
+            return [tokens[row, start:end].clone() for row, (start, end) in enumerate(zip(starts, ends, strict=True))]
 
     def prompt_chunks(self) -> list[tuple[int, int]]:
         """Where each prefill pass starts and ends."""
@@ -213,14 +214,21 @@ def positions_needed(prompts: Sequence[torch.Tensor], max_new_tokens: int, slack
     return max(map(len, prompts)) + max_new_tokens + slack
 
 
-def check_prompts(target: LanguageModel, prompts: Sequence[torch.Tensor], max_new_tokens: int) -> None:
+def check_prompts(
+    target: LanguageModel, prompts: Sequence[torch.Tensor], max_new_tokens: int, stop_token_ids: Sequence[int]
+) -> None:
     """Refuse what cannot be decoded.
 
     Raises:
-        ValueError: no prompts, an empty one, a token id outside the vocabulary, or more tokens than the context holds.
+        ValueError: no prompts, an empty one, a token id outside the vocabulary, more tokens than the context holds, or
+            what is no list of them.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
+    if not isinstance(stop_token_ids, Sequence) or not all(isinstance(token, Integral) for token in stop_token_ids):
+        raise ValueError(f"stop_token_ids is {stop_token_ids!r}: give a tuple of token ids, () for none")
+    if not isinstance(prompts, list | tuple):
+        raise ValueError(f"prompts is a {type(prompts).__name__}: give a list of 1-D tensors, one for each row")
     if not prompts:
         raise ValueError("there are no prompts: give a list of at least one 1-D tensor of token ids")
     for row, prompt in enumerate(prompts):
@@ -239,10 +247,10 @@ def check_prompts(target: LanguageModel, prompts: Sequence[torch.Tensor], max_ne
 
 def check_generator(generator: torch.Generator, target: LanguageModel) -> None:
     """Refuse a generator on another device than the target's."""
-    if generator.device.type != target.device.type:
+    if (generator.device.type, generator.device.index or 0) != (target.device.type, target.device.index or 0):
         raise ValueError(
             f"the generator is on {generator.device} and {target.name} on {target.device}: "
-            f"make it with torch.Generator({target.device.type!r})"
+            f"make it with torch.Generator({str(target.device)!r})"
         )
 
 

@@ -149,10 +149,14 @@ class KeptSteps:
         """Make room for rows of that many positions, and not for much more."""
         capacity = -(-positions // BUCKET) * BUCKET
         if batch_size != self.batch_size or not capacity <= self.capacity <= capacity + 4 * BUCKET:
-            self.caches.clear()
-            self.steps.clear()
-            self.graphs.forget()
+            self.forget()
             self.batch_size, self.capacity = batch_size, capacity
+
+    def forget(self) -> None:
+        """Drop all steps with their graphs and caches, but for those of a call that is under way."""
+        self.caches.clear()
+        self.steps.clear()
+        self.graphs.forget()
 
 
 class CapturedStep(Generic[S]):
@@ -197,6 +201,7 @@ class CapturedStep(Generic[S]):
                 kept.captured += 1
             except RuntimeError as error:
                 kept.failure = str(error).strip().splitlines()[0]
+                kept.forget()  # later calls run their steps one by one, in caches of their own
             seconds = time.perf_counter() - started
             state.capture_s += seconds
             state.started += seconds

@@ -104,8 +104,14 @@ def transcript(
         steps=_with_text(steps, tokenizer),
         seconds=[value for value, use in zip(seconds, used, strict=True) if use],
         emitted=[count for count in [1, *counts] if count],
-        baseline_seconds=[] if baseline is None else [baseline.ttft_s, *baseline.step_s][: len(baseline.tokens[0])],
+        baseline_seconds=[] if baseline is None else _seconds_of(baseline, row),
     )
+
+
+def _seconds_of(baseline: DecodeResult, row: int) -> list[float]:
+    """How long each token took in the same row of a baseline, or in its only one."""
+    tokens = baseline.tokens[row if len(baseline.tokens) > 1 else 0]
+    return [baseline.ttft_s, *baseline.step_s][: len(tokens)]
 
 
 def _counted(tokens: list[int], counts: list[int], *, speculative: bool) -> list[list[Seen]]:

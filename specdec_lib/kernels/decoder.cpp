@@ -67,7 +67,7 @@ template <typename W>
 struct Input {
   const Number* numbers;
   Input(const Number* x, int64_t, int64_t) : numbers(x) {}
-  __m128 scaled(int, __m128 products, const float*, int64_t) const { return products; }
+  __m128 scaled(int64_t, __m128 products, const float*, int64_t) const { return products; }
 };
 
 template <>
@@ -89,7 +89,7 @@ struct Input<int8_t> {
       for (int64_t i = r * k; i < (r + 1) * k; i += kLanes) store(&whole[i], load(x + i) * scale);
     }
   }
-  __m128 scaled(int r, __m128 products, const float* of_weight, int64_t i) const {
+  __m128 scaled(int64_t r, __m128 products, const float* of_weight, int64_t i) const {
     return _mm_mul_ps(_mm_mul_ps(products, _mm_loadu_ps(of_weight + i)), _mm_set1_ps(factors[r]));
   }
 };
@@ -111,17 +111,19 @@ template <_mm_hint kHint, typename X, typename W>
 // All `rows` input rows with the weight rows i to i + 3, which stay in the first-level cache between tiles of about equal
 // size.
 template <typename W, _mm_hint kHint, typename To>
-inline void multiply(const Input<W>& input, int rows, const Matrix<W, kHint>& weight, int64_t i, const To& to) {
+inline void multiply(const Input<W>& input, int64_t rows, const Matrix<W, kHint>& weight, int64_t i, const To& to) {
   constexpr int kLines = 2 * sizeof(W);  // of the caches: 32 numbers of four rows
   const int64_t k = weight.k;
   const W* w = weight.rows + i * k;
   const char* ahead = reinterpret_cast<const char*>(w) + kFarBytes;
-  const int tiles = (rows + kTile - 1) / kTile, lines = tiles == 1 ? kLines : tiles < kLines ? kLines / 2 : 1;
+  const int64_t tiles = (rows + kTile - 1) / kTile;
+  const int lines = tiles == 1 ? kLines : tiles < kLines ? kLines / 2 : 1;
   __m128 products[kTile];
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int row = rows * tile / tiles, next = rows * (tile + 1) / tiles, fetch = tile * lines < kLines ? lines : 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t row = rows * tile / tiles, next = rows * (tile + 1) / tiles;
+    const int fetch = tile * lines < kLines ? lines : 0;
     multiply_rows<kHint>(next - row, fetch, input.numbers + row * k, w, k, ahead + tile * lines * 2 * k, products);
-    for (int r = row; r < next; ++r) to(r, input.scaled(r, products[r - row], weight.factors, i));
+    for (int64_t r = row; r < next; ++r) to(r, input.scaled(r, products[r - row], weight.factors, i));
   }
 }
 
@@ -234,7 +236,7 @@ void multiply_share(const Number* from, int64_t rows, const Matrix<W, kHint>& we
   const Share mine((n + 3) / 4 * 4, omp_get_thread_num(), omp_get_num_threads());
   for (int64_t four = mine.begin; four < mine.end; four += 4) {
     const int64_t i = std::min(four, n - 4);  // where n is no multiple of four, some rows are computed once more
-    multiply(input, rows, weight, i, [&](int r, __m128 y) { store_from(to + r * n + i, y, four - i); });
+    multiply(input, rows, weight, i, [&](int64_t r, __m128 y) { store_from(to + r * n + i, y, four - i); });
   }
 }
 
@@ -403,7 +405,7 @@ static void run_layers(Tensor& x, at::TensorList weights, at::TensorList factors
         const Share mine(width, thread, threads);
         const Input<decltype(number)> input(from, rows, weight.k);
         for (int64_t i = mine.begin; i < mine.end; i += 4)
-          multiply(input, rows, weight, i, [&](int r, __m128 y) {
+          multiply(input, rows, weight, i, [&](int64_t r, __m128 y) {
             float* to = state + r * width + i;
             _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), y));
           });
@@ -419,7 +421,7 @@ static void run_layers(Tensor& x, at::TensorList weights, at::TensorList factors
           const bool is_query = i < q_size, is_key = i < q_size + kv_size;
           const int64_t within = is_query ? i : is_key ? i - q_size : i - q_size - kv_size;
           multiply(to_attention, rows, is_query ? query_rows : is_key ? key_rows : value_rows, within,
-                   [&](int r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
+                   [&](int64_t r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
         }
 #pragma omp barrier
         for (int64_t unit = thread; unit < rows * (heads + kv_heads); unit += threads) {  // turn queries and keys
@@ -461,9 +463,9 @@ static void run_layers(Tensor& x, at::TensorList weights, at::TensorList factors
           const int64_t many = std::min<int64_t>(kLanes, inside.end - i);
           for (int64_t j = 0; j < many; j += 4) {
             multiply(to_mlp, rows, gate, i + j,
-                     [&](int r, __m128 y) { _mm_storeu_ps(&gated[r * kLanes + j], y); });
+                     [&](int64_t r, __m128 y) { _mm_storeu_ps(&gated[r * kLanes + j], y); });
             multiply(to_mlp, rows, up, i + j,
-                     [&](int r, __m128 y) { _mm_storeu_ps(&raised[r * kLanes + j], y); });
+                     [&](int64_t r, __m128 y) { _mm_storeu_ps(&raised[r * kLanes + j], y); });
           }
           for (int64_t r = 0; r < rows; ++r) {
             const Floats g = load(&gated[r * kLanes]), falling = exponential(Floats{} - g);

@@ -23,10 +23,10 @@ void softmax(const float* logits, int64_t n, float temperature, float* probs) {
   const Floats scale = all(1.0f / temperature);
   const auto lanes = [&](int64_t i) { return load_first(logits + i, n - i, -INFINITY); };
   Floats top = all(-INFINITY), total = {};
-  for (int64_t i = 0; i < n; i += kLanes) top = max(top, lanes(i) * scale);
+  for (int64_t i = 0; i < n; i += kLanes) top = max(top, lanes(i));
   const Floats best = all(greatest(top));
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Floats e = exponential(fms(lanes(i), scale, best));
+  for (int64_t i = 0; i < n; i += kLanes) {  // their difference is exactly 0 for the largest, however low the temperature
+    const Floats e = exponential((lanes(i) - best) * scale);
     store_first(probs + i, e, n - i);
     total = total + e;
   }

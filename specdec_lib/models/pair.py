@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
 from safetensors import SafetensorError
 
-from specdec_lib.config import CUSTOM_PAIR, StudyParams
+from specdec_lib.config import CUSTOM_PAIR, Dtype, StudyParams
 from specdec_lib.facts import facts_table
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention
@@ -50,8 +50,9 @@ class Pair:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The tokenizer's end of text; no stop tokens for toys."""
-        return () if self.tokenizer is None else (self.tokenizer.eos_token_id,)
+        """The tokenizer's end of text; no stop tokens for toys, and where there is none."""
+        token = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        return () if token is None else (token,)
 
     def _repr_html_(self) -> str:
         facts = {
@@ -78,7 +79,7 @@ def load_pair(
     target_revision: str | None = None,
     draft_revision: str | None = None,
     device: str = "cpu",
-    dtype: str = "bfloat16",
+    dtype: str | torch.dtype = "bfloat16",
     compiled: bool = True,
     tensor_parallel: int = 1,
 ) -> Pair:
@@ -86,22 +87,28 @@ def load_pair(
 
     Weights must be safetensors; code from a hub is never run. With `compiled`, Llama-like models in bfloat16 on a CPU
     run through the C++ kernels if this machine can compile them; on a GPU layers go through `torch.compile` and whole
-    steps are captured in graphs. Without, every model runs as Hugging Face wrote it, operator by operator.
+    steps are captured in graphs. Without, every model runs as Hugging Face wrote it, operator by operator. The toy is
+    float32 whatever `dtype` says.
 
     With `tensor_parallel` above 1 the target is spread over that many devices of this host. Every process of a
     `torchrun --nproc-per-node <tensor_parallel>` then makes the same calls, with generators of the same seed, and gets
     the same tokens.
 
     Raises:
-        ValueError: an unknown name, a missing device, weights that are missing or truncated, vocabularies that differ,
-            an architecture that the ragged cache cannot serve, or heads that so many devices cannot share; one line
-            that names the remedy.
+        ValueError: an unknown name or dtype, a missing device, weights that are missing or truncated, vocabularies that
+            differ, an architecture that the ragged cache cannot serve, or heads that so many devices cannot share; one
+            line that names the remedy.
     """
     others = (target, draft, target_revision, draft_revision)
     if (name is None and (target is None or draft is None)) or (name is not None and any(others)):
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda but PyTorch sees no CUDA device: use device='cpu' or install a CUDA build")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is {device} but PyTorch sees no CUDA device: use device='cpu' or install a CUDA build"
+        )
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
     _check_spread(name, tensor_parallel)
     if name == TOY:
         return _toy_pair(device, compiled)
@@ -241,7 +248,8 @@ def load_embedded_target(
 
 
 def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool, tensor_parallel: int = 1) -> Pair:
-    check_processes(tensor_parallel, device)
+    if tensor_parallel > 1:
+        check_processes(tensor_parallel, device)
     tokenizer = check_preset(preset, tensor_parallel)
     files: dict[str, str] = {}
     models: list[LanguageModel] = []

@@ -72,7 +72,6 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
     draft, embeddings = _join(folder, target)
     model = _causal_model(draft, embeddings, tied=False)
     model.lm_head = rows = ScoredRows(embeddings, draft.scored_ids.to(target.device))
-    model.to(device=target.device, dtype=target.dtype)
     host_memory.move(rows)
     joined = LanguageModel(model, name=Path(folder).name, compiled=target.compiled)
     rows.kernels = joined.fused is not None

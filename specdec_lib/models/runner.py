@@ -62,6 +62,10 @@ class LanguageModel:
         self.device: torch.device = self.head.weight.device
         self.dtype: torch.dtype = self.head.weight.dtype
         self.feature_layers = tuple(layer % len(self.body.layers) for layer in feature_layers) if feature_layers else ()
+        if sorted({*self.feature_layers} - {config.num_hidden_layers - 1}) != [*self.feature_layers]:
+            raise ValueError(
+                f"feature_layers are {feature_layers}: name layers before the last, each once, in rising order"
+            )
         self.compiled = compiled
         self.fused = fused.FusedBody.of(self.body) if compiled else None
         self.inductor: CompiledLayers | None = None

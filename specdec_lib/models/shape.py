@@ -27,6 +27,7 @@ class ModelShape:
     head_dim: int
     hidden_size: int
     vocab_size: int
+    embedding_weights: int = 0  # of an input embedding that the output layer does not share; a pass looks a few rows up
 
     @classmethod
     def from_config(cls, config: Any, name: str = "") -> Self:
@@ -49,7 +50,7 @@ class ModelShape:
             for name, weight in model.named_parameters()
             if weight.dim() >= 2 and weight is not output and id(weight) not in tables
         }
-        experts = sum(count for name, count in matrices.items() if "experts" in name)
+        experts = sum(count for name, count in matrices.items() if ".experts." in name)
         heads = config.num_attention_heads
         return cls(
             name=name or getattr(config, "name_or_path", "") or config.model_type,
@@ -63,6 +64,7 @@ class ModelShape:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
+            embedding_weights=0 if id(output) in tables else model.get_input_embeddings().weight.numel(),
         )
 
     @classmethod
@@ -96,6 +98,10 @@ class ModelShape:
         """Weights that a pass over `rows` tokens reads; of the experts, those that some token is expected to need."""
         touched = 1 - (1 - self.expert_share) ** rows
         return self.layer_weights + self.output_weights + touched * self.expert_weights
+
+    def weights_kept(self) -> int:
+        """Weights that lie in memory."""
+        return self.layer_weights + self.output_weights + self.embedding_weights + self.expert_weights
 
     def weights_multiplied(self) -> float:
         """Weights that each token is multiplied with: half its arithmetic operations, attention aside."""
