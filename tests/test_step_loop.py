@@ -87,6 +87,17 @@ def test_replayed_steps_give_what_the_same_steps_give_one_by_one(method, samplin
     assert again.capture_s == 0
 
 
+def test_another_draft_takes_the_place_of_the_one_before(folder, recorder):
+    target, _ = models("draft", folder)
+    drafts = [toy_draft(target, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    for draft in (drafts[0], *drafts):
+        for proposer in (ModelProposer(draft), None, CompositeProposer(ModelProposer(draft))):
+            decode(target, proposer, SAMPLINGS[0])
+        assert {model for role, model in target.kept.caches if role == "draft"} == {draft}
+        assert len(target.kept.steps) == 3
+    assert recorder.captures > 0
+
+
 def test_a_given_acceptance_is_replayed_too(folder, request):
     target, make = models("draft", folder)
     expected = [decode(target, make(), SAMPLINGS[0], verification=GivenAcceptance([2, 0, 3]))[:4] for _ in range(2)]

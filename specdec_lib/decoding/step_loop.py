@@ -30,6 +30,7 @@ from specdec_lib.decoding.state import DecodeState, positions_needed
 from specdec_lib.decoding.streams import CountedStreams, RowStreams
 from specdec_lib.decoding.verification import verify
 from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import LanguageModel
 
 BUCKET = 128  # positions
@@ -81,7 +82,7 @@ def run_steps(
         while not step.state.look():
             step()
         return step
-    kept.fit(len(prompts), positions_needed(prompts, max_new_tokens, slack))
+    kept.fit(len(prompts), positions_needed(prompts, max_new_tokens, slack), _drafts_in(capture_key))
     key = (capture_key, slack, len(stop_token_ids))
     if key not in kept.steps:
         state = DecodeState(target, prompts, slack=slack, capacity=kept.capacity, caches=kept.caches, **options)
@@ -105,6 +106,13 @@ def capture_key(part: object) -> Hashable:
     declared = vars(type(part)).get("capture_key")
     key = None if declared is None else declared.fget(part)
     return None if key is None else (type(part), key)
+
+
+def _drafts_in(key: Hashable) -> frozenset[LanguageModel | DraftHead]:
+    """The drafts that a proposer's `capture_key` names."""
+    if isinstance(key, tuple):
+        return frozenset().union(*map(_drafts_in, key))
+    return frozenset([key] if isinstance(key, LanguageModel | DraftHead) else [])
 
 
 def _made_beforehand(generator: torch.Generator) -> bool:
@@ -133,24 +141,29 @@ def new_graphs(target: LanguageModel) -> CudaGraphs | None:
 class KeptSteps:
     """What a target keeps between calls: steps with their graphs, and the caches that they share.
 
-    All of them are for one batch size and capacity. When a call needs another, they are dropped, so that the memory
-    in use is that of one setting.
+    All of them are for one batch size, capacity and draft. When a call needs another, they are dropped, so that the
+    memory in use is that of one setting, and a draft that is no longer wanted is not kept alive.
     """
 
     def __init__(self, graphs: CudaGraphs):
         self.graphs = graphs
         self.batch_size = self.capacity = 0
+        self.drafts: frozenset[LanguageModel | DraftHead] = frozenset()
         self.caches: dict[object, RaggedStaticCache] = {}
         self.steps: dict[Hashable, CapturedStep[Any]] = {}
         self.captured = 0
         self.failure: str | None = None
 
-    def fit(self, batch_size: int, positions: int) -> None:
-        """Make room for rows of that many positions, and not for much more."""
+    def fit(self, batch_size: int, positions: int, drafts: frozenset[LanguageModel | DraftHead] = frozenset()) -> None:
+        """Make room for rows of that many positions, and not for much more, and for these drafts."""
         capacity = -(-positions // BUCKET) * BUCKET
         if batch_size != self.batch_size or not capacity <= self.capacity <= capacity + 4 * BUCKET:
             self.forget()
             self.batch_size, self.capacity = batch_size, capacity
+        if drafts and drafts != self.drafts:  # the baseline and lookup have none, and fit beside any
+            if self.drafts:
+                self.forget()
+            self.drafts = drafts
 
     def forget(self) -> None:
         """Drop all steps with their graphs and caches, but for those of a call that is under way."""
