@@ -46,8 +46,9 @@ def finding_batches(gains: pd.DataFrame) -> str:
         )
         alone = f"({first['prefill_share']:.0%} at batch {first['batch_size']})"
         parts.append(f"at T = {temperature:g} {decodes} of batch {first['batch_size']}, and {calls} {alone}")
-    tokens = ", ".join(f"{count:.0f}" for count in baseline[sizes].groupby("batch_size")["mean_prompt_tokens"].mean())
-    return f"Without speculation: {'; '.join(parts)}. Prompts differ: they have {tokens} tokens on average."
+    tokens = baseline[sizes].groupby("batch_size")["mean_prompt_tokens"].mean()
+    lengths = ", ".join(f"{count:.0f} tokens on average at batch {batch}" for batch, count in tokens.items())
+    return f"Without speculation: {'; '.join(parts)}. Prompts differ: {lengths}."
 
 
 def batching_table(gains: pd.DataFrame) -> pd.DataFrame:

@@ -64,27 +64,29 @@ def finding_gamma(lines: pd.DataFrame, predicted: pd.DataFrame) -> str:
 
 def finding_crossover(lines: pd.DataFrame) -> str:
     """For each method and temperature the batch size at which speculation stops paying, or that there is none."""
-    methods = lines[(lines["method"] != BASELINE) & lines["speedup"].notna()]
+    methods = lines[(lines["method"] != BASELINE) & lines["speedup"].notna()].sort_values("batch_size")
+    if methods.empty:
+        return NOTHING
     parts = []
-    for (temperature, method), curve in methods.groupby(["temperature", "method"]):
-        curve = curve.sort_values("batch_size")
-        values, speedup = curve["batch_size"].to_numpy(float), curve["speedup"].to_numpy(float)
-        where = crossing(values, np.log(speedup))
-        if 0 < where < np.inf:
-            hardly = "" if curve["speedup_low"].iloc[0] > 1 else f", if it pays at all: {with_interval(curve.iloc[0])}"
-            text = f"stops paying near batch size {where:.2g}{hardly}"
-        elif where == np.inf:
-            text = f"pays up to batch size {values[-1]:.0f}, where it is {with_interval(curve.iloc[-1])}"
-        else:
-            text = (
-                f"is slower from batch size {values[0]:.0f} on"
-                if (speedup < 1).all()
-                else "pays at some larger batch only"
-            )
-        parts.append(f"{METHOD_NAMES[method]} at T = {temperature:g} {text}")
+    for method, curves in methods.groupby("method"):
+        ends = [f"{_end_of(curve)} at T = {temperature:g}" for temperature, curve in curves.groupby("temperature")]
+        parts.append(f"{METHOD_NAMES[method]} {', '.join(ends)}")
     groups = methods.groupby("batch_size")["num_prompts"].min()
     counts = ", ".join(f"{count} at batch {batch}" for batch, count in groups.items())
-    return f"Crossover, over at least so many prompt groups: {counts}. {'; '.join(parts)}." if parts else NOTHING
+    return f"Where speculation stops paying: {'; '.join(parts)}. Prompt groups behind it, at least: {counts}."
+
+
+def _end_of(curve: pd.DataFrame) -> str:
+    """Where a speedup by rising batch size falls below 1, in words."""
+    values, first, last = curve["batch_size"].to_numpy(float), curve.iloc[0], curve.iloc[-1]
+    where = crossing(values, np.log(curve["speedup"].to_numpy(float)))
+    if where == 0:
+        return "only at some larger batch" if (curve["speedup"] >= 1).any() else f"from batch {values[0]:.0f} on"
+    if where == np.inf:
+        return f"not up to batch {values[-1]:.0f} ({with_interval(last)})"
+    return (
+        f"near batch {where:.2g}{'' if first['speedup_low'] > 1 else f' (if it pays at all: {with_interval(first)})'}"
+    )
 
 
 def finding_pareto(costs: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
-LEAST_VALUES = 5  # fewer have so few distinct resamples that no interval of theirs holds what it says
+LEAST_VALUES = 5  # fewer have so few distinct resamples that an interval of theirs says next to nothing
 RESAMPLES = 9_999
 
 
@@ -28,8 +28,11 @@ class Estimate:
 def geometric_mean(ratios: Sequence[float] | np.ndarray, rng: np.random.Generator) -> Estimate:
     """Geometric mean of one ratio per prompt with a 95 % BCa bootstrap interval over prompts (Efron 1987).
 
-    The interval is undefined (NaN) for a single prompt and where the ratios do not differ; without any ratio the value
-    is undefined too.
+    95 % is what it aims at: of few prompts it is too narrow. In simulations with normal and with skewed logarithms it
+    held the truth in 80 to 83 % of samples of 5, 82 to 88 % of 6, 89 to 91 % of 12 and 90 to 93 % of 20.
+
+    The interval is undefined (NaN) for fewer than 5 prompts and where the ratios do not differ; without any ratio the
+    value is undefined too.
 
     Args:
         ratios: dimensionless, one per prompt, each already a median over repetitions.

@@ -85,8 +85,8 @@ def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _throttling(rows: pd.DataFrame) -> pd.Series:
-    named = rows["throttle_reasons"].map(" ({})".format, na_action="ignore").fillna("")
-    return "the device lowered its clock" + named
+    named = ["" if pd.isna(reasons) else f" ({reasons})" for reasons in rows["throttle_reasons"]]
+    return pd.Series(named, index=rows.index).radd("the device lowered its clock")
 
 
 def _last_of_drifted_blocks(rows: pd.DataFrame) -> pd.Series:
