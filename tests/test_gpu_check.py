@@ -88,7 +88,7 @@ def test_sane_telemetry_is_summed_up():
         ({}, {"energy_joules_per_token": 0.0}, "the energy counter stands still"),
         ({}, {"throttled": None}, "throttled is null without reason"),
         ({}, {"foreign_processes": 2}, "2 other process"),
-        ({}, {"throttled": True, "throttle_reasons": "power cap"}, "throttled: power cap"),
+        ({}, {"throttled": True, "throttle_reasons": "hardware thermal"}, "throttled: hardware thermal"),
     ],
 )
 def test_readings_that_make_no_sense_fail(facts, columns, message):

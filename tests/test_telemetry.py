@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from specdec_lib.measure.nvml import NvmlUnavailableError, choose_uuid, throttle_names
-from specdec_lib.measure.telemetry import Telemetry
+from specdec_lib.measure.telemetry import Telemetry, of_all_devices
 
 FOLDER = Path(__file__).parent / "stub_nvml"
-CASES = ["healthy", "no_driver", "no_energy", "throttled", "second_process", "mig", "short"]
+CASES = ["healthy", "no_driver", "no_energy", "throttled", "power_limit", "second_process", "mig", "short"]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 
@@ -74,6 +74,16 @@ def test_a_throttled_device_is_flagged_with_its_reasons(seen):
     columns = seen["throttled"]["columns"]
     assert columns["throttled"] is True
     assert columns["throttle_reasons"] == "power cap, hardware thermal"
+
+
+def test_a_device_at_its_power_limit_says_so_and_its_rows_count(seen):
+    """That is how a GPU runs under load; rows that are thrown away would be nearly all of them."""
+    columns = seen["power_limit"]["columns"]
+    assert columns["throttled"] is False
+    assert columns["throttle_reasons"] == "power cap"
+    both = of_all_devices([columns, columns])
+    assert (both["throttled"], both["throttle_reasons"]) == (False, "power cap")
+    assert of_all_devices([columns, seen["throttled"]["columns"]])["throttled"] is True
 
 
 def test_what_a_second_process_spoils_is_null(seen):

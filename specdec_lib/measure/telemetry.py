@@ -14,7 +14,7 @@ from typing import Any, Self
 import psutil
 import torch
 
-from specdec_lib.measure.nvml import Device, NvmlUnavailableError, open_device, throttle_names
+from specdec_lib.measure.nvml import Device, NvmlUnavailableError, is_throttled, open_device, throttle_names
 
 SAMPLE_SECONDS = 0.1
 ENERGY_SECONDS = 0.5  # a shorter window is mostly the counter's own step of up to 0.1 s
@@ -87,7 +87,7 @@ class Telemetry:
             "device_memory_used_bytes": max(used) if used else columns["device_memory_used_bytes"],
             "gpu_utilization_percent": self._utilization(foreign, notes),
             "energy_joules_per_token": self._energy(foreign, notes, new_tokens),
-            "throttled": None if reasons is None else bool(reasons),
+            "throttled": None if reasons is None else is_throttled(reasons),
             "throttle_reasons": ", ".join(reasons) if reasons else None,
             "sm_clock_mhz": _median(self._seen("sm_clock_mhz")),
             "foreign_processes": foreign,
