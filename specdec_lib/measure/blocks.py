@@ -30,7 +30,7 @@ from specdec_lib.measure import heartbeat
 from specdec_lib.measure.cell_files import Row, finished, read_cell, whole_runs, write_cell
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.decode_cell import decode_cell, fingerprint
-from specdec_lib.measure.drift import steady_runs
+from specdec_lib.measure.drift import steady_runs, undisturbed_runs
 from specdec_lib.measure.engine_facts import compiler_of
 from specdec_lib.measure.environment import device_name
 from specdec_lib.measure.given_acceptance import given_columns
@@ -59,16 +59,18 @@ class Block:
         """The cells that `folder` does not hold yet. A cell counts only beside its baseline of the same run.
 
         Ratios are taken within one run, so that a cell whose baseline died with its process has nothing to stand on,
-        nor has one whose baseline drifted.
+        nor has one whose baseline drifted. Neither may have run throttled or beside other processes: such rows are in
+        no ratio.
         """
         baseline = steady_runs(whole_runs(read_cell(folder, self.cells[0].id)))
         runs = {row["run_id"] for row in baseline}
+        found = {cell: undisturbed_runs(read_cell(folder, cell.id)) for cell in self.cells}
         return [
             cell
-            for cell in self.cells
+            for cell, rows in found.items()
             if not finished(folder, cell.id)
-            or not {row["run_id"] for row in read_cell(folder, cell.id)} & runs
-            or not cell.repetitions.settled(baseline, read_cell(folder, cell.id))
+            or not {row["run_id"] for row in rows} & runs
+            or not cell.repetitions.settled(baseline, rows)
         ]
 
 
@@ -166,7 +168,7 @@ class BlockRunner:
         Those that may be repeated further are written after every further repetition too.
 
         If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
-        are taken within one run. What had drifted makes room for what is measured now.
+        are taken within one run. What had drifted or was disturbed makes room for what is measured now.
         """
         self._drop_reserve()  # of other settings; what this one needs comes back with its warming up
         self.warm.clear()
