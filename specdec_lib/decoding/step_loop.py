@@ -130,6 +130,12 @@ def new_graphs(target: LanguageModel) -> CudaGraphs | None:
     return None if _why_not(target) else CudaGraphs(target.device)
 
 
+def drop_captured(target: LanguageModel) -> None:
+    """Free what earlier calls left for later ones: captured steps, and the caches that they share."""
+    if isinstance(target.kept, KeptSteps):
+        target.kept.drop()
+
+
 class KeptSteps:
     """What a target keeps between calls: steps with their graphs, and the caches that they share.
 
@@ -149,10 +155,15 @@ class KeptSteps:
         """Make room for rows of that many positions, and not for much more."""
         capacity = -(-positions // BUCKET) * BUCKET
         if batch_size != self.batch_size or not capacity <= self.capacity <= capacity + 4 * BUCKET:
-            self.caches.clear()
-            self.steps.clear()
-            self.graphs.forget()
+            self.drop()
             self.batch_size, self.capacity = batch_size, capacity
+
+    def drop(self) -> None:
+        """Keep none of it any longer; whether steps can be captured at all stays known."""
+        self.caches.clear()
+        self.steps.clear()
+        self.graphs.forget()
+        self.batch_size = self.capacity = 0
 
 
 class CapturedStep(Generic[S]):

@@ -158,10 +158,11 @@ _DRIVER_COLUMNS = (
 )
 
 
-_SUMS = (
+MEMORY = (
     *("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes"),
-    *("process_peak_rss_bytes", "energy_joules_per_token", "foreign_processes"),
+    "process_peak_rss_bytes",
 )
+_SUMS = (*MEMORY, "energy_joules_per_token", "foreign_processes")
 
 
 def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
