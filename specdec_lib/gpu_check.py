@@ -27,8 +27,7 @@ from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import make_proposer
 from specdec_lib.decoding.speculative import Verifier, speculative_decode
 from specdec_lib.decoding.step_loop import graph_facts
-from specdec_lib.hardware.catalog import price
-from specdec_lib.measure.environment import check_device, device_name
+from specdec_lib.measure.environment import check_device, check_product, device_name
 from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
 from specdec_lib.measure.telemetry import Telemetry
 from specdec_lib.measure.timing import latency_columns
@@ -93,9 +92,8 @@ def _product(params: StudyParams) -> str:
     if params.device != "cuda":
         raise Skipped("only GPUs are products of hardware/gpus.yaml")
     facts = open_device().facts()
-    expected = price(params.price).gpu
     assert facts["product"] is not None, facts["missing"]
-    assert facts["product"] == expected, f"this is a {facts['product']}, and price {params.price} is of {expected}"
+    check_product(params, facts["product"])
     return f"{facts['product']}, {facts['power_limit_watts']} W of {facts['default_power_limit_watts']} W by default"
 
 
