@@ -1,16 +1,26 @@
 """Where a study may run: on the device that its params name, and on the product that its price is of."""
 
 import pytest
+import torch
 
 from specdec_lib.config import load_params
 from specdec_lib.measure import worker
-from specdec_lib.measure.environment import check_product
+from specdec_lib.measure.environment import check_device, check_product
 from specdec_lib.measure.team import Team
 
 H100 = load_params("h100")
 REFUSAL = (
     "^this is a h100-pcie, and price aws-us-east-1-h100 is of h100-sxm: name a price of a h100-pcie in params/h100.yaml"
 )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("build", [None, "13.0"])
+def test_a_pytorch_without_cuda_is_named_where_no_device_is_seen(build, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", build)
+    with pytest.raises(ValueError, match="no CUDA device: run it on such a machine") as refusal:
+        check_device(H100)
+    assert ("make TORCH=cuda installs a PyTorch that sees it" in str(refusal.value)) == (build is None)
 
 
 def test_a_price_of_another_product_is_refused():

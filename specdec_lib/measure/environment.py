@@ -45,9 +45,11 @@ def check_device(params: StudyParams) -> None:
         here = f"{device_name('cpu')} and no CUDA device"
     elif re.search(rf"(?<![A-Z0-9]){re.escape(params.device_name)}", here := device_name(params.device), re.IGNORECASE):
         return
+    blind = "; if it is one, make TORCH=cuda installs a PyTorch that sees it: this one is built without CUDA"
     raise ValueError(
         f"GPU={params.gpu} needs a device whose name contains {params.device_name!r}, but this machine has {here}: "
         "run it on such a machine, or choose other params, such as GPU=cpu"
+        + (blind if params.device == "cuda" and torch.version.cuda is None else "")
     )
 
 
