@@ -2,16 +2,20 @@
 GPU ?= cpu
 MINUTES ?= 60
 
-# An active conda environment made from environment.yml is used as it is; otherwise a .venv beside this file.
+# An active conda environment made from environment.yml is used as it is; otherwise a .venv beside this file. To make a
+# space ends a name, so that paths here are relative.
 ifeq ($(CONDA_DEFAULT_ENV),specdec)
+ifneq ($(word 2,$(CONDA_PREFIX)),)
+$(error the conda environment $(CONDA_PREFIX) has a space in its path, which make cannot name: deactivate it, for a .venv)
+endif
 ENV := $(CONDA_PREFIX)
 else
-ENV := $(CURDIR)/.venv
+ENV := .venv
 endif
 BASE_PYTHON ?= python3
 PYTHON := $(ENV)/bin/python
 CLUSTER_STAMP := $(ENV)/.specdec-cluster
-TOOLS := $(CURDIR)/.venv-tools
+TOOLS := .venv-tools
 SPECDEC := $(PYTHON) -m specdec_lib
 
 # Which build of torch: the one without CUDA where there is no NVIDIA driver; TORCH=cpu|cuda overrules, and has a stamp of

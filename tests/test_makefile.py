@@ -1,5 +1,6 @@
-"""The Makefile's choice of a build of torch, with an interpreter that only notes what it is asked to install."""
+"""The Makefile's environment and build of torch, with an interpreter that only notes what it is asked to install."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ PYTHON = """#!/bin/sh
 if [ "$1" = -c ]; then PYTHONPATH=metadata exec "{real}" -S "$@"; fi
 echo "$@" >> asked
 """
+CLEAN = {
+    name: value for name, value in os.environ.items() if not name.startswith(("CONDA_", "MAKE", "MFLAGS", "TORCH"))
+}
 
 pytestmark = pytest.mark.skipif(MAKE is None, reason="make is not installed")
 
@@ -43,7 +47,7 @@ def set_build(folder, build):
 def installs(folder, *arguments):
     """The files of pins that `make ARGUMENTS` installs."""
     (folder / "asked").unlink(missing_ok=True)
-    subprocess.run([MAKE, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    subprocess.run([MAKE, *arguments], cwd=folder, env=CLEAN, capture_output=True, text=True, check=True)
     asked = (folder / "asked").read_text().splitlines() if (folder / "asked").exists() else []
     return [line.split(" -r ")[1] for line in asked if " -r " in line]
 
@@ -61,3 +65,19 @@ def test_the_build_that_is_there_is_kept_unless_another_is_asked_for(checkout):
 
 def test_an_asked_build_that_is_there_already_is_not_installed_anew(checkout):
     assert installs(checkout, "TORCH=cpu") == ["requirements.txt"]
+
+
+def test_no_environment_is_made_outside_a_checkout_with_a_space_in_its_path(checkout):
+    shutil.rmtree(checkout / ".venv")
+    said = subprocess.run(
+        [MAKE, "--dry-run"], cwd=checkout, env=CLEAN, capture_output=True, text=True, check=True
+    ).stdout
+    assert "python3 -m venv .venv\n" in said
+    assert str(checkout.parent) not in said
+
+
+def test_a_conda_environment_with_a_space_in_its_path_is_refused(checkout):
+    conda = {"CONDA_DEFAULT_ENV": "specdec", "CONDA_PREFIX": "/home/me/my envs/specdec"}
+    done = subprocess.run([MAKE], cwd=checkout, env=CLEAN | conda, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "the conda environment /home/me/my envs/specdec has a space in its path" in done.stderr
