@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -34,7 +35,7 @@ from specdec_lib.measure.drift import steady_runs, undisturbed_runs
 from specdec_lib.measure.engine_facts import compiler_of
 from specdec_lib.measure.environment import device_name
 from specdec_lib.measure.given_acceptance import given_columns
-from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
+from specdec_lib.measure.prompts import Encoded, prompt_set_hash, study_prompts
 from specdec_lib.measure.team import Team, together
 from specdec_lib.measure.telemetry import MEMORY, Telemetry
 from specdec_lib.measure.timing import latency_columns
@@ -123,9 +124,11 @@ class BlockRunner:
         self.memory: dict[Cell, Row] = {}  # of the present block's cells, each alone
         self.blocks = plan(params, self.source)
         self.prompts = {
-            setting: self._encode(setting, [i for b in self.blocks if b.setting == setting for i in b.prompts])
+            setting: study_prompts(params, setting, pair.tokenizer, pair.target.vocab_size)
             for setting in dict.fromkeys(b.setting for b in self.blocks)
         }
+        for setting, model in product(self.prompts, (pair.target, pair.draft)):
+            check_context(model, max(len(ids) for _, ids in self.prompts[setting]), setting.max_new_tokens)
 
     def run(
         self,
@@ -195,7 +198,7 @@ class BlockRunner:
             self.progress.update(len(({*going} - {*still}) & {*cells}))
             going = still
 
-    def _row(self, cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
+    def _row(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
         """Run one repetition of a cell; a failure is a row too."""
         row = self._begin(cell, repetition, prompts)
         columns = self._columns(cell, repetition, prompts)
@@ -207,14 +210,14 @@ class BlockRunner:
             row |= given_columns(row)
         return row
 
-    def _begin(self, cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
+    def _begin(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
         """The beginning of a row, which whoever watches is told too."""
         row = _identity(cell, repetition, prompts) | {"run_id": self.run_id}
         if self.team.leads:
             heartbeat.beat(self.folder, heartbeat.CELL, self.run_id, row)
         return row
 
-    def _memory_of_each(self, cells: Iterable[Cell], prompts: list[tuple[Prompt, torch.Tensor]]) -> dict[Cell, Row]:
+    def _memory_of_each(self, cells: Iterable[Cell], prompts: list[Encoded]) -> dict[Cell, Row]:
         """The memory columns of each cell with nothing in memory that the others captured, or why it failed.
 
         Repetitions are interleaved, and what all cells of the block captured stays for the next: they cannot tell.
@@ -228,7 +231,7 @@ class BlockRunner:
             found[cell] = columns if "error" in columns else {name: columns[name] for name in MEMORY}
         return found
 
-    def _columns(self, cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
+    def _columns(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
         """What this process measured of one repetition, or why it failed."""
         memory = self.memory.get(cell, {})
         if "error" in memory:
@@ -279,24 +282,8 @@ class BlockRunner:
         late = [cell for cell in going if cell.id not in settled]
         return [baseline, *late] if late else []
 
-    def _encode(self, setting: Setting, indices: list[int]) -> dict[int, tuple[Prompt, torch.Tensor]]:
-        """The prompts with these numbers, as token ids of the length that the setting asks for; checked to fit."""
-        count = max(indices) + 1
-        tokens = setting.prompt_tokens or 0
-        if self.pair.tokenizer is None:
-            generator = torch.Generator().manual_seed(self.params.seed)
-            ids = random_prompts(self.pair.target.vocab_size, count, tokens, generator)
-            prompts = [Prompt(id=f"random-{i}", category="random", text="") for i in range(count)]
-        else:
-            known = load_prompts(self.params.prompt_set)
-            prompts = [known[i % len(known)] for i in range(count)]
-            ids = encode_prompts(prompts, self.pair.tokenizer, tokens)
-        for model in (self.pair.target, self.pair.draft):
-            check_context(model, max(map(len, ids)), setting.max_new_tokens)
-        return dict(enumerate(zip(prompts, ids, strict=True)))
 
-
-def _identity(cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
+def _identity(cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
     """The columns that say what was run."""
     facts = {name: value for name, value in asdict(cell).items() if name not in ("source", "repetitions", "seed")}
     categories = {prompt.category for prompt, _ in prompts}
