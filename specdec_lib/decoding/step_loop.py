@@ -131,9 +131,10 @@ def new_graphs(target: LanguageModel) -> CudaGraphs | None:
 
 
 def drop_captured(target: LanguageModel) -> None:
-    """Free what earlier calls left for later ones: captured steps, and the caches that they share."""
+    """Free what earlier calls left for later ones; the next call makes room for itself alone."""
     if isinstance(target.kept, KeptSteps):
-        target.kept.drop()
+        target.kept.forget()
+        target.kept.batch_size = target.kept.capacity = 0
 
 
 class KeptSteps:
@@ -155,15 +156,14 @@ class KeptSteps:
         """Make room for rows of that many positions, and not for much more."""
         capacity = -(-positions // BUCKET) * BUCKET
         if batch_size != self.batch_size or not capacity <= self.capacity <= capacity + 4 * BUCKET:
-            self.drop()
+            self.forget()
             self.batch_size, self.capacity = batch_size, capacity
 
-    def drop(self) -> None:
-        """Keep none of it any longer; whether steps can be captured at all stays known."""
+    def forget(self) -> None:
+        """Drop all steps with their graphs and caches, but for those of a call that is under way."""
         self.caches.clear()
         self.steps.clear()
         self.graphs.forget()
-        self.batch_size = self.capacity = 0
 
 
 class CapturedStep(Generic[S]):
