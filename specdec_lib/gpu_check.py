@@ -39,6 +39,12 @@ EMBEDDED = "smollm2-135m-embedded"
 SAMPLES = 4000  # continuations of each prompt of a toy
 NEW_TOKENS = 64
 REPETITIONS = 3
+READINGS = {  # what must be known of a device, or have a reason: under which name the reason is kept
+    "power_limit_watts": "power limit",
+    "sm_clock_mhz": "clock",
+    "memory_bytes": "memory",
+    "driver": "driver",
+}
 
 
 @dataclass(frozen=True)
@@ -118,8 +124,8 @@ def judge_telemetry(facts: dict[str, Any], columns: dict[str, Any], memory_bytes
         AssertionError: naming the reading that makes no sense, or is null without a reason.
     """
     missing = facts["missing"]
-    for name in ("power_limit_watts", "sm_clock_mhz", "memory_bytes", "driver"):
-        assert facts[name] or name.removesuffix("_watts").replace("_", " ") in missing, f"{name} is null without reason"
+    for name, reading in READINGS.items():
+        assert facts[name] or reading in missing, f"{name} is null without reason"
     if facts["memory_bytes"]:
         ratio = facts["memory_bytes"] / memory_bytes
         assert 0.85 < ratio < 1.15, f"driver and PyTorch see different memory: {ratio:.2f}"
