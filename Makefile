@@ -2,23 +2,30 @@
 GPU ?= cpu
 MINUTES ?= 60
 
-# An active conda environment made from environment.yml is used as it is; otherwise a .venv beside this file.
+# An active conda environment made from environment.yml is used as it is; otherwise a .venv beside this file. To make a
+# space ends a name, so that paths here are relative.
 ifeq ($(CONDA_DEFAULT_ENV),specdec)
+ifneq ($(word 2,$(CONDA_PREFIX)),)
+$(error the conda environment $(CONDA_PREFIX) has a space in its path, which make cannot name: deactivate it, for a .venv)
+endif
 ENV := $(CONDA_PREFIX)
 else
-ENV := $(CURDIR)/.venv
+ENV := .venv
 endif
 BASE_PYTHON ?= python3
 PYTHON := $(ENV)/bin/python
-STAMP := $(ENV)/.specdec-pins
 CLUSTER_STAMP := $(ENV)/.specdec-cluster
-TOOLS := $(CURDIR)/.venv-tools
+TOOLS := .venv-tools
 SPECDEC := $(PYTHON) -m specdec_lib
 
-# Which build of torch: the one without CUDA where there is no NVIDIA driver; make TORCH=cuda overrules. An environment
-# that already has this version of torch, of any build, keeps it.
-TORCH ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
+# Which build of torch: the one without CUDA where there is no NVIDIA driver; TORCH=cpu|cuda overrules, and has a stamp of
+# its own. Not asked, an environment that already has this version of torch, of any build, keeps it.
+ASKED := $(TORCH)
+TORCH ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
+STAMP := $(ENV)/.specdec-pins$(ASKED:%=-%)
 TORCH_VERSION := $(patsubst torch==%,%,$(shell cat requirements/torch.in))
+HAS_TORCH := import importlib.metadata as m, sys; version, _, build = m.version("torch").partition("+"); \
+  sys.exit(version != "$(TORCH_VERSION)" or "$(ASKED)" not in ("", "cpu" if build == "cpu" else "cuda"))
 PIP_PINS := -m pip install -qq --disable-pip-version-check --require-hashes --no-deps --only-binary :all:
 UV_PINS := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
   --custom-compile-command "make pins"
@@ -102,13 +109,14 @@ $(PYTHON):
 $(STAMP): requirements.txt $(wildcard requirements/torch*) pyproject.toml | $(PYTHON)
 	@echo "Installing the pins of requirements.txt into $(ENV) (a few minutes, once)"
 	@$(PYTHON) $(PIP_PINS) -r requirements.txt
-	@$(PYTHON) -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != "$(TORCH_VERSION)")' \
-	  2>/dev/null || $(PYTHON) $(PIP_PINS) -r requirements/torch-$(TORCH).txt $(if $(filter cpu,$(TORCH)),2>/dev/null || \
+	@$(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null || \
+	  $(PYTHON) $(PIP_PINS) --force-reinstall -r requirements/torch-$(TORCH).txt $(if $(filter cpu,$(TORCH)),2>/dev/null || \
 	  { echo "No torch without CUDA on this package index: installing the build with it (3 GB)"; \
 	  $(PYTHON) $(PIP_PINS) -r requirements/torch-cuda.txt; })
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(PYTHON) -m pip check --disable-pip-version-check >/dev/null || $(PYTHON) -m pip check
-	@touch $@
+	@rm -f $(ENV)/.specdec-pins-*
+	@touch $(ENV)/.specdec-pins $@
 
 $(CLUSTER_STAMP): requirements/cluster.txt $(STAMP)
 	@echo "Installing Ray into $(ENV)"

@@ -34,17 +34,19 @@ def check_study(params: StudyParams) -> None:
     """Refuse a study that cannot run here, before anything is loaded.
 
     Raises:
-        ValueError: wrong device, unknown prompt set or price, or a pair that cannot work; names the remedy.
+        ValueError: wrong device, unknown prompt set or price, a pair that cannot work, or prompts that do not fit it;
+            names the remedy.
     """
     from specdec_lib.hardware.catalog import price
     from specdec_lib.measure.environment import check_device
-    from specdec_lib.measure.prompts import load_prompts
+    from specdec_lib.measure.prompts import check_prompts, load_prompts
     from specdec_lib.models.pair import check_study_pair
 
     check_device(params)
     price(params.price)
     load_prompts(params.prompt_set)
-    check_study_pair(params)
+    if read := check_study_pair(params):
+        check_prompts(params, *read)
 
 
 def _check_one_process(params: StudyParams, command: str) -> None:
@@ -98,7 +100,11 @@ def bench_peers(options: argparse.Namespace) -> int:
     """Time other engines beside ours."""
     params = load_params(options.gpu)
     _check_one_process(params, "bench-peers")
-    check_study(params)
+    from specdec_lib.measure.prompts import load_prompts
+
+    number = options.prompts or len(load_prompts(params.prompt_set))
+    timed = {"batch_sizes": [1], "prompt_tokens": [0], "num_prompts": number, "max_new_tokens": [options.new_tokens]}
+    check_study(params.model_copy(update=timed))
     from specdec_lib.analysis.peers import peer_lines, write_peer_lines
     from specdec_lib.measure.peers import run_peers
     from specdec_lib.report import make_peers

@@ -184,18 +184,19 @@ def _exactness(folder: Path, reports: dict[str, bool], params: StudyParams) -> C
 
 
 def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
-    """What the overview says about one run; a run of another version of the params is listed without numbers."""
+    """What the overview says about one run; one whose params or price are no longer known has no numbers."""
     facts, name = _facts(folder), folder.relative_to(root).as_posix()
     reports = {path.stem: True for path in (folder / "reports").glob("*.html")}
     summary: dict[str, Any] = {"home": f"{name}/", "name": name, "facts": facts}
     try:
         params = params_of_run(facts, source=f"{folder.name}/environment.json")
         rows = read_results(folder)
+        groups = _groups(metrics.headline(metrics.speedups(rows), params), params, reports)
     except ValueError as error:
         return summary | {"problem": str(error)}
     return summary | {
         "setting": f"{params.pair}, {params.dtype}",
-        "groups": _groups(metrics.headline(metrics.speedups(rows), params), params, reports),
+        "groups": groups,
         "exactness": _exactness(folder, reports, params),
         "num_troubles": len(tables.trouble_table(rows)),
     }

@@ -2,54 +2,86 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from specdec_lib.analysis import findings, metrics, plots, tables
+from specdec_lib.analysis import exactness, findings, metrics, plots, tables
 from specdec_lib.analysis.batching import batch_gains, finding_batches
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.config import StudyParams
-from specdec_lib.index import overview_page, write_page
+from specdec_lib.index import overview_page, why_no_certificate, write_page
 from specdec_lib.measure.results import read_results
 from specdec_lib.report import ROOT
 
 README = ROOT / "README.md"
-KEPT = (
-    *("results.parquet", "environment.json", "exactness.json", "step_costs.json", "calibration.json"),
-    *("index.html", "reports"),
-)
+KEPT = ("results.parquet", "environment.json", "step_costs.json", "index.html", "reports")
+OF_ONE_DEVICE = "calibration.json"  # which a target that is spread over several has not
 OF_PEERS = ("peers.parquet", "peer_rows.parquet")  # where the run was also compared with other engines
 
 
 def publish(params: StudyParams, folder: Path, published: Path) -> Path:
     """Copy what readers need from a run's `folder` to `published`, draw the headline figure, and update the README.
 
+    Everything is checked and made first: a run that cannot be published leaves what was published before.
+
     Raises:
-        ValueError: the run has no table, or cells that failed.
+        ValueError: the run is not whole, has cells that failed or a certificate that does not pass; names the remedy.
     """
     rows = read_results(folder)
     if (rows["status"] == "failed").any():
         raise ValueError(f"{folder} has failed cells: run it again before publishing it")
+    _check_certificate(params, folder)
+    sources = _sources(params, folder)
     readme = with_headline(README.read_text(encoding="utf-8"), params, rows)
-    shutil.rmtree(published, ignore_errors=True)
-    published.mkdir(parents=True)
-    compared = [name for name in OF_PEERS if (folder / name).exists()]
-    for name in (*KEPT, *compared):
-        source = folder / name
-        if not source.exists():
-            raise ValueError(f"{source} is missing: run the study to its end before publishing it")
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, published / name)
+    beside = published.with_name(f"{published.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for source in sources:
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, beside / source.name)
     by_gamma = metrics.along(metrics.speedups(rows), params, "num_draft_tokens")
     predicted = predicted_speedups(by_gamma, read_step_costs(folder), rows)
-    plots.speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(published / "speedup.png", dpi=160)
+    plots.speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(beside / "speedup.png", dpi=160)
+    shutil.rmtree(published, ignore_errors=True)
+    beside.rename(published)
     for root in (published.parent, published.parent.parent):
         write_page(root / "index.html", overview_page(root))
     README.write_text(readme, encoding="utf-8")
     return published
+
+
+def _check_certificate(params: StudyParams, folder: Path) -> None:
+    """Refuse a run whose certificate of exactness does not pass, or that lacks one without a reason.
+
+    Raises:
+        ValueError: with what failed.
+    """
+    if why_no_certificate(params):
+        return
+    path = folder / exactness.FILE
+    certificate = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not certificate.get("passed"):
+        said = "; ".join(certificate.get("failures", [])) or "it is missing"
+        raise ValueError(f"{path} is no certificate of exactness ({said}): run the study until it passes, then publish")
+
+
+def _sources(params: StudyParams, folder: Path) -> list[Path]:
+    """What is kept of a run.
+
+    Raises:
+        ValueError: some of it is missing.
+    """
+    certificate = [] if why_no_certificate(params) else [exactness.FILE]
+    calibration = [OF_ONE_DEVICE] if params.tensor_parallel == 1 else []
+    needed = [folder / name for name in (*KEPT, *certificate, *calibration)]
+    for source in needed:
+        if not source.exists():
+            raise ValueError(f"{source} is missing: run the study to its end before publishing it")
+    return needed + [folder / name for name in OF_PEERS if (folder / name).exists()]
 
 
 def with_headline(text: str, params: StudyParams, rows: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from test_pair import write_checkpoint
 
 from specdec_lib import __main__ as cli
 from specdec_lib import commands
@@ -32,6 +33,33 @@ def test_a_gpu_study_without_that_gpu_names_both(capsys, tmp_path):
 def test_what_does_not_exist_is_refused_before_the_first_notebook(change, message):
     with pytest.raises(ValueError, match=message):
         commands.check_study(load_params("smoke").model_copy(update=change))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The smoke study with a tiny Llama of 128 positions, to whose tokenizer any text is one token."""
+    pair = {"pair": "custom", "target": write_checkpoint(tmp_path / "t"), "draft": write_checkpoint(tmp_path / "d")}
+    return load_params("smoke").model_copy(update=pair | {"prompt_tokens": [0], "max_new_tokens": [8]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_tokens": [0, 100]}, "prompt_tokens is 100: give at most 2, or add passages to the prompt set"),
+        ({"prompt_tokens": [0, 1]}, "prompt_tokens is 1: give at least 2, which the chat template and task need"),
+        ({"max_new_tokens": [8, 128]}, "prompts of 1 tokens and 128 new ones exceed the context .* 128 tokens: lower"),
+    ],
+)
+def test_prompts_that_cannot_be_made_or_leave_no_room_are_refused_before_the_first_notebook(study, change, message):
+    commands.check_study(study)
+    with pytest.raises(ValueError, match=message):
+        commands.check_study(study.model_copy(update=change))
+
+
+def test_more_new_tokens_than_the_context_holds_are_refused_before_other_engines_load(study, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "load_params", lambda name: study)
+    assert cli.main(["bench-peers", "--gpu", "smoke", "--new-tokens", "500"]) == 2
+    assert "max_new_tokens 500 exceed the context" in capsys.readouterr().err
 
 
 COMMANDS = [

@@ -1,6 +1,6 @@
 """A block whose baseline ends at another speed than it began is flagged, shown, and kept out of every line."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import pytest
 from synthetic_rows import synthetic_rows
@@ -52,19 +52,48 @@ def test_a_block_is_judged_by_its_own_baseline_of_its_own_run():
     assert "drifted" not in failed
 
 
+@dataclass(frozen=True)
+class StandIn:
+    """What a block asks of a cell."""
+
+    id: str
+    repetitions: Repetitions
+
+
+def missing(folder, rows):
+    """The cells of a block of two that are to be measured when these rows are all that `folder` holds."""
+    for method in ("autoregressive", "draft"):
+        write_cell(folder, method, [row for row in rows if row["method"] == method])
+    cells = [StandIn(method, Repetitions(3, 3, 1.0)) for method in ("autoregressive", "draft")]
+    this = Block(setting=None, prompts=[0], cells=cells)
+    return [cell.id for cell in this.missing(folder)]
+
+
 def test_a_block_that_drifted_is_missing_until_it_has_been_measured_without(tmp_path):
     """The rule looks at the baseline alone, so that it favours no ratio."""
-    cells = [SimpleNamespace(id=name, repetitions=Repetitions(3, 3, 1.0)) for name in ("baseline", "draft")]
-    this = Block(setting=None, prompts=[0], cells=cells)
-    missing = []
-    for rows in (block(10, 10, 15), block(10, 10, 10, run="again")):
-        baseline = [row for row in rows if row["method"] == "autoregressive"]
-        write_cell(tmp_path, "baseline", baseline)
-        write_cell(tmp_path, "draft", [row for row in rows if row not in baseline])
-        missing.append([cell.id for cell in this.missing(tmp_path)])
-    assert missing == [["baseline", "draft"], []]
-    drifting = [row for row in block(10, 10, 15) if row["method"] == "autoregressive"]
-    assert steady_runs(drifting + baseline) == baseline
+    assert missing(tmp_path, block(10, 10, 15)) == ["autoregressive", "draft"]
+    assert missing(tmp_path, block(10, 10, 10, run="again")) == []
+    drifting, steady = block(10, 10, 15)[:3], block(10, 10, 10, run="again")[:3]
+    assert steady_runs(drifting + steady) == steady
+
+
+@pytest.mark.parametrize("disturbance", [{"throttled": True}, {"foreign_processes": 1}])
+@pytest.mark.parametrize(
+    ("disturbed", "wanted"), [("autoregressive", ["autoregressive", "draft"]), ("draft", ["draft"])]
+)
+def test_a_cell_that_was_disturbed_is_missing_until_it_and_its_baseline_are_measured_without(
+    tmp_path, disturbance, disturbed, wanted
+):
+    """Of a baseline's runs the disturbed make room, and the others stay with the cells beside them."""
+    rows = block(10, 10, 10)
+    of_cell = [row for row in rows if row["method"] == disturbed]
+    of_cell[1] |= disturbance
+    assert missing(tmp_path, rows) == wanted
+    baseline = [row for row in rows if row["method"] == "autoregressive"]
+    again = block(10, 10, 10, run="again")
+    assert missing(tmp_path, [*steady_runs(baseline), *again]) == []
+    quiet = call("autoregressive", 0, 10, run="quiet", throttled=False, foreign_processes=0)
+    assert steady_runs([*of_cell, quiet]) == [quiet]
 
 
 def test_the_flag_is_in_the_table(tmp_path):

@@ -112,6 +112,12 @@ def test_a_study_that_cannot_run_is_refused_in_the_words_of_the_worker(tmp_path,
     assert said == f"error: {refusal.value}\n"
 
 
+def test_what_libraries_say_at_the_end_is_not_taken_for_the_reason(tmp_path):
+    said = b"error: no such weights: fetch them\nresource_tracker: 1 leaked semaphore\n"
+    with pytest.raises(ValueError, match=r"^no such weights: fetch them$"):
+        run_blocks(toy_params(), tmp_path, command=ends(f"import os; os.write(2, {said!r}); os._exit(2)"))
+
+
 def test_every_line_of_the_fault_table_names_a_test_that_exists():
     tests = Path(__file__).parent
     table = tests.parent / "specdec_lib" / "measure" / "FAULTS.md"

@@ -1,12 +1,14 @@
 """The first minute on a machine: a verdict for every item, whatever goes wrong with one of them."""
 
 import pandas as pd
+import pynvml
 import pytest
 import torch
 
 from specdec_lib import __main__ as cli
 from specdec_lib import gpu_check
 from specdec_lib.config import load_params
+from specdec_lib.measure.nvml import Device
 
 SMOKE = load_params("smoke")
 FACTS = {
@@ -88,12 +90,25 @@ def test_sane_telemetry_is_summed_up():
         ({}, {"energy_joules_per_token": 0.0}, "the energy counter stands still"),
         ({}, {"throttled": None}, "throttled is null without reason"),
         ({}, {"foreign_processes": 2}, "2 other process"),
-        ({}, {"throttled": True, "throttle_reasons": "power cap"}, "throttled: power cap"),
+        ({}, {"throttled": True, "throttle_reasons": "hardware thermal"}, "throttled: hardware thermal"),
     ],
 )
 def test_readings_that_make_no_sense_fail(facts, columns, message):
     with pytest.raises(AssertionError, match=message):
         gpu_check.judge_telemetry(FACTS | facts, COLUMNS | columns, 80 * 2**30)
+
+
+def test_a_device_that_tells_nothing_gives_a_reason_for_each_reading(monkeypatch):
+    """Under the names that NVML's readings have; else what a virtual machine cannot read would fail the check."""
+
+    def refuse(*_):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    for name in [name for name in dir(pynvml) if name.startswith(("nvmlDeviceGet", "nvmlSystemGet"))]:
+        monkeypatch.setattr(pynvml, name, refuse)
+    facts = Device(handle=None, gpu=None, is_part=False).facts()
+    assert [facts[name] for name in gpu_check.READINGS] == [None] * 4
+    assert gpu_check.judge_telemetry(facts, COLUMNS, 80 * 2**30).startswith("driver None")
 
 
 def test_a_reading_that_is_missing_with_its_reason_passes():

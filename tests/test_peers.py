@@ -208,14 +208,16 @@ def test_an_installed_engine_joins_with_every_method(params, worker, monkeypatch
 
 
 def test_what_cannot_be_installed_says_why_and_does_not_count_as_installed(monkeypatch, tmp_path):
+    """What is there counts as long as it is what is asked for: not with an older pin."""
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     missing = peer_install.Peer("made-up==1.0", 1, "made_up")
-    monkeypatch.setattr(peer_install, "PEERS", {"first": missing, "there": missing, "last": missing})
-    peer_install.environment("there").mkdir(parents=True)
-    (peer_install.environment("there") / "installed").touch()
+    monkeypatch.setattr(peer_install, "PEERS", dict.fromkeys(("first", "there", "older"), missing))
+    for engine, requirement in (("there", missing.requirement), ("older", "made-up==0.9")):
+        peer_install.environment(engine).mkdir(parents=True)
+        (peer_install.environment(engine) / "installed").write_text(f"{requirement}\n")
     outcomes = peer_install.install_peers()
-    for engine in ("first", "last"):  # one that fails does not stop the others
+    for engine in ("first", "older"):  # one that fails does not stop the others
         assert outcomes[engine].startswith("failed: ERROR: No matching distribution found for made-up==1.0")
         assert not peer_install.installed(engine)
     assert outcomes["there"].startswith("installed before")

@@ -173,12 +173,16 @@ def test_the_overview_lists_every_run_and_the_published_ones(finished_run, tmp_p
     broken = tmp_path / "old"
     broken.mkdir()
     (broken / "index.html").touch()
+    unpriced = shutil.copytree(finished_run, tmp_path / "unpriced")
+    environment["params"]["price"] = "sold-by-nobody"
+    (unpriced / "environment.json").write_text(json.dumps(environment))
     report.write_index(PARAMS, finished_run)
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert all(f'href="{name}/index.html"' in text for name in (PARAMS.gpu, "published/cpu", "old"))
     assert "a &lt;machine&gt;, finished 2026-01-01 00:00:00 UTC" in text
     assert text.count("Does speculation pay") == 2 * len(PARAMS.temperatures)
     assert "No numbers: old/environment.json" in text
+    assert "No numbers: unknown price &#39;sold-by-nobody&#39;" in text
 
 
 def test_index_lists_failed_cells_with_their_reason(finished_run):

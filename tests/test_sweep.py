@@ -10,8 +10,9 @@ from toy_sweep import run_interrupted
 from specdec_lib.analysis.metrics import speedups
 from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers import NgramProposer
-from specdec_lib.measure import sweep
+from specdec_lib.measure import sweep, telemetry
 from specdec_lib.measure.blocks import BlockRunner
+from specdec_lib.measure.cell_files import read_cell
 from specdec_lib.measure.cells import Source, block, prompt_groups, settings
 from specdec_lib.measure.results import read_results
 from specdec_lib.measure.timing import latency_columns
@@ -193,6 +194,40 @@ def test_where_steps_are_captured_the_blocks_of_a_setting_follow_one_another(par
     """Another batch size would throw away what was captured."""
     order = order_of_settings(params, tmp_path, monkeypatch)
     assert order == [(t, batch) for batch in (1, 2) for t in (0, 1) for _ in range(2)]
+
+
+def test_where_steps_are_captured_the_memory_of_a_cell_is_its_own(params, tmp_path, monkeypatch, recorder):
+    """A block keeps what all its cells captured: a peak in its repetitions would be of them together.
+
+    Here the number of captured steps stands for bytes.
+    """
+    pair, counted = load_pair("toy"), []
+
+    def count(device):
+        counted.append(len(pair.target.kept.steps))
+        return dict.fromkeys(telemetry.MEMORY, counted[-1])
+
+    monkeypatch.setattr(telemetry, "memory_columns", count)
+    runner = BlockRunner(params, tmp_path, pair)
+    runner.run([0])
+    rows = [row for cell in runner.blocks[0].cells for row in read_cell(tmp_path, cell.id)]
+    assert len(rows) == params.repetitions * len(runner.blocks[0].cells) == 10
+    assert all(row["replayed"] and row["status"] == "ok" for row in rows)
+    assert {row[name] for row in rows for name in telemetry.MEMORY} == {1}
+    assert counted[:5] == [1] * 5, "each cell alone, before the first repetition"
+    assert max(counted) == 5, "all of them together in the last"
+
+
+def test_a_cell_that_fails_while_its_memory_is_measured_is_a_failed_cell(params, tmp_path, monkeypatch, recorder):
+    def fail(self, *args):
+        raise torch.OutOfMemoryError("no memory for this")
+
+    monkeypatch.setattr(NgramProposer, "propose", fail)
+    runner = BlockRunner(params, tmp_path, load_pair("toy"))
+    runner.run([0])
+    found = {cell.method: read_cell(tmp_path, cell.id) for cell in runner.blocks[0].cells}
+    assert [row["error"] for row in found["ngram"]] == ["OutOfMemoryError: no memory for this"]
+    assert [row["status"] for row in found["draft"]] == ["ok"] * params.repetitions
 
 
 def test_the_environment_is_written(params, tmp_path):

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from specdec_lib.measure import telemetry
 from specdec_lib.measure.nvml import NvmlUnavailableError, choose_uuid, throttle_names
-from specdec_lib.measure.telemetry import Telemetry
+from specdec_lib.measure.telemetry import Telemetry, of_all_devices
 
 FOLDER = Path(__file__).parent / "stub_nvml"
-CASES = ["healthy", "no_driver", "no_energy", "throttled", "second_process", "mig", "short"]
+CASES = ["healthy", "no_driver", "no_energy", "throttled", "power_limit", "second_process", "mig", "short"]
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 
@@ -76,6 +77,16 @@ def test_a_throttled_device_is_flagged_with_its_reasons(seen):
     assert columns["throttle_reasons"] == "power cap, hardware thermal"
 
 
+def test_a_device_at_its_power_limit_says_so_and_its_rows_count(seen):
+    """That is how a GPU runs under load; rows that are thrown away would be nearly all of them."""
+    columns = seen["power_limit"]["columns"]
+    assert columns["throttled"] is False
+    assert columns["throttle_reasons"] == "power cap"
+    both = of_all_devices([columns, columns])
+    assert (both["throttled"], both["throttle_reasons"]) == (False, "power cap")
+    assert of_all_devices([columns, seen["throttled"]["columns"]])["throttled"] is True
+
+
 def test_what_a_second_process_spoils_is_null(seen):
     columns = seen["second_process"]["columns"]
     assert columns["foreign_processes"] == 1
@@ -101,12 +112,34 @@ def test_a_call_shorter_than_the_counters_step_has_no_energy(seen):
 
 
 def test_a_machine_without_gpu_says_so_and_knows_the_memory_of_the_process():
-    with Telemetry("cpu") as telemetry:
+    with Telemetry("cpu") as watched:
         torch.zeros(10)
-    columns = telemetry.columns(new_tokens=1)
+    columns = watched.columns(new_tokens=1)
     assert columns["telemetry_note"] == "telemetry: cpu has no NVIDIA driver to ask"
     assert columns["energy_joules_per_token"] is None
     assert columns["process_peak_rss_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("status", "peak", "note"),
+    [
+        ("VmHWM:\t2048 kB\n", 2 * 2**20, "its peak cannot be reset here, so that it is that of the whole life"),
+        ("VmRSS:\t2048 kB\n", None, "this system tells no peak, so that it is what the process held when"),  # gVisor
+        (None, None, "this system tells no peak"),  # no Linux
+    ],
+)
+def test_where_the_system_keeps_no_peak_of_a_call_the_row_says_what_its_memory_is(
+    tmp_path, monkeypatch, status, peak, note
+):
+    monkeypatch.setattr(telemetry, "_PROC", tmp_path)
+    (tmp_path / "clear_refs").mkdir()  # nothing that could be written
+    if status:
+        (tmp_path / "status").write_text(status)
+    with Telemetry("cpu") as watched:
+        pass
+    columns = watched.columns(new_tokens=1)
+    assert columns["process_peak_rss_bytes"] == peak or (peak is None and columns["process_peak_rss_bytes"] > 10e6)
+    assert columns["telemetry_note"].startswith(f"process memory: {note}")
 
 
 UUIDS = ["GPU-aa1", "GPU-aa2", "GPU-b"]

@@ -138,6 +138,12 @@ def new_graphs(target: LanguageModel) -> CudaGraphs | None:
     return None if _why_not(target) else CudaGraphs(target.device)
 
 
+def drop_captured(target: LanguageModel) -> None:
+    """Free what earlier calls left for later ones; the next call makes room for itself alone."""
+    if isinstance(target.kept, KeptSteps):
+        target.kept.forget()
+
+
 class KeptSteps:
     """What a target keeps between calls: steps with their graphs, and the caches that they share.
 
@@ -157,19 +163,18 @@ class KeptSteps:
     def fit(self, batch_size: int, positions: int, drafts: frozenset[LanguageModel | DraftHead] = frozenset()) -> None:
         """Make room for rows of that many positions, and not for much more, and for these drafts."""
         capacity = -(-positions // BUCKET) * BUCKET
-        if batch_size != self.batch_size or not capacity <= self.capacity <= capacity + 4 * BUCKET:
+        fits = batch_size == self.batch_size and capacity <= self.capacity <= capacity + 4 * BUCKET
+        if not fits or (drafts and self.drafts not in (frozenset(), drafts)):
             self.forget()
             self.batch_size, self.capacity = batch_size, capacity
-        if drafts and drafts != self.drafts:  # the baseline and lookup have none, and fit beside any
-            if self.drafts:
-                self.forget()
-            self.drafts = drafts
+        self.drafts = drafts or self.drafts  # the baseline and lookup have none, and fit beside any
 
     def forget(self) -> None:
         """Drop all steps with their graphs and caches, but for those of a call that is under way."""
         self.caches.clear()
         self.steps.clear()
         self.graphs.forget()
+        self.batch_size, self.capacity, self.drafts = 0, 0, frozenset()
 
 
 class CapturedStep(Generic[S]):

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -25,18 +26,18 @@ from tqdm import tqdm
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.state import check_context
-from specdec_lib.decoding.step_loop import new_graphs
+from specdec_lib.decoding.step_loop import drop_captured, new_graphs
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.cell_files import Row, finished, read_cell, whole_runs, write_cell
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
 from specdec_lib.measure.decode_cell import decode_cell, fingerprint
-from specdec_lib.measure.drift import steady_runs
+from specdec_lib.measure.drift import steady_runs, undisturbed_runs
 from specdec_lib.measure.engine_facts import compiler_of
 from specdec_lib.measure.environment import device_name
 from specdec_lib.measure.given_acceptance import given_columns
-from specdec_lib.measure.prompts import Prompt, encode_prompts, load_prompts, prompt_set_hash, random_prompts
+from specdec_lib.measure.prompts import Encoded, prompt_set_hash, study_prompts
 from specdec_lib.measure.team import Team, together
-from specdec_lib.measure.telemetry import Telemetry
+from specdec_lib.measure.telemetry import MEMORY, Telemetry
 from specdec_lib.measure.timing import latency_columns
 from specdec_lib.models import host_memory
 from specdec_lib.models.pair import Pair
@@ -59,16 +60,18 @@ class Block:
         """The cells that `folder` does not hold yet. A cell counts only beside its baseline of the same run.
 
         Ratios are taken within one run, so that a cell whose baseline died with its process has nothing to stand on,
-        nor has one whose baseline drifted.
+        nor has one whose baseline drifted. Neither may have run throttled or beside other processes: such rows are in
+        no ratio.
         """
         baseline = steady_runs(whole_runs(read_cell(folder, self.cells[0].id)))
         runs = {row["run_id"] for row in baseline}
+        found = {cell: undisturbed_runs(read_cell(folder, cell.id)) for cell in self.cells}
         return [
             cell
-            for cell in self.cells
+            for cell, rows in found.items()
             if not finished(folder, cell.id)
-            or not {row["run_id"] for row in read_cell(folder, cell.id)} & runs
-            or not cell.repetitions.settled(baseline, read_cell(folder, cell.id))
+            or not {row["run_id"] for row in rows} & runs
+            or not cell.repetitions.settled(baseline, rows)
         ]
 
 
@@ -118,11 +121,14 @@ class BlockRunner:
         )
         self.telemetry = Telemetry(params.device)
         self.warm: set[tuple[object, ...]] = set()
+        self.memory: dict[Cell, Row] = {}  # of the present block's cells, each alone
         self.blocks = plan(params, self.source)
         self.prompts = {
-            setting: self._encode(setting, [i for b in self.blocks if b.setting == setting for i in b.prompts])
+            setting: study_prompts(params, setting, pair.tokenizer, pair.target.vocab_size)
             for setting in dict.fromkeys(b.setting for b in self.blocks)
         }
+        for setting, model in product(self.prompts, (pair.target, pair.draft)):
+            check_context(model, max(len(ids) for _, ids in self.prompts[setting]), setting.max_new_tokens)
 
     def run(
         self,
@@ -166,7 +172,7 @@ class BlockRunner:
         Those that may be repeated further are written after every further repetition too.
 
         If the block's baseline had finished in an earlier run, it runs again beside them and its rows are added: ratios
-        are taken within one run. What had drifted makes room for what is measured now.
+        are taken within one run. What had drifted or was disturbed makes room for what is measured now.
         """
         self._drop_reserve()  # of other settings; what this one needs comes back with its warming up
         self.warm.clear()
@@ -175,6 +181,7 @@ class BlockRunner:
         rows: dict[Cell, list[Row]] = {cell: [] for cell in cells}
         if baseline.id not in skip:
             rows[baseline] = steady_runs(whole_runs(read_cell(self.folder, baseline.id)))
+        self.memory = self._memory_of_each(rows, prompts) if new_graphs(self.pair.target) else {}
         failed: set[Cell] = set()
         going, repetition = list(rows), 0
         while going:
@@ -191,13 +198,10 @@ class BlockRunner:
             self.progress.update(len(({*going} - {*still}) & {*cells}))
             going = still
 
-    def _row(self, cell: Cell, repetition: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
+    def _row(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
         """Run one repetition of a cell; a failure is a row too."""
-        seed = cell.repetition_seed(repetition)
-        row = _identity(cell, repetition, seed, prompts) | {"run_id": self.run_id}
-        if self.team.leads:
-            heartbeat.beat(self.folder, heartbeat.CELL, self.run_id, row)
-        columns = self._columns(cell, seed, [ids for _, ids in prompts])
+        row = self._begin(cell, repetition, prompts)
+        columns = self._columns(cell, repetition, prompts)
         row |= together(self.team.share(columns, failure=columns.get("error")))
         if row["status"] == "failed":
             print(f"failed: {cell}: {row['error']}", flush=True)
@@ -206,8 +210,33 @@ class BlockRunner:
             row |= given_columns(row)
         return row
 
-    def _columns(self, cell: Cell, seed: int, tokens: list[torch.Tensor]) -> Row:
+    def _begin(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
+        """The beginning of a row, which whoever watches is told too."""
+        row = _identity(cell, repetition, prompts) | {"run_id": self.run_id}
+        if self.team.leads:
+            heartbeat.beat(self.folder, heartbeat.CELL, self.run_id, row)
+        return row
+
+    def _memory_of_each(self, cells: Iterable[Cell], prompts: list[Encoded]) -> dict[Cell, Row]:
+        """The memory columns of each cell with nothing in memory that the others captured, or why it failed.
+
+        Repetitions are interleaved, and what all cells of the block captured stays for the next: they cannot tell.
+        """
+        found = {}
+        for cell in cells:
+            self._begin(cell, 0, prompts)
+            drop_captured(self.pair.target)
+            self._drop_reserve()
+            columns = self._columns(cell, 0, prompts)
+            found[cell] = columns if "error" in columns else {name: columns[name] for name in MEMORY}
+        return found
+
+    def _columns(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
         """What this process measured of one repetition, or why it failed."""
+        memory = self.memory.get(cell, {})
+        if "error" in memory:
+            return memory
+        seed, tokens = cell.repetition_seed(repetition), [ids for _, ids in prompts]
         try:
             self._warm_up(cell, tokens)
             for _ in range(2):
@@ -216,8 +245,9 @@ class BlockRunner:
                 if not result.capture_s:
                     break  # else energy and memory are those of capturing, too: once more, with what was captured
             compiled = cell.engine != "transformers" and self.pair.target.engine != "eager"
-            columns = {"compiled": compiled, "replayed": result.replayed}
-            return columns | _counters(result) | latency_columns(result) | self.telemetry.columns(result.new_tokens)
+            columns: Row = {"compiled": compiled, "replayed": result.replayed}
+            columns |= _counters(result) | latency_columns(result)
+            return columns | self.telemetry.columns(result.new_tokens) | memory
         except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
             reason = str(error).strip().splitlines() or [""]
             return {"status": "failed", "error": f"{type(error).__name__}: {reason[0]}"}
@@ -252,24 +282,8 @@ class BlockRunner:
         late = [cell for cell in going if cell.id not in settled]
         return [baseline, *late] if late else []
 
-    def _encode(self, setting: Setting, indices: list[int]) -> dict[int, tuple[Prompt, torch.Tensor]]:
-        """The prompts with these numbers, as token ids of the length that the setting asks for; checked to fit."""
-        count = max(indices) + 1
-        tokens = setting.prompt_tokens or 0
-        if self.pair.tokenizer is None:
-            generator = torch.Generator().manual_seed(self.params.seed)
-            ids = random_prompts(self.pair.target.vocab_size, count, tokens, generator)
-            prompts = [Prompt(id=f"random-{i}", category="random", text="") for i in range(count)]
-        else:
-            known = load_prompts(self.params.prompt_set)
-            prompts = [known[i % len(known)] for i in range(count)]
-            ids = encode_prompts(prompts, self.pair.tokenizer, tokens)
-        for model in (self.pair.target, self.pair.draft):
-            check_context(model, max(map(len, ids)), setting.max_new_tokens)
-        return dict(enumerate(zip(prompts, ids, strict=True)))
 
-
-def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt, torch.Tensor]]) -> Row:
+def _identity(cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
     """The columns that say what was run."""
     facts = {name: value for name, value in asdict(cell).items() if name not in ("source", "repetitions", "seed")}
     categories = {prompt.category for prompt, _ in prompts}
@@ -286,7 +300,7 @@ def _identity(cell: Cell, repetition: int, seed: int, prompts: list[tuple[Prompt
             "draft_id": None if not speculative else "ngram" if cell.method == "ngram" else cell.source.draft_id,
             "verification": "token" if speculative else None,
             "repetition": repetition,
-            "seed": seed,
+            "seed": cell.repetition_seed(repetition),
             "prompt_ids": " ".join(prompt.id for prompt, _ in prompts),
             "category": categories.pop() if len(categories) == 1 else None,
             "mean_prompt_tokens": sum(len(ids) for _, ids in prompts) / len(prompts),

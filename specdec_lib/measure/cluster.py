@@ -105,12 +105,18 @@ class _Run:
         self.source: dict[str, Any] | None = None  # what the machines of this run compute with
 
     def missing(self) -> list[int]:
-        """Numbers of the blocks that are not finished and were not tried yet; finished where the last run's were."""
-        facts = read_environment(self.folder)
-        if "source" not in facts:
+        """Numbers of the blocks that are not finished and were not tried yet.
+
+        Finished is what was computed as it would be now. Where there is something from an earlier run, a machine is
+        asked with what it computes: it may have another version of PyTorch since.
+        """
+        if self.source is None and "source" in read_environment(self.folder):
+            self._devices()
+            self._run([()])
+        if self.source is None:
             numbers = set(range(num_blocks(self.params)))
         else:
-            blocks = enumerate(plan(self.params, Source(**facts["source"])))
+            blocks = enumerate(plan(self.params, Source(**self.source)))
             numbers = {number for number, block in blocks if block.missing(self.folder)}
         return sorted(numbers - self.attempted)
 
@@ -120,7 +126,11 @@ class _Run:
         count = min(len(numbers), devices * GROUPS_PER_DEVICE)
         groups = [tuple(numbers[part::count]) for part in range(count)]
         print(f"{len(numbers)} blocks in {count} groups for {devices} devices of the cluster", flush=True)
-        running = {self._send(group, first=number == 0): (group, 0) for number, group in enumerate(groups)}
+        self._run(groups)
+
+    def _run(self, groups: list[tuple[int, ...]]) -> None:
+        """Send these groups, and adopt what they report until all have ended; one without blocks tells its source."""
+        running = {self._send(group, first=group == groups[0]): (group, 0) for group in groups}
         while running:
             ready, _ = self.ray.wait(list(running), num_returns=1, timeout=LOOK_S)
             if not ready:
@@ -170,8 +180,9 @@ class _Run:
             ids = [cell.id for number in group for cell in blocks[number].cells]
             kept = {cell_id: rows for cell_id in ids if (rows := read_cell(self.folder, cell_id))}
         threads = os.environ.get("OMP_NUM_THREADS")
-        files = machine_files(self.folder) if first else {}
-        task = Task(self.params, group, first, kept, files, self.code, threads, self.command, self.limit_s)
+        measures = first and bool(group)
+        files = machine_files(self.folder) if measures else {}
+        task = Task(self.params, group, measures, kept, files, self.code, threads, self.command, self.limit_s)
         wanted = self.device
         options: dict[str, Any] = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "max_retries": 0}
         if wanted.accelerator_type:

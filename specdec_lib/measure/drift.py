@@ -1,4 +1,4 @@
-"""Whether the machine changed under a block of cells: its first baseline repetition against its last."""
+"""Whether the machine changed under a block of cells, or was not theirs: which runs of a cell count."""
 
 from __future__ import annotations
 
@@ -30,12 +30,25 @@ def mark_drift(rows: Iterable[Row]) -> None:
             row["drifted"] = changed
 
 
+def undisturbed_runs(rows: Iterable[Row]) -> list[Row]:
+    """The rows of a cell from those runs in which no repetition ran throttled or beside other processes."""
+    return [row for run in _by_run(rows) if not any(map(_disturbed, run)) for row in run]
+
+
 def steady_runs(baseline: Iterable[Row]) -> list[Row]:
-    """The rows of a block's baseline from those runs in which it did not drift, as far as can be said."""
+    """The rows of a block's baseline from those undisturbed runs in which it did not drift, as far as can be said."""
+    return [row for run in _by_run(undisturbed_runs(baseline)) if not drifted(run) for row in run]
+
+
+def _disturbed(row: Row) -> bool:
+    return bool(row.get("throttled") or row.get("foreign_processes"))
+
+
+def _by_run(rows: Iterable[Row]) -> list[list[Row]]:
     runs: dict[object, list[Row]] = defaultdict(list)
-    for row in baseline:
+    for row in rows:
         runs[row["run_id"]].append(row)
-    return [row for rows in runs.values() if not drifted(rows) for row in rows]
+    return list(runs.values())
 
 
 def drifted(baseline: list[Row]) -> bool | None:

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
+from specdec_lib.hardware.catalog import price
 from specdec_lib.measure.cell_files import write_at_once
 from specdec_lib.measure.nvml import NvmlUnavailableError, open_device
 
@@ -44,13 +45,32 @@ def check_device(params: StudyParams) -> None:
         here = f"{device_name('cpu')} and no CUDA device"
     elif re.search(rf"(?<![A-Z0-9]){re.escape(params.device_name)}", here := device_name(params.device), re.IGNORECASE):
         return
+    blind = "; if it is one, make TORCH=cuda installs a PyTorch that sees it: this one is built without CUDA"
     raise ValueError(
         f"GPU={params.gpu} needs a device whose name contains {params.device_name!r}, but this machine has {here}: "
         "run it on such a machine, or choose other params, such as GPU=cpu"
+        + (blind if params.device == "cuda" and torch.version.cuda is None else "")
     )
 
 
-def describe_environment(params: StudyParams) -> dict[str, object]:
+def check_product(params: StudyParams, product: str | None) -> None:
+    """Refuse a study whose price is of another product than the GPU that is here: its dollars would be wrong.
+
+    Args:
+        product: a key of `hardware/gpus.yaml`; None where the driver does not tell, and then nothing is refused.
+
+    Raises:
+        ValueError: naming both.
+    """
+    expected = price(params.price).gpu
+    if params.device == "cuda" and product not in (None, expected):
+        raise ValueError(
+            f"this is a {product}, and price {params.price} is of {expected}: name a price of a {product} in "
+            f"params/{params.gpu}.yaml, or add one to hardware/prices.yaml"
+        )
+
+
+def describe_environment(params: StudyParams) -> dict[str, Any]:
     """Start, hardware, versions, commit and params, as JSON-ready values."""
     cuda = params.device == "cuda"
     return {
@@ -116,9 +136,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _cuda_facts() -> dict[str, object]:
+def _cuda_facts() -> dict[str, Any]:
     """Toolkit and memory of the CUDA device, and what its driver says of it."""
-    facts: dict[str, object] = {"version": torch.version.cuda, "memory_bytes": torch.cuda.mem_get_info()[1]}
+    facts: dict[str, Any] = {"version": torch.version.cuda, "memory_bytes": torch.cuda.mem_get_info()[1]}
     try:
         return facts | open_device().facts()
     except NvmlUnavailableError as error:

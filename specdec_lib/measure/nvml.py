@@ -16,8 +16,9 @@ import torch
 
 from specdec_lib.hardware.identify import identify
 
+POWER_CAP = "power cap"
 THROTTLE_REASONS = {  # bits of nvmlDeviceGetCurrentClocksThrottleReasons that mean slower than the device could be
-    0x04: "power cap",
+    0x04: POWER_CAP,
     0x08: "hardware slowdown",
     0x20: "software thermal",
     0x40: "hardware thermal",
@@ -82,7 +83,7 @@ class Device:
         processes = self.read("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
         return None if processes is None else [int(process.pid) for process in processes]
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """What does not change during a run, ready for `environment.json`; `missing` says why a value is null."""
         memory = self.read("memory", pynvml.nvmlDeviceGetMemoryInfo)
         gpu_memory = self.read("gpu memory", lambda _: pynvml.nvmlDeviceGetMemoryInfo(self.gpu).total)
@@ -169,6 +170,11 @@ def choose_uuid(visible: str | None, uuids: Sequence[str], order: str | None = N
 def throttle_names(bits: int) -> list[str]:
     """The reasons among `bits` that make a device slower than it could be."""
     return [name for bit, name in THROTTLE_REASONS.items() if bits & bit]
+
+
+def is_throttled(reasons: Sequence[str]) -> bool:
+    """Whether a device with these reasons ran as it should not; at its power limit every GPU lowers its clock."""
+    return any(reason != POWER_CAP for reason in reasons)
 
 
 def _own_uuid() -> str:

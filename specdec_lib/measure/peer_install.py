@@ -46,8 +46,9 @@ def environment(engine: str) -> Path:
 
 
 def installed(engine: str) -> bool:
-    """Whether `make peers` has finished installing it."""
-    return (environment(engine) / "installed").exists()
+    """Whether `make peers` has finished installing what it asks for now; not where the pin has changed since."""
+    marker = environment(engine) / "installed"
+    return marker.exists() and marker.read_text(encoding="utf-8").strip() == PEERS[engine].requirement
 
 
 def install_peers() -> dict[str, str]:

@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from specdec_lib.config import StudyParams
+from specdec_lib.measure.cells import Setting, prompt_groups, settings
+
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
 PASSAGE = "passage"  # the category of the paragraphs that prompts of an exact length are cut from
 TASK = "Continue this text.\n\n"
@@ -26,6 +29,9 @@ class Prompt:
     category: str
     text: str
     passage: str = ""
+
+
+Encoded = tuple[Prompt, torch.Tensor]  # with its token ids, int64
 
 
 def load_prompts(name: str) -> list[Prompt]:
@@ -68,6 +74,48 @@ def encode_prompts(
     if prompt_tokens == 0:
         return [_tensor(_template_ids(tokenizer, _rendered(tokenizer, prompt.text))) for prompt in prompts]
     return [_tensor(_cut(prompt, tokenizer, prompt_tokens)) for prompt in prompts]
+
+
+def study_prompts(
+    params: StudyParams, setting: Setting, tokenizer: transformers.PreTrainedTokenizerBase | None, vocab_size: int
+) -> list[Encoded]:
+    """The prompts that a study decodes in a setting, by number; the numbers of `prompt_groups` count round the set.
+
+    Args:
+        tokenizer: of the target; with None the prompts are random.
+        vocab_size: which random ones are drawn from.
+
+    Raises:
+        ValueError: no such prompt set, or prompts that cannot be of the setting's length.
+    """
+    count = 1 + max(max(group) for group in prompt_groups(params, setting))
+    tokens = setting.prompt_tokens or 0
+    if tokenizer is None:
+        ids = random_prompts(vocab_size, count, tokens, torch.Generator().manual_seed(params.seed))
+        prompts = [Prompt(id=f"random-{number}", category="random", text="") for number in range(count)]
+    else:
+        known = load_prompts(params.prompt_set)
+        prompts = [known[number % len(known)] for number in range(count)]
+        ids = encode_prompts(prompts, tokenizer, tokens)
+    return list(zip(prompts, ids, strict=True))
+
+
+def check_prompts(params: StudyParams, tokenizer: transformers.PreTrainedTokenizerBase, context_length: int) -> None:
+    """Refuse a study whose prompts cannot be made so long, or leave no room for its output; reads no weights.
+
+    Args:
+        context_length: of the target or the draft, whichever is shorter, in tokens.
+
+    Raises:
+        ValueError: naming the length and what would fit.
+    """
+    for setting in settings(params):
+        longest = max(len(ids) for _, ids in study_prompts(params, setting, tokenizer, 0))
+        if longest + setting.max_new_tokens > context_length:
+            raise ValueError(
+                f"prompts of {longest} tokens and {setting.max_new_tokens} new ones exceed the context of target or "
+                f"draft, {context_length} tokens: lower max_new_tokens or choose shorter prompts"
+            )
 
 
 def random_prompts(vocab_size: int, count: int, prompt_tokens: int, generator: torch.Generator) -> list[torch.Tensor]:

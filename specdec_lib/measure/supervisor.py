@@ -206,6 +206,7 @@ class _Echo:
             self.tail = (self.tail + text)[-4000:]
 
     def error(self) -> str:
-        """The last line on standard error."""
+        """The last error that the process named on standard error, else the last line there."""
         lines = self.tail.strip().splitlines()
-        return lines[-1].removeprefix(ERROR) if lines else "it gave no reason"
+        named = [line for line in lines if line.startswith(ERROR)]
+        return (named or lines)[-1].removeprefix(ERROR) if lines else "it gave no reason"

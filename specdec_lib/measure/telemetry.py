@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -14,11 +13,13 @@ from typing import Any, Self
 import psutil
 import torch
 
-from specdec_lib.measure.nvml import Device, NvmlUnavailableError, open_device, throttle_names
+from specdec_lib.measure.nvml import Device, NvmlUnavailableError, is_throttled, open_device, throttle_names
 
 SAMPLE_SECONDS = 0.1
 ENERGY_SECONDS = 0.5  # a shorter window is mostly the counter's own step of up to 0.1 s
 UTILIZATION_SECONDS = 1.0  # the driver averages over up to a second: a shorter window shows what ran before it
+NO_PEAK = "this system tells no peak, so that it is what the process held when the call had ended"
+NO_RESET = "its peak cannot be reset here, so that it is that of the whole life of the process"
 _PROC = Path("/proc/self")
 
 Column = float | int | str | bool | None
@@ -48,7 +49,7 @@ class Telemetry:
         return self
 
     def __enter__(self) -> Self:
-        reset_peaks(self.device)
+        self.peak_note = reset_peaks(self.device)
         self.samples: list[dict[str, int | None]] = []
         self.energy_before = self.nvml.energy_millijoules() if self.nvml else None
         self.started = time.monotonic()
@@ -74,7 +75,7 @@ class Telemetry:
         Args:
             new_tokens: what the call emitted; energy is spread over these, prefill included.
         """
-        notes: dict[str, str] = {}
+        notes = {"process memory": self.peak_note} if self.peak_note else {}
         columns: dict[str, Column] = {**memory_columns(self.device)}
         if self.nvml is None:
             notes["telemetry"] = self.absent
@@ -87,7 +88,7 @@ class Telemetry:
             "device_memory_used_bytes": max(used) if used else columns["device_memory_used_bytes"],
             "gpu_utilization_percent": self._utilization(foreign, notes),
             "energy_joules_per_token": self._energy(foreign, notes, new_tokens),
-            "throttled": None if reasons is None else bool(reasons),
+            "throttled": None if reasons is None else is_throttled(reasons),
             "throttle_reasons": ", ".join(reasons) if reasons else None,
             "sm_clock_mhz": _median(self._seen("sm_clock_mhz")),
             "foreign_processes": foreign,
@@ -158,10 +159,11 @@ _DRIVER_COLUMNS = (
 )
 
 
-_SUMS = (
+MEMORY = (
     *("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes"),
-    *("process_peak_rss_bytes", "energy_joules_per_token", "foreign_processes"),
+    "process_peak_rss_bytes",
 )
+_SUMS = (*MEMORY, "energy_joules_per_token", "foreign_processes")
 
 
 def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
@@ -187,33 +189,39 @@ def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     return merged | {"telemetry_note": "; ".join([*dict.fromkeys(notes), sums])}
 
 
-def reset_peaks(device: torch.device) -> None:
-    """Forget earlier peaks, so that the next reading belongs to what runs from here on."""
+def reset_peaks(device: torch.device) -> str | None:
+    """Forget earlier peaks, so that the next reading belongs to what runs from here on; says so if one will not."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
+    if _peak_rss() is None:
+        return NO_PEAK
+    try:
         (_PROC / "clear_refs").write_text("5")  # Linux: reset the peak resident set size
+    except OSError:
+        return NO_RESET
+    return None
 
 
 def memory_columns(device: torch.device) -> dict[str, int | None]:
-    """Bytes since the last `reset_peaks`: allocator peaks and device use on CUDA, resident set of the process."""
+    """Bytes since the last `reset_peaks`: allocator peaks and device use on CUDA, peak resident set of the process."""
     cuda = device.type == "cuda"
     free, total = torch.cuda.mem_get_info(device) if cuda else (0, 0)
     return {
         "peak_memory_allocated_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
         "peak_memory_reserved_bytes": torch.cuda.max_memory_reserved(device) if cuda else None,
         "device_memory_used_bytes": total - free if cuda else None,
-        "process_peak_rss_bytes": _peak_rss(),
+        "process_peak_rss_bytes": _peak_rss() or psutil.Process().memory_info().rss,
     }
 
 
-def _peak_rss() -> int:
+def _peak_rss() -> int | None:
+    """In bytes; None where the system does not tell, as outside Linux or in gVisor."""
     try:
         status = (_PROC / "status").read_text()
     except OSError:
-        return psutil.Process().memory_info().rss
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+        return None
+    kilobytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(kilobytes[0]) * 1024 if kilobytes else None
 
 
 def _union(bits: list[int]) -> int:

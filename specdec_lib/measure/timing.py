@@ -44,7 +44,7 @@ def latency_columns(result: DecodeResult) -> dict[str, float | list[float] | Non
         "ttft_ms": result.ttft_s * 1e3,
         "tpot_ms": float(np.mean(tpot)) * 1e3 if tpot else None,
         **{f"itl_p{p}_ms": v if v is None else float(v) for p, v in zip((50, 90, 99), percentiles, strict=True)},
-        "tokens_per_second": result.new_tokens / (result.ttft_s + sum(result.step_s)),
+        "tokens_per_second": result.tokens_per_second,
         "step_ms": [seconds * 1e3 for seconds in result.step_s],
         "step_tokens": [sum(counts) / rows for counts in result.step_tokens],
     }

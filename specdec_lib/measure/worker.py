@@ -33,6 +33,7 @@ from specdec_lib.measure.environment import (
     add_facts,
     changed_files,
     check_device,
+    check_product,
     describe_environment,
     write_environment,
 )
@@ -68,7 +69,8 @@ def work(order: Order) -> None:
     """Carry out an order in this process; the rows are in its folder afterwards.
 
     Raises:
-        ValueError: the study cannot run here at all: wrong device, damaged weights, prompts that do not fit the models.
+        ValueError: the study cannot run here at all: wrong device, a price of another product, damaged weights, prompts
+            that do not fit the models.
         RuntimeError: the folder cannot be written, or another process of the team was lost.
     """
     team = join(order.params)
@@ -89,6 +91,7 @@ def _work(order: Order, team: Team) -> None:
         if team.leads:
             heartbeat.beat(folder, heartbeat.LOAD)
     facts = describe_environment(params)
+    check_product(params, (facts["cuda"] or {}).get("product"))
     started = time.monotonic()
     pair = load_study_pair(params)
     facts |= {"load_s": round(time.monotonic() - started, 2)} | engine_facts(pair)

@@ -157,8 +157,11 @@ def _made_fast(pair: Pair) -> Pair:
     return pair
 
 
-def check_study_pair(params: StudyParams) -> None:
+def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokenizerBase, int] | None:
     """Check a study's pair from its small files alone: configurations, tokenizers, headers of the weights.
+
+    Returns:
+        The target's tokenizer, and how many tokens target and draft can both read; None for a pair without a tokenizer.
 
     Raises:
         ValueError: whatever `load_pair` would refuse, and lengths that exceed the context of target or draft.
@@ -166,25 +169,27 @@ def check_study_pair(params: StudyParams) -> None:
     _check_spread(params.pair, params.tensor_parallel, params.weights)
     check_devices(params.tensor_parallel, params.device)
     if params.pair == TOY:
-        return
+        return None
     if params.weights == "random":
         for name in _random_models(params):
             check_architecture(config_of(name), name)
-        return
+        return None
     if params.pair in EMBEDDED_DRAFTS:
         places: list[tuple[str, str | None]] = [(str(embedded_target()), None)]
+        tokenizer = _from_hub(transformers.AutoTokenizer, *places[0])
     else:
         preset = _preset(params)
-        check_preset(preset, params.tensor_parallel)
+        tokenizer = check_preset(preset, params.tensor_parallel)
         places = [(preset.target, preset.target_revision), (preset.draft, preset.draft_revision)]
     longest = max(params.prompt_tokens) + max(params.max_new_tokens)
-    for where, revision in places:
-        context = _from_hub(transformers.AutoConfig, where, revision).max_position_embeddings
+    contexts = [_from_hub(transformers.AutoConfig, *place).max_position_embeddings for place in places]
+    for (where, _), context in zip(places, contexts, strict=True):
         if longest > context:
             raise ValueError(
                 f"prompt_tokens {max(params.prompt_tokens)} and max_new_tokens {max(params.max_new_tokens)} exceed the "
                 f"context of {where}, {context} tokens: lower one of them"
             )
+    return tokenizer, min(contexts)
 
 
 def _random_pair(params: StudyParams, dtype: str) -> Pair:

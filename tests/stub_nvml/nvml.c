@@ -60,7 +60,8 @@ int nvmlDeviceGetUtilizationRates(Device device, Utilization *rates) {
 }
 
 int nvmlDeviceGetCurrentClocksThrottleReasons(Device device, unsigned long long *reasons) {
-    *reasons = is("throttled") ? 0x44 : 0x1; /* power cap and hardware thermal, or idle */
+    /* power cap and hardware thermal, power cap alone, or idle */
+    *reasons = is("throttled") ? 0x44 : is("power_limit") ? 0x4 : 0x1;
     return SUCCESS;
 }
 
