@@ -83,7 +83,7 @@ class Device:
         processes = self.read("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
         return None if processes is None else [int(process.pid) for process in processes]
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """What does not change during a run, ready for `environment.json`; `missing` says why a value is null."""
         memory = self.read("memory", pynvml.nvmlDeviceGetMemoryInfo)
         gpu_memory = self.read("gpu memory", lambda _: pynvml.nvmlDeviceGetMemoryInfo(self.gpu).total)
