@@ -9,6 +9,7 @@ from toy_sweep import toy_params
 from specdec_lib.measure import blocks
 from specdec_lib.measure.cluster import Device, _Run
 from specdec_lib.measure.cluster_task import carry_out
+from specdec_lib.measure.environment import read_environment
 from specdec_lib.measure.sweep import run_sweep_here
 
 
@@ -56,6 +57,7 @@ def test_a_finished_study_is_measured_again_if_the_cluster_computes_otherwise_by
     assert ray.sent == [()]
     assert run.missing() == missing
     assert ray.sent == [()], "once"
+    assert read_environment(tmp_path)["ended"], "also a run that found nothing to do has an end"
 
 
 def test_a_study_that_never_ran_asks_nobody(tmp_path):

@@ -102,6 +102,7 @@ def _work(order: Order, team: Team) -> None:
     with writing(folder):
         if team.leads:
             write_environment(folder, facts | {"source": asdict(runner.source)}, runner.run_id)
+            heartbeat.beat(folder, heartbeat.LOAD, runner.run_id)  # whose end is noted even if nothing is left to run
         machine = MachineMeasurement(runner) if order.machine else None
         runner.run(order.blocks, order.skip, machine.take if machine else lambda share: None)
         if team.leads:
