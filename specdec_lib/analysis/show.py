@@ -16,7 +16,7 @@ from specdec_lib.facts import escaped
 from specdec_lib.transcript_html import Transcript
 
 FEW_LINES = 25  # longer tables are folded away
-_NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?( to [\d.,]+)?")
+_NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?%?( to [\d.,]+)?")
 
 
 def show(figure: Figure, finding: str) -> None:

@@ -81,7 +81,8 @@ def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
         what, reasons = what.mask(here, name), reasons.mask(here, reason)
     troubled = what != "ok"
     rows, what, reasons = rows[troubled], what[troubled], reasons[troubled]
-    return _setting(rows).assign(repetition=rows["repetition"], what=what, reason=reasons).reset_index(drop=True)
+    where = {"prompt group": rows["prompt_group"], "repetition": rows["repetition"]}
+    return _setting(rows).assign(**where, what=what, reason=reasons).reset_index(drop=True)
 
 
 def _throttling(rows: pd.DataFrame) -> pd.Series:
