@@ -5,9 +5,6 @@
 #include <c10/util/BFloat16.h>
 #include <immintrin.h>
 
-#include <algorithm>
-#include <type_traits>
-
 namespace specdec {
 
 using c10::BFloat16;
