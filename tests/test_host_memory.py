@@ -16,7 +16,7 @@ from torch import nn
 from specdec_lib.distill.students import layers_of_target
 from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.pair import load_language_model
+from specdec_lib.models.checkpoints import load_language_model
 from specdec_lib.models.plain_draft import load_plain_draft
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ from specdec_lib.decoding.baseline import autoregressive_decode
 from specdec_lib.decoding.proposers import make_proposer
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.measure.transformers_generate import transformers_decode
-from specdec_lib.models.pair import check_architecture, check_study_pair, load_pair
+from specdec_lib.models.checkpoints import check_architecture
+from specdec_lib.models.pair import check_study_pair, load_pair
 
 WORDS = [f"w{i}" for i in range(40)]
 

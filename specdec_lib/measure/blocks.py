@@ -9,11 +9,10 @@ import hashlib
 import json
 import os
 import random
-import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +29,8 @@ from specdec_lib.decoding.step_loop import drop_captured, new_graphs
 from specdec_lib.measure import heartbeat
 from specdec_lib.measure.cell_files import Row, finished, read_cell, whole_runs, write_cell
 from specdec_lib.measure.cells import Cell, Setting, Source, block, prompt_groups, settings
-from specdec_lib.measure.decode_cell import decode_cell, fingerprint
+from specdec_lib.measure.columns import counter_columns, identity_columns
+from specdec_lib.measure.decode_cell import decode_cell
 from specdec_lib.measure.drift import steady_runs, undisturbed_runs
 from specdec_lib.measure.engine_facts import compiler_of
 from specdec_lib.measure.environment import device_name
@@ -212,7 +212,7 @@ class BlockRunner:
 
     def _begin(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
         """The beginning of a row, which whoever watches is told too."""
-        row = _identity(cell, repetition, prompts) | {"run_id": self.run_id}
+        row = identity_columns(cell, repetition, prompts) | {"run_id": self.run_id}
         if self.team.leads:
             heartbeat.beat(self.folder, heartbeat.CELL, self.run_id, row)
         return row
@@ -246,7 +246,7 @@ class BlockRunner:
                     break  # else energy and memory are those of capturing, too: once more, with what was captured
             compiled = cell.engine != "transformers" and self.pair.target.engine != "eager"
             columns: Row = {"compiled": compiled, "replayed": result.replayed}
-            columns |= _counters(result) | latency_columns(result)
+            columns |= counter_columns(result) | latency_columns(result)
             return columns | self.telemetry.columns(result.new_tokens) | memory
         except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
             reason = str(error).strip().splitlines() or [""]
@@ -281,46 +281,3 @@ class BlockRunner:
         )
         late = [cell for cell in going if cell.id not in settled]
         return [baseline, *late] if late else []
-
-
-def _identity(cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
-    """The columns that say what was run."""
-    facts = {name: value for name, value in asdict(cell).items() if name not in ("source", "repetitions", "seed")}
-    categories = {prompt.category for prompt, _ in prompts}
-    speculative = cell.num_draft_tokens is not None
-    return (
-        facts
-        | cell.source.columns()
-        | {
-            "cell_id": cell.id,
-            "host": socket.gethostname(),
-            "status": "ok",
-            "error": None,
-            "evidence": "measured",
-            "draft_id": None if not speculative else "ngram" if cell.method == "ngram" else cell.source.draft_id,
-            "verification": "token" if speculative else None,
-            "repetition": repetition,
-            "seed": cell.repetition_seed(repetition),
-            "prompt_ids": " ".join(prompt.id for prompt, _ in prompts),
-            "category": categories.pop() if len(categories) == 1 else None,
-            "mean_prompt_tokens": sum(len(ids) for _, ids in prompts) / len(prompts),
-        }
-    )
-
-
-def _counters(result: DecodeResult) -> Row:
-    """The columns that say what was decoded; null where there was nothing to count."""
-    speculative = result.steps > 0
-    return {
-        "tokens_sha256": fingerprint(result.tokens),
-        "new_tokens": result.new_tokens,
-        "steps": result.steps if speculative else None,
-        "drafted_tokens": result.drafted if speculative else None,
-        "tested_tokens": result.tested if speculative else None,
-        "accepted_tokens": result.accepted if speculative else None,
-        "accepted_by_position": result.accepted_by_position if speculative else None,
-        "tested_by_position": result.tested_by_position if speculative else None,
-        "acceptance_rate": result.acceptance_rate,
-        "draft_efficiency": result.draft_efficiency,
-        "mean_acceptance_length": result.mean_acceptance_length,
-    }

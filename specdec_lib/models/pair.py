@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 import transformers
-from safetensors import SafetensorError
 
 from specdec_lib.config import CUSTOM_PAIR, Dtype, StudyParams
 from specdec_lib.facts import facts_table
 from specdec_lib.models import host_memory
-from specdec_lib.models.attention import our_attention
+from specdec_lib.models.checkpoints import check_architecture, check_preset, from_hub, load_language_model, or_refuse
 from specdec_lib.models.draft_head import DraftHead, read_config
 from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS, Preset
 from specdec_lib.models.random_pair import PAIR_MODELS, SUFFIX, config_of, random_model
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.models.tensor_parallel import check_devices, check_heads, check_processes, loading
+from specdec_lib.models.tensor_parallel import check_devices, check_processes
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
 
@@ -176,13 +174,13 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         return None
     if params.pair in EMBEDDED_DRAFTS:
         places: list[tuple[str, str | None]] = [(str(embedded_target()), None)]
-        tokenizer = _from_hub(transformers.AutoTokenizer, *places[0])
+        tokenizer = from_hub(transformers.AutoTokenizer, *places[0])
     else:
         preset = _preset(params)
         tokenizer = check_preset(preset, params.tensor_parallel)
         places = [(preset.target, preset.target_revision), (preset.draft, preset.draft_revision)]
     longest = max(params.prompt_tokens) + max(params.max_new_tokens)
-    contexts = [_from_hub(transformers.AutoConfig, *place).max_position_embeddings for place in places]
+    contexts = [from_hub(transformers.AutoConfig, *place).max_position_embeddings for place in places]
     for (where, _), context in zip(places, contexts, strict=True):
         if longest > context:
             raise ValueError(
@@ -259,7 +257,7 @@ def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool
     files: dict[str, str] = {}
     models: list[LanguageModel] = []
     for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
-        folder = _or_refuse(where, partial(fetch_weights, where, revision))
+        folder = or_refuse(where, partial(fetch_weights, where, revision))
         files |= weight_files(where, folder, KNOWN_WEIGHTS.get((where, folder.name)))
         spread = 1 if models else tensor_parallel  # the target is spread, and each process has the whole draft
         on = str(models[0].device) if models else device
@@ -267,99 +265,3 @@ def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool
             load_language_model(str(folder), None, on, dtype, where, compiled=compiled, tensor_parallel=spread)
         )
     return Pair(name, models[0], models[1], tokenizer, preset.target, preset.draft, files)
-
-
-def check_preset(preset: Preset, tensor_parallel: int = 1) -> transformers.PreTrainedTokenizerBase:
-    """Refuse what cannot work before any weights are read; returns the target's tokenizer.
-
-    Raises:
-        ValueError: missing or truncated files, an unsuitable architecture, or vocabularies that differ.
-    """
-    tokenizers = []
-    for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
-        check_weight_files(where)
-        check_architecture(_from_hub(transformers.AutoConfig, where, revision), where)
-        tokenizers.append(_from_hub(transformers.AutoTokenizer, where, revision))
-    check_same_vocabulary(tokenizers[0], tokenizers[1], preset.target, preset.draft)
-    check_heads(
-        _from_hub(transformers.AutoConfig, preset.target, preset.target_revision), tensor_parallel, preset.target
-    )
-    return tokenizers[0]
-
-
-def check_same_vocabulary(
-    target: transformers.PreTrainedTokenizerBase,
-    draft: transformers.PreTrainedTokenizerBase,
-    target_id: str,
-    draft_id: str,
-) -> None:
-    """Refuse a draft whose tokens have other ids than the target's.
-
-    Raises:
-        ValueError: naming a token whose id differs.
-    """
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    for token in sorted(ours.keys() | theirs.keys()):
-        if ours.get(token) != theirs.get(token):
-            raise ValueError(
-                f"{draft_id} does not share the vocabulary of {target_id}: {token!r} is {ours.get(token)} in the "
-                f"target and {theirs.get(token)} in the draft; choose a draft of the same model family"
-            )
-
-
-def load_language_model(
-    where: str,
-    revision: str | None,
-    device: str,
-    dtype: str,
-    name: str,
-    feature_layers: tuple[int, ...] = (),
-    *,
-    compiled: bool = True,
-    tensor_parallel: int = 1,
-) -> LanguageModel:
-    """One Hugging Face causal LM from a path or hub id, ready for ragged batches; or this process's part of one.
-
-    Raises:
-        ValueError: missing or truncated weights, or an architecture that the ragged cache cannot serve.
-    """
-    model = _from_hub(
-        transformers.AutoModelForCausalLM,
-        where,
-        revision,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        attn_implementation=our_attention(),
-        **loading(tensor_parallel, device),
-    )
-    if tensor_parallel == 1:
-        host_memory.move(model)
-    language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
-    language_model.check_faithful()
-    return language_model
-
-
-def check_architecture(config: Any, where: str) -> None:
-    """Refuse attention that does not see the whole context, and models that are not plain causal LMs."""
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    if kinds:
-        raise ValueError(f"{where} has {', '.join(sorted(kinds))} layers: choose a model with full attention only")
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise ValueError(f"{where} attends to a sliding window: choose a model with full attention only")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{where} is an encoder-decoder model: choose a causal language model")
-
-
-def _from_hub(auto_class: Any, where: str, revision: str | None, **kwargs: Any) -> Any:
-    load = partial(auto_class.from_pretrained, where, revision=revision, trust_remote_code=False, **kwargs)
-    return _or_refuse(where, load)
-
-
-def _or_refuse(where: str, load: Callable[[], Any]) -> Any:
-    """What `load` returns; whatever a hub or a file can do wrong becomes a ValueError of one line."""
-    try:
-        return load()
-    except (OSError, ValueError, SafetensorError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        remedy = "check the path or hub id and that its safetensors files are complete; delete and fetch them again"
-        raise ValueError(f"cannot load {where}: {reason} - {remedy}") from error
