@@ -123,7 +123,7 @@ def test_index_shows_headline_environment_and_escapes(finished_run):
     assert "Over transformers.generate" in index
     assert "&lt;script&gt;alert(1)" in index
     assert "<script" not in index
-    assert "No cell failed, was skipped, ran throttled or drifted" in index
+    assert "No cell failed or was skipped, and every row is counted." in index
 
 
 def test_cards_answer_and_link_to_the_report_that_exists(finished_run):
@@ -190,5 +190,5 @@ def test_index_lists_failed_cells_with_their_reason(finished_run):
     rows.loc[:2, ["status", "error"]] = ["failed", "OutOfMemoryError: <20 GiB>"]
     rows.to_parquet(finished_run / "results.parquet")
     index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
-    assert "3 rows or blocks failed, skipped, throttled or drifted" in index
+    assert "3 rows or blocks failed, skipped or not counted" in index
     assert "OutOfMemoryError: &lt;20 GiB&gt;" in index
