@@ -110,9 +110,9 @@ $(STAMP): requirements.txt $(wildcard requirements/torch*) pyproject.toml | $(PY
 	@echo "Installing the pins of requirements.txt into $(ENV) (a few minutes, once)"
 	@$(PYTHON) $(PIP_PINS) -r requirements.txt
 	@$(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null || \
-	  $(PYTHON) $(PIP_PINS) --force-reinstall -r requirements/torch-$(TORCH).txt $(if $(filter cpu,$(TORCH)),2>/dev/null || \
+	  $(PYTHON) $(PIP_PINS) --force-reinstall -r requirements/torch-$(TORCH).txt $(if $(ASKED),,$(if $(filter cpu,$(TORCH)),2>/dev/null || \
 	  { echo "No torch without CUDA on this package index: installing the build with it (3 GB)"; \
-	  $(PYTHON) $(PIP_PINS) -r requirements/torch-cuda.txt; })
+	  $(PYTHON) $(PIP_PINS) -r requirements/torch-cuda.txt; }))
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(PYTHON) -m pip check --disable-pip-version-check >/dev/null || $(PYTHON) -m pip check
 	@rm -f $(ENV)/.specdec-pins-*

@@ -38,12 +38,13 @@ def check_study(params: StudyParams) -> None:
             names the remedy.
     """
     from specdec_lib.hardware.catalog import price
-    from specdec_lib.measure.environment import check_device
+    from specdec_lib.measure.environment import check_device, check_product, product_here
     from specdec_lib.measure.prompts import check_prompts, load_prompts
     from specdec_lib.models.pair import check_study_pair
 
     check_device(params)
     price(params.price)
+    check_product(params, product_here(params.device))
     load_prompts(params.prompt_set)
     if read := check_study_pair(params):
         check_prompts(params, *read)

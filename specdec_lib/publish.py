@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,9 @@ from specdec_lib.analysis.batching import batch_gains, finding_batches
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.config import StudyParams
-from specdec_lib.index import overview_page, why_no_certificate, write_page
+from specdec_lib.index import CORRECTNESS, overview_page, why_no_certificate, write_page
 from specdec_lib.measure.results import read_results
-from specdec_lib.report import ROOT
+from specdec_lib.report import ROOT, STUDY
 
 README = ROOT / "README.md"
 KEPT = ("results.parquet", "environment.json", "step_costs.json", "index.html", "reports")
@@ -38,16 +39,17 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
     _check_certificate(params, folder)
     sources = _sources(params, folder)
     readme = with_headline(README.read_text(encoding="utf-8"), params, rows)
-    beside = published.with_name(f"{published.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for source in sources:
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, beside / source.name)
-    by_gamma = metrics.along(metrics.speedups(rows), params, "num_draft_tokens")
-    predicted = predicted_speedups(by_gamma, read_step_costs(folder), rows)
-    plots.speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(beside / "speedup.png", dpi=160)
-    shutil.rmtree(published, ignore_errors=True)
-    beside.rename(published)
+    published.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=published.parent.parent) as work:  # gone again, whatever fails
+        beside = Path(work) / published.name
+        beside.mkdir()
+        for source in sources:
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, beside / source.name)
+        by_gamma = metrics.along(metrics.speedups(rows), params, "num_draft_tokens")
+        predicted = predicted_speedups(by_gamma, read_step_costs(folder), rows)
+        plots.speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(beside / "speedup.png", dpi=160)
+        shutil.rmtree(published, ignore_errors=True)
+        beside.rename(published)
     for root in (published.parent, published.parent.parent):
         write_page(root / "index.html", overview_page(root))
     README.write_text(readme, encoding="utf-8")
@@ -78,7 +80,8 @@ def _sources(params: StudyParams, folder: Path) -> list[Path]:
     certificate = [] if why_no_certificate(params) else [exactness.FILE]
     calibration = [OF_ONE_DEVICE] if params.tensor_parallel == 1 else []
     needed = [folder / name for name in (*KEPT, *certificate, *calibration)]
-    for source in needed:
+    reports = [folder / "reports" / f"{name}.html" for name in STUDY if name != CORRECTNESS or certificate]
+    for source in (*needed, *reports):
         if not source.exists():
             raise ValueError(f"{source} is missing: run the study to its end before publishing it")
     return needed + [folder / name for name in OF_PEERS if (folder / name).exists()]

@@ -31,6 +31,11 @@ def test_a_batch_multiplies_decoding_and_not_the_reading_of_prompts():
     assert batching.batching_table(gains)["prompts' share of a call"].iloc[-1] == "67%"
 
 
-def test_one_batch_size_gives_nothing_to_compare():
-    gains = batching.batch_gains(metrics.along(metrics.speedups(known_rows()), study(), "max_new_tokens"))
-    assert batching.finding_batches(gains[gains["batch_size"] == 1]) == "One batch size only was measured."
+def test_what_lacks_a_second_batch_size_is_not_compared():
+    params = study(batch_sizes=[1, 4], max_new_tokens=[11])
+    gains = batching.batch_gains(metrics.along(metrics.speedups(known_rows()), params, "batch_size"))
+    half = gains[(gains["temperature"] == 0) | (gains["batch_size"] == 1)]
+    assert "T = 0 batch 4 decodes" in batching.finding_batches(half)
+    assert "T = 1" not in batching.finding_batches(half)
+    for few in (gains[gains["batch_size"] == 1], gains.iloc[:0]):
+        assert "fewer than two batch sizes" in batching.finding_batches(few)

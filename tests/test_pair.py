@@ -111,6 +111,7 @@ def test_missing_weights_are_refused(target, tmp_path):
         ({"name": "toy", "target": "x", "draft": "y"}, "either the name of a preset"),
         ({"name": "toy", "device": "cuda"}, "sees no CUDA device"),
         ({"name": "toy", "device": "cuda:1"}, "sees no CUDA device"),
+        ({"name": "toy", "device": "gpu"}, "device is 'gpu': give 'cpu', 'cuda' or 'cuda:<number>'"),
         ({"name": "smollm2-135m-embedded", "dtype": "bf16"}, "choose one of float32, float16, bfloat16"),
     ],
 )

@@ -9,7 +9,7 @@ from specdec_lib import publish
 from specdec_lib.config import params_of_run
 from specdec_lib.measure.results import read_results
 from specdec_lib.measure.step_costs import write_step_costs
-from specdec_lib.report import ROOT
+from specdec_lib.report import ROOT, STUDY
 
 PUBLISHED = sorted(folder for folder in (ROOT / "outputs" / "published").glob("*") if folder.is_dir())
 
@@ -54,6 +54,8 @@ def run(tmp_path, monkeypatch):
     """A whole run with a certificate, what was published before, and a README."""
     params, folder, published = study(), tmp_path / "run", tmp_path / "outputs" / "published" / "synthetic"
     (folder / "reports").mkdir(parents=True)
+    for name in STUDY:
+        (folder / "reports" / f"{name}.html").touch()
     published.mkdir(parents=True)
     (published / "before.txt").touch()
     synthetic_rows(params).to_parquet(folder / "results.parquet")
@@ -81,6 +83,7 @@ def test_a_whole_run_takes_the_place_of_what_was_published(run):
     ("change", "message"),
     [
         ({"step_costs.json": None}, "step_costs.json is missing: run the study to its end"),
+        ({"reports/03_cost_analysis.html": None}, "03_cost_analysis.html is missing: run the study to its end"),
         ({"exactness.json": None}, r"exactness.json is no certificate of exactness \(it is missing\)"),
         ({"exactness.json": '{"passed": false, "failures": ["a bias"]}'}, r"\(a bias\): run the study until it passes"),
     ],
@@ -94,6 +97,7 @@ def test_a_run_that_cannot_be_published_leaves_what_was(run, change, message):
     with pytest.raises(ValueError, match=message):
         publish.publish(params, folder, published)
     assert [path.name for path in published.iterdir()] == ["before.txt"]
+    assert [path.name for path in published.parent.parent.iterdir()] == ["published"]
     assert "draft model" not in publish.README.read_text()
 
 

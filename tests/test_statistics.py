@@ -69,7 +69,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 
 
 def test_intervals_of_six_prompts_cover_the_truth_as_often_as_is_said():
-    """300 samples of 6: 82 to 88 % is said, so 75 to 94 %, four standard deviations beyond, are to be seen."""
+    """300 samples of 6: 82 to 88 % is said, so 75 to 94 %, three standard deviations beyond, are to be seen."""
     rng = np.random.default_rng(2)
     estimates = [geometric_mean(1.3 * np.exp(rng.normal(0, 0.2, 6)), rng) for _ in range(300)]
     covered = sum(estimate.low <= 1.3 <= estimate.high for estimate in estimates) / 300

@@ -35,20 +35,23 @@ def batch_gains(lines: pd.DataFrame) -> pd.DataFrame:
 def finding_batches(gains: pd.DataFrame) -> str:
     """How many times the throughput the largest batch gives without speculation, and what prompts take of it."""
     baseline = gains[gains["method"] == BASELINE]
-    if baseline["batch_size"].nunique() < 2:
-        return "One batch size only was measured."
-    parts, sizes = [], baseline["batch_size"].isin([baseline["batch_size"].min(), baseline["batch_size"].max()])
-    for temperature, curve in baseline[sizes].groupby("temperature"):
+    parts, ends = [], []
+    for temperature, curve in baseline.groupby("temperature"):
         first, last = curve.iloc[0], curve.iloc[-1]
+        if first["batch_size"] == last["batch_size"]:
+            continue
+        ends += [first, last]
         decodes = f"batch {last['batch_size']} decodes {last['decoding_gain']:.2f} times the tokens per second"
         calls = (
             f"{last['call_gain']:.2f} times over whole calls, of which {last['prefill_share']:.0%} is reading prompts"
         )
         alone = f"({first['prefill_share']:.0%} at batch {first['batch_size']})"
         parts.append(f"at T = {temperature:g} {decodes} of batch {first['batch_size']}, and {calls} {alone}")
-    tokens = baseline[sizes].groupby("batch_size")["mean_prompt_tokens"].mean()
-    lengths = ", ".join(f"{count:.0f} tokens on average at batch {batch}" for batch, count in tokens.items())
-    return f"Without speculation: {'; '.join(parts)}. Prompts differ: {lengths}."
+    if not parts:
+        return "Without speculation fewer than two batch sizes were measured."
+    tokens = pd.DataFrame(ends).groupby("batch_size")["mean_prompt_tokens"].mean()
+    lengths = ", ".join(f"{count:.0f} at batch {batch}" for batch, count in tokens.items())
+    return f"Without speculation: {'; '.join(parts)}. Tokens of a prompt, on average: {lengths}."
 
 
 def batching_table(gains: pd.DataFrame) -> pd.DataFrame:

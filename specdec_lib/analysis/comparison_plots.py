@@ -153,9 +153,10 @@ def finding_crossover(crossovers: pd.DataFrame) -> str:
         inside = group["crossover_batch"].notna().sum()
         never = group["reading"].str.startswith("pays at no").sum()
         always = group["reading"].str.startswith("pays up to").sum()
+        later = group["reading"].str.startswith("pays at some").sum()
         parts.append(
             f"{evidence}: {inside} of {len(group)} settings stop paying within the batch sizes tried, "
-            f"{never} pay nowhere, {always} up to the largest"
+            f"{never} pay nowhere, {always} up to the largest" + f", {later} at some larger one only" * bool(later)
         )
     return f"{'; '.join(parts)}.".capitalize()
 
@@ -213,10 +214,11 @@ def _draw_crossovers(axes: Axes, group: pd.DataFrame, index: int, count: int, na
         edgecolor=color,
         zorder=3,
     )
-    nowhere = group["reading"].str.startswith("pays at").to_numpy()
+    nowhere, later = (group["reading"].str.startswith(f"pays at {what}").to_numpy() for what in ("no ", "some "))
     for arrow, where, column in (
         ("$\\downarrow$", nowhere, "smallest_batch"),
-        ("$\\uparrow$", ~nowhere & ~inside, "largest_batch"),
+        ("$\\updownarrow$", later, "largest_batch"),
+        ("$\\uparrow$", ~nowhere & ~later & ~inside, "largest_batch"),
     ):
         axes.scatter(x[where], group[column].to_numpy(float)[where], marker=arrow, color=color, zorder=3, s=60)
     axes.plot([], [], color=color, marker=marker, markerfacecolor=face, label=name)

@@ -80,8 +80,11 @@ def _end_of(curve: pd.DataFrame) -> str:
     """Where a speedup by rising batch size falls below 1, in words."""
     values, first, last = curve["batch_size"].to_numpy(float), curve.iloc[0], curve.iloc[-1]
     where = crossing(values, np.log(curve["speedup"].to_numpy(float)))
+    if where == 0 and (curve["speedup"] >= 1).any():
+        return "everywhere but at some larger batch"
     if where == 0:
-        return "only at some larger batch" if (curve["speedup"] >= 1).any() else f"from batch {values[0]:.0f} on"
+        unclear = "" if first["speedup_high"] < 1 else f" (as far as can be said: {with_interval(first)})"
+        return f"from batch {values[0]:.0f} on{unclear}"
     if where == np.inf:
         return f"not up to batch {values[-1]:.0f} ({with_interval(last)})"
     return (

@@ -157,8 +157,9 @@ def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def distinct_outputs(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row of each output that a line gave to a prompt group: repeated, as greedy ones are, it tells nothing new."""
+    """One row of each greedy output that a line gave to a prompt group: repeated it tells nothing new."""
     again = rows.duplicated([*LINE, "prompt_group", "tokens_sha256"]) & rows["tokens_sha256"].notna()
+    again &= rows["temperature"] == 0
     return rows[~again]
 
 

@@ -63,7 +63,7 @@ def cost_columns(costs: pd.DataFrame) -> pd.DataFrame:
 def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Every row that failed, was skipped, or is kept out of all lines, with its reason; empty if all went well.
 
-    That is where the device lowered its clock, was used by others too, or changed its speed.
+    That is where the device lowered its clock, was used by others too, or changed its speed; a row has a line for each.
 
     Of a block that drifted only the last baseline row: the flag is of the block.
 
@@ -72,17 +72,24 @@ def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     ok, foreign = rows["status"] == "ok", rows["foreign_processes"].fillna(0).astype(int)
     kept_out = {
-        "drifted": (_last_of_drifted_blocks(rows), f"the baseline's TPOT changed by over {LIMIT:.0%} in this block"),
+        "drifted": (
+            _last_of_drifted_blocks(rows),
+            pd.Series(f"the baseline's TPOT changed by over {LIMIT:.0%} in this block", rows.index),
+        ),
         "shared": (ok & (foreign > 0), foreign.map("{} other process(es) used the device".format)),
         "throttled": (ok & rows["throttled"].fillna(False).astype(bool), _throttling(rows)),
     }
-    what, reasons = rows["status"].copy(), rows["error"].fillna("no reason was recorded")
-    for name, (here, reason) in kept_out.items():
-        what, reasons = what.mask(here, name), reasons.mask(here, reason)
-    troubled = what != "ok"
-    rows, what, reasons = rows[troubled], what[troubled], reasons[troubled]
-    where = {"prompt group": rows["prompt_group"], "repetition": rows["repetition"]}
-    return _setting(rows).assign(**where, what=what, reason=reasons).reset_index(drop=True)
+    listed = [(rows[~ok], rows["status"], rows["error"].fillna("no reason was recorded"))]
+    listed += [(rows[here], pd.Series(name, rows.index), reason) for name, (here, reason) in kept_out.items()]
+    tables = [
+        _setting(some).assign(
+            **{"prompt group": some["prompt_group"], "repetition": some["repetition"]},
+            what=what[some.index],
+            reason=reason[some.index],
+        )
+        for some, what, reason in listed
+    ]
+    return pd.concat(tables).sort_index(kind="stable").reset_index(drop=True)
 
 
 def _throttling(rows: pd.DataFrame) -> pd.Series:

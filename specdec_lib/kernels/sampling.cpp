@@ -20,7 +20,7 @@ constexpr int64_t kBlock = 512;  // tokens whose weights are summed before the t
 
 // probs = softmax(logits / temperature), 0 where a logit is -inf; a NaN among the logits makes all of them NaN.
 void softmax(const float* logits, int64_t n, float temperature, float* probs) {
-  const Floats scale = all(1.0f / temperature);
+  const Floats scale = all(std::min(1.0f / temperature, std::numeric_limits<float>::max()));
   const auto lanes = [&](int64_t i) { return load_first(logits + i, n - i, -INFINITY); };
   Floats top = all(-INFINITY), total = {};
   for (int64_t i = 0; i < n; i += kLanes) top = max(top, lanes(i));

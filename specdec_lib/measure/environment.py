@@ -70,6 +70,17 @@ def check_product(params: StudyParams, product: str | None) -> None:
         )
 
 
+def product_here(device: str) -> str | None:
+    """The key in `hardware/gpus.yaml` of the GPU that is here; None on a CPU, and where the driver does not tell."""
+    if device != "cuda":
+        return None
+    try:
+        product: str | None = open_device().facts()["product"]
+    except NvmlUnavailableError:
+        return None
+    return product
+
+
 def describe_environment(params: StudyParams) -> dict[str, Any]:
     """Start, hardware, versions, commit and params, as JSON-ready values."""
     cuda = params.device == "cuda"

@@ -100,10 +100,7 @@ def load_pair(
     others = (target, draft, target_revision, draft_revision)
     if (name is None and (target is None or draft is None)) or (name is not None and any(others)):
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device is {device} but PyTorch sees no CUDA device: use device='cpu' or install a CUDA build"
-        )
+    _check_device(device)
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
@@ -117,6 +114,22 @@ def load_pair(
     preset = PRESETS[name] if name else Preset(str(target), str(draft), target_revision, draft_revision)
     compiled = compiled and tensor_parallel == 1  # what processes say to each other is neither compiled nor captured
     return _made_fast(_hub_pair(preset, name or CUSTOM_PAIR, device, dtype, compiled, tensor_parallel))
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: with what there is.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}: give 'cpu', 'cuda' or 'cuda:<number>'") from None
+    count = torch.cuda.device_count()
+    if place.type == "cuda" and (place.index or 0) >= count:
+        seen = f"{count} of them" if count else "no CUDA device"
+        raise ValueError(f"device is {device} but PyTorch sees {seen}: use device='cpu' or install a CUDA build")
 
 
 def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
