@@ -185,6 +185,15 @@ def test_the_overview_lists_every_run_and_the_published_ones(finished_run, tmp_p
     assert "No numbers: unknown price &#39;sold-by-nobody&#39;" in text
 
 
+def test_a_run_without_a_row_that_counts_has_an_index_that_says_so(finished_run):
+    rows = synthetic_rows(PARAMS).head(4)
+    rows["foreign_processes"] = 1
+    rows.to_parquet(finished_run / "results.parquet")
+    index = report.write_index(PARAMS, finished_run).read_text(encoding="utf-8")
+    assert "4 rows or blocks failed, skipped or not counted" in index
+    assert "1 other process(es) used the device" in index
+
+
 def test_index_lists_failed_cells_with_their_reason(finished_run):
     rows = synthetic_rows(PARAMS)
     rows.loc[:2, ["status", "error"]] = ["failed", "OutOfMemoryError: <20 GiB>"]
