@@ -164,7 +164,7 @@ class KeptSteps:
         """Make room for rows of that many positions, and not for much more, and for these drafts."""
         capacity = -(-positions // BUCKET) * BUCKET
         fits = batch_size == self.batch_size and capacity <= self.capacity <= capacity + 4 * BUCKET
-        if not fits or (drafts and self.drafts not in (frozenset(), drafts)):
+        if not fits or (drafts and self.drafts and drafts != self.drafts):
             self.forget()
             self.batch_size, self.capacity = batch_size, capacity
         self.drafts = drafts or self.drafts  # the baseline and lookup have none, and fit beside any
