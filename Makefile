@@ -51,7 +51,7 @@ test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
 	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile
 
 soak: $(STAMP) ## sweep toys for MINUTES=60 under real faults: nothing may be lost or doubled, and no process may grow
-	@$(PYTHON) tests/soak.py --minutes $(MINUTES)
+	@$(PYTHON) tests/support/soak.py --minutes $(MINUTES)
 
 lint: $(STAMP) ## check style and formatting with ruff, types with mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

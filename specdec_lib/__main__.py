@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from specdec_lib import commands
+from specdec_lib.cli import commands
 from specdec_lib.config import available_params
 
 OUTPUTS = Path("outputs")

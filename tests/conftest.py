@@ -12,7 +12,7 @@ def hurried():
     """Sweeps measure their machine in a moment, here and in the workers that they start."""
     from quick_worker import QUICK, hurry
 
-    from specdec_lib.measure.sweep import run_sweep
+    from specdec_lib.study.sweep import run_sweep
 
     hurry()
     run_sweep.__kwdefaults__["command"] = QUICK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from specdec_lib.analysis.metrics import BASELINE
-from specdec_lib.analysis.style import METHOD_NAMES
+from specdec_lib.report.figures.style import METHOD_NAMES
 
 ALONE = ["method", "temperature"]  # each compared with itself at the smallest batch
 

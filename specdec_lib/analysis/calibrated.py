@@ -7,7 +7,7 @@ import pandas as pd
 from specdec_lib.analysis.calibration_error import COLUMNS, error_table, finding_error, fit
 from specdec_lib.analysis.comparison import Run
 from specdec_lib.analysis.step_table import read_step_costs
-from specdec_lib.measure.calibration import read_calibration
+from specdec_lib.machine.calibration import read_calibration
 
 
 def calibrated_errors(run: Run) -> tuple[str, pd.DataFrame]:

@@ -17,7 +17,7 @@ from specdec_lib.analysis.cost_model import Machine, calibrated_machine, fitted
 from specdec_lib.analysis.statistics import median_interval
 from specdec_lib.analysis.step_table import StepTable, why_unused
 from specdec_lib.analysis.waterfall import context_of, passes_per_token
-from specdec_lib.measure.calibration import Calibration
+from specdec_lib.machine.calibration import Calibration
 from specdec_lib.models.shape import ModelShape
 
 AIM = 0.15

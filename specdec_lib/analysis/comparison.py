@@ -16,8 +16,8 @@ from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.gpu_predictions import predict
 from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
 from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price, usd_per_million_tokens
-from specdec_lib.measure.results import read_results
 from specdec_lib.models.random_pair import PAIR_MODELS
+from specdec_lib.study.table import read_results
 
 SKIPPED = ("smoke",)  # toys, which say nothing of a machine
 BATCHES = [2**power for power in range(10)]  # for predicted crossovers

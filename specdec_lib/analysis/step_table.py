@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.metrics import OWN_ENGINE
-from specdec_lib.measure.step_costs import FILE, KEY
+from specdec_lib.machine.step_costs import FILE, KEY
 
 COLUMNS = [*KEY, "ms", "samples_ms", "replayed"]
 UNUSED = "The costs of the pieces of a step were timed {timed}, while steps of the rows were {ran}: not used."

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from specdec_lib.analysis.comparison_plots import MARKERS, PALETTE
 from specdec_lib.analysis.step_table import StepTable, costs_of
-from specdec_lib.analysis.style import in_house_style, new_figure
+from specdec_lib.report.figures.comparison import MARKERS, PALETTE
+from specdec_lib.report.figures.style import in_house_style, new_figure
 
 
 def verification_costs(costs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 
-from specdec_lib.facts import facts_table
-from specdec_lib.transcript_html import Transcript
+from specdec_lib.report.facts_table import facts_table
+from specdec_lib.report.transcript_html import Transcript
 
 if TYPE_CHECKING:
     from specdec_lib.decoding.transcript import Recording

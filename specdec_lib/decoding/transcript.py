@@ -13,7 +13,7 @@ import transformers
 
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.verification import Verification, verify
-from specdec_lib.transcript_html import Transcript, TranscriptToken
+from specdec_lib.report.transcript_html import Transcript, TranscriptToken
 
 Seen = tuple[int, str, float | None, float | None]  # token id, kind, target probability, draft probability
 

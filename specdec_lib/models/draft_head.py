@@ -24,7 +24,7 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import grouped_attention
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.fused_head import FusedHead
+from specdec_lib.models.engines.kernel_head import FusedHead
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.weights import sha256
 

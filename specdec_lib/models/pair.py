@@ -11,7 +11,6 @@ import torch
 import transformers
 
 from specdec_lib.config import CUSTOM_PAIR, Dtype, StudyParams
-from specdec_lib.facts import facts_table
 from specdec_lib.models import host_memory
 from specdec_lib.models.checkpoints import check_architecture, check_preset, from_hub, load_language_model, or_refuse
 from specdec_lib.models.draft_head import DraftHead, read_config
@@ -23,6 +22,7 @@ from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
+from specdec_lib.report.facts_table import facts_table
 
 DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
 

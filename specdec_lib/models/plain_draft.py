@@ -14,9 +14,10 @@ import transformers
 from torch import nn
 from torch.nn.functional import linear
 
-from specdec_lib.models import fused, host_memory
+from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.draft_head import load_weights, read_config, save_draft
+from specdec_lib.models.engines import kernels as fused
 from specdec_lib.models.runner import LanguageModel
 
 

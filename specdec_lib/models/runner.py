@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import transformers
 
-from specdec_lib.models import fused
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.compiled import CompiledLayers, NotCompiledError
+from specdec_lib.models.engines import kernels as fused
+from specdec_lib.models.engines.inductor import CompiledLayers, NotCompiledError
 from specdec_lib.models.tensor_parallel import key_value_heads
 
 KERNEL_DIFFERENCE = 0.1  # of logits, relative: bfloat16 rounds differently when less often

@@ -1,0 +1,239 @@
+"""What a device did while a call ran: memory, energy, utilisation, clocks. What it cannot tell is None, never 0."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import torch
+
+from specdec_lib.machine.nvml import Device, NvmlUnavailableError, is_throttled, open_device, throttle_names
+
+SAMPLE_SECONDS = 0.1
+ENERGY_SECONDS = 0.5  # a shorter window is mostly the counter's own step of up to 0.1 s
+UTILIZATION_SECONDS = 1.0  # the driver averages over up to a second: a shorter window shows what ran before it
+NO_PEAK = "this system tells no peak, so that it is what the process held when the call had ended"
+NO_RESET = "its peak cannot be reset here, so that it is that of the whole life of the process"
+_PROC = Path("/proc/self")
+
+Column = float | int | str | bool | None
+
+
+class Telemetry:
+    """Watches a device from entering to leaving a `with` block; then `columns` says what it saw.
+
+    Energy is the difference of the driver's counter. The counter lags by up to 0.1 s at either end, which cancels on
+    average: the mean over repetitions is worth more than one row. On other devices than CUDA only the memory of the
+    process is known, and the note says so.
+    """
+
+    def __init__(self, device: torch.device | str):
+        self.device = torch.device(device)
+        self.nvml: Device | None = None
+        self.absent = f"{self.device.type} has no NVIDIA driver to ask"
+        if self.device.type == "cuda":
+            self.watch()
+
+    def watch(self, uuid: str | None = None) -> Self:
+        """Ask the driver for the device with this UUID, by default PyTorch's."""
+        try:
+            self.nvml = open_device(uuid)
+        except NvmlUnavailableError as error:
+            self.absent = str(error)
+        return self
+
+    def __enter__(self) -> Self:
+        self.peak_note = reset_peaks(self.device)
+        self.samples: list[dict[str, int | None]] = []
+        self.energy_before = self.nvml.energy_millijoules() if self.nvml else None
+        self.started = time.monotonic()
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
+        if self.nvml:
+            self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.seconds = time.monotonic() - self.started
+        self.stopping.set()
+        if self.nvml:
+            self.thread.join()
+            self.energy_after = self.nvml.energy_millijoules()
+            self.samples.append(self._sample(self.nvml))
+
+    def columns(self, new_tokens: int) -> dict[str, Column]:
+        """The telemetry columns of a row; `telemetry_note` says why some are null.
+
+        Args:
+            new_tokens: what the call emitted; energy is spread over these, prefill included.
+        """
+        notes = {"process memory": self.peak_note} if self.peak_note else {}
+        columns: dict[str, Column] = {**memory_columns(self.device)}
+        if self.nvml is None:
+            notes["telemetry"] = self.absent
+            return columns | dict.fromkeys(_DRIVER_COLUMNS) | {"telemetry_note": _text(notes)}
+        foreign = self._foreign(self.nvml, notes)
+        bits = self._seen("throttle_bits")
+        reasons = throttle_names(_union(bits)) if bits else None
+        used = self._seen("memory_used_bytes")
+        columns |= {
+            "device_memory_used_bytes": max(used) if used else columns["device_memory_used_bytes"],
+            "gpu_utilization_percent": self._utilization(foreign, notes),
+            "energy_joules_per_token": self._energy(foreign, notes, new_tokens),
+            "throttled": None if reasons is None else is_throttled(reasons),
+            "throttle_reasons": ", ".join(reasons) if reasons else None,
+            "sm_clock_mhz": _median(self._seen("sm_clock_mhz")),
+            "foreign_processes": foreign,
+        }
+        notes = {**self.nvml.missing, **notes}
+        return columns | {"telemetry_note": _text(notes)}
+
+    def _sample_until_stopped(self) -> None:
+        assert self.nvml is not None
+        while not self.stopping.wait(SAMPLE_SECONDS):
+            self.samples.append(self._sample(self.nvml))
+
+    def _sample(self, nvml: Device) -> dict[str, int | None]:
+        names = ("throttle_bits", "memory_used_bytes", "sm_clock_mhz", "utilization_percent")
+        return {name: getattr(nvml, name)() for name in names}
+
+    def _seen(self, name: str) -> list[int]:
+        return [value for sample in self.samples if (value := sample[name]) is not None]
+
+    def _energy(self, foreign: int | None, notes: dict[str, str], new_tokens: int) -> float | None:
+        if self.energy_before is None or self.energy_after is None:
+            return None  # the driver's reason is in the notes
+        if foreign:
+            notes["energy"] = "other processes ran on the device"
+        elif self.seconds < ENERGY_SECONDS:
+            notes["energy"] = f"the call took {self.seconds:.2f} s, less than the {ENERGY_SECONDS:g} s that it needs"
+        elif new_tokens > 0:
+            return (self.energy_after - self.energy_before) / 1e3 / new_tokens
+        return None
+
+    def _utilization(self, foreign: int | None, notes: dict[str, str]) -> float | None:
+        seen = self._seen("utilization_percent")
+        if not seen:
+            return None
+        if foreign:
+            notes["utilization"] = "other processes ran on the device"
+        elif self.seconds < UTILIZATION_SECONDS:
+            notes["utilization"] = f"the call took {self.seconds:.2f} s, less than {UTILIZATION_SECONDS:g} s"
+        else:
+            return sum(seen) / len(seen)
+        return None
+
+    def _foreign(self, nvml: Device, notes: dict[str, str]) -> int | None:
+        """How many other processes compute on the device.
+
+        A container has process numbers of its own, so that this process may stand in the driver's list under another
+        number: then one of the list is taken to be this one, if it uses the device at all.
+        """
+        processes = nvml.process_ids()
+        if processes is None:
+            return None
+        others = [process for process in processes if process != os.getpid()]
+        if len(others) < len(processes) or not torch.cuda.is_initialized():
+            return len(others)
+        if not processes:
+            notes["processes"] = "the driver lists no process, not even this one"
+            return None
+        return len(processes) - 1
+
+
+_DRIVER_COLUMNS = (
+    "gpu_utilization_percent",
+    "energy_joules_per_token",
+    "throttled",
+    "throttle_reasons",
+    "sm_clock_mhz",
+    "foreign_processes",
+)
+
+
+MEMORY = (
+    *("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes"),
+    "process_peak_rss_bytes",
+)
+_SUMS = (*MEMORY, "energy_joules_per_token", "foreign_processes")
+
+
+def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
+    """The columns of a call that several processes made together, each on a device of its own.
+
+    Bytes, joules and strangers are summed, utilisation is the mean, the clock the slowest one's; throttled is a call if
+    one device was. What one device cannot tell is null.
+    """
+    known = {name: [columns[name] for columns in each] for name in each[0] if name in (*_SUMS, *_DRIVER_COLUMNS)}
+    whole = {name: values for name, values in known.items() if None not in values}
+    merged: dict[str, Column] = dict.fromkeys(known)
+    merged |= {name: sum(whole[name]) for name in _SUMS if name in whole}
+    if "gpu_utilization_percent" in whole:
+        merged["gpu_utilization_percent"] = sum(whole["gpu_utilization_percent"]) / len(each)
+    if "sm_clock_mhz" in whole:
+        merged["sm_clock_mhz"] = min(whole["sm_clock_mhz"])
+    if "throttled" in whole:
+        merged["throttled"] = any(whole["throttled"])
+    reasons = [reason for text in known["throttle_reasons"] if text for reason in text.split(", ")]
+    merged["throttle_reasons"] = ", ".join(dict.fromkeys(reasons)) or None
+    notes = [note for columns in each if (note := columns["telemetry_note"])]
+    sums = f"bytes and joules are sums over {len(each)} processes"
+    return merged | {"telemetry_note": "; ".join([*dict.fromkeys(notes), sums])}
+
+
+def reset_peaks(device: torch.device) -> str | None:
+    """Forget earlier peaks, so that the next reading belongs to what runs from here on; says so if one will not."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if _peak_rss() is None:
+        return NO_PEAK
+    try:
+        (_PROC / "clear_refs").write_text("5")  # Linux: reset the peak resident set size
+    except OSError:
+        return NO_RESET
+    return None
+
+
+def memory_columns(device: torch.device) -> dict[str, int | None]:
+    """Bytes since the last `reset_peaks`: allocator peaks and device use on CUDA, peak resident set of the process."""
+    cuda = device.type == "cuda"
+    free, total = torch.cuda.mem_get_info(device) if cuda else (0, 0)
+    return {
+        "peak_memory_allocated_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
+        "peak_memory_reserved_bytes": torch.cuda.max_memory_reserved(device) if cuda else None,
+        "device_memory_used_bytes": total - free if cuda else None,
+        "process_peak_rss_bytes": _peak_rss() or psutil.Process().memory_info().rss,
+    }
+
+
+def _peak_rss() -> int | None:
+    """In bytes; None where the system does not tell, as outside Linux or in gVisor."""
+    try:
+        status = (_PROC / "status").read_text()
+    except OSError:
+        return None
+    kilobytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(kilobytes[0]) * 1024 if kilobytes else None
+
+
+def _union(bits: list[int]) -> int:
+    union = 0
+    for value in bits:
+        union |= value
+    return union
+
+
+def _median(values: list[int]) -> float | None:
+    return float(sorted(values)[len(values) // 2]) if values else None
+
+
+def _text(notes: dict[str, str]) -> str | None:
+    return "; ".join(f"{name}: {reason}" for name, reason in sorted(notes.items())) or None

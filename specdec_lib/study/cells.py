@@ -1,0 +1,159 @@
+"""What a study consists of: settings to compare methods in, and in each of them the cells to run side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
+from specdec_lib.study.repetitions import Repetitions
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything but the method: cells of one setting and prompt group are interleaved and paired."""
+
+    temperature: float
+    batch_size: int
+    prompt_tokens: int | None  # None: the prompts as they are
+    max_new_tokens: int
+    num_draft_tokens: tuple[int, ...]
+    headline: bool  # the first value of every axis
+
+    def __str__(self) -> str:
+        prompt = "natural prompts" if self.prompt_tokens is None else f"{self.prompt_tokens} prompt tokens"
+        return f"T={self.temperature:g}, batch {self.batch_size}, {prompt}, {self.max_new_tokens} new tokens"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What else decides a cell's numbers: device, models and prompts."""
+
+    gpu: str
+    device_name: str
+    pair: str
+    target_id: str
+    draft_id: str
+    weights: str  # hash of the weight files' hashes
+    software: str  # versions of what computes
+    dtype: str
+    threads: int  # of the CPU
+    prompt_set: str
+    prompt_set_hash: str
+
+    def columns(self) -> dict[str, object]:
+        """What rows say of it; the rest is in their cell's id alone."""
+        return {name: value for name, value in asdict(self).items() if name not in _IN_THE_ID_ALONE}
+
+
+_IN_THE_ID_ALONE = ("weights", "software", "threads", "prompt_set_hash")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the sweep. Its id is a hash of everything that determines it."""
+
+    source: Source
+    engine: str
+    method: str
+    num_draft_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    batch_size: int
+    prompt_tokens: int | None
+    max_new_tokens: int
+    prompt_group: int
+    repetitions: Repetitions
+    seed: int
+    benchmark_version: int = BENCHMARK_VERSION
+
+    @cached_property
+    def id(self) -> str:
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        return SamplingConfig(self.temperature, self.top_k, self.top_p)
+
+    def repetition_seed(self, repetition: int) -> int:
+        """The seed of one repetition: from the cell's id, so that it can be run again alone."""
+        return int(hashlib.sha256(f"{self.id}-{repetition}".encode()).hexdigest()[:8], 16)
+
+    def __str__(self) -> str:
+        gamma = f" gamma={self.num_draft_tokens}" if self.num_draft_tokens else ""
+        prompt = "natural" if self.prompt_tokens is None else self.prompt_tokens
+        return (
+            f"{self.engine} {self.method}{gamma} T={self.temperature:g} batch={self.batch_size} "
+            f"prompt={prompt} new={self.max_new_tokens} group={self.prompt_group}"
+        )
+
+
+def settings(params: StudyParams) -> list[Setting]:
+    """The settings of a study, the headline's first; see `StudyParams` for the two designs."""
+    batches, outputs = params.batch_sizes, params.max_new_tokens
+    prompts = [n or None for n in params.prompt_tokens]
+    base = (batches[0], prompts[0], outputs[0])
+    if params.design == "factorial":
+        points = list(itertools.product(batches, prompts, outputs))
+    else:
+        points = [base]
+        points += [(batch, *base[1:]) for batch in batches[1:]]
+        points += [(base[0], prompt, base[2]) for prompt in prompts[1:]]
+        points += [(*base[:2], output) for output in outputs[1:]]
+    every, headline = tuple(params.num_draft_tokens), (params.headline_num_draft_tokens,)
+    return [
+        Setting(
+            temperature,
+            *point,
+            num_draft_tokens=every if point == base or params.design == "factorial" else headline,
+            headline=point == base,
+        )
+        for point in points
+        for temperature in params.temperatures
+    ]
+
+
+def prompt_groups(params: StudyParams, setting: Setting) -> list[list[int]]:
+    """Indices of the prompts of each group: `num_prompts` or half as many, in batches, going round the prompt set."""
+    num_prompts = params.num_prompts if setting.headline else -(-params.num_prompts // 2)
+    count = -(-num_prompts // setting.batch_size)
+    return [[group * setting.batch_size + row for row in range(setting.batch_size)] for group in range(max(count, 2))]
+
+
+def block(params: StudyParams, source: Source, setting: Setting, prompt_group: int) -> list[Cell]:
+    """The cells that are run interleaved: the baseline first, then every way of speculating."""
+    ways: list[tuple[str, str, int | None]] = [("specdec_lib", "autoregressive", None)]
+    ways += [("specdec_lib", method, gamma) for method in params.methods for gamma in setting.num_draft_tokens]
+    if setting.headline and params.compare_transformers:
+        ways.append(("transformers", "autoregressive", None))
+    return [
+        Cell(
+            source=source,
+            engine=engine,
+            method=method,
+            num_draft_tokens=gamma,
+            temperature=setting.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            batch_size=setting.batch_size,
+            prompt_tokens=setting.prompt_tokens,
+            max_new_tokens=setting.max_new_tokens,
+            prompt_group=prompt_group,
+            repetitions=_repetitions(params, setting, engine, gamma),
+            seed=params.seed,
+        )
+        for engine, method, gamma in ways
+    ]
+
+
+def _repetitions(params: StudyParams, setting: Setting, engine: str, gamma: int | None) -> Repetitions:
+    """Only what a headline ratio is made of may be repeated further."""
+    headline = setting.headline and engine == "specdec_lib" and gamma in (None, params.headline_num_draft_tokens)
+    if not headline or not params.extra_repetitions:
+        return Repetitions(params.repetitions, params.repetitions, width=0.0)
+    return Repetitions(params.repetitions, params.repetitions + params.extra_repetitions, params.interval_width)

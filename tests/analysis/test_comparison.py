@@ -1,0 +1,234 @@
+"""Runs side by side: what may stand together, where speculation stops paying, and what is cheapest."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_rows import study, synthetic_rows
+
+from specdec_lib.analysis import comparison, metrics
+from specdec_lib.analysis.calibrated import calibrated_errors
+from specdec_lib.analysis.crossover import measured_crossovers, predicted_crossovers, reading, with_study
+from specdec_lib.analysis.gpu_predictions import break_even_prices
+from specdec_lib.config import load_params
+from specdec_lib.machine.calibration import calibrate, write_calibration
+from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
+from specdec_lib.models.pair import load_pair
+from specdec_lib.report.figures import comparison as comparison_plots
+from specdec_lib.report.tables import comparison as comparison_tables
+
+PARAMS = study()
+A100 = {"product": "a100-sxm-80", "power_limit_watts": 400.0, "default_power_limit_watts": 400.0}
+
+
+def write_run(outputs, gpu="synthetic", params=PARAMS, change=None, cuda=None):
+    """A finished run below `outputs`; `change` edits its rows."""
+    folder = outputs / gpu
+    folder.mkdir(parents=True)
+    rows = synthetic_rows(params)
+    if change:
+        change(rows)
+    rows.to_parquet(folder / "results.parquet")
+    facts = {"params": params.model_dump() | {"gpu": gpu}, "cuda": cuda}
+    (folder / "environment.json").write_text(json.dumps(facts))
+    return folder
+
+
+def set_last(column, value):
+    def change(rows):
+        rows.loc[rows.index[-1], column] = value
+
+    return change
+
+
+def test_runs_are_found_and_toys_are_not_among_them(tmp_path):
+    write_run(tmp_path, "one")
+    write_run(tmp_path, "smoke")
+    assert [run.params.gpu for run in comparison.find_runs(tmp_path)] == ["one"]
+    assert [run.params.gpu for run in comparison.find_runs(tmp_path, ["smoke"])] == ["smoke"]
+
+
+@pytest.mark.parametrize(("column", "value"), [("device_name", "another"), ("pair", "another"), ("dtype", "float16")])
+def test_a_folder_of_two_products_or_settings_is_refused_by_row(tmp_path, column, value):
+    folder = write_run(tmp_path, change=set_last(column, value))
+    cell = synthetic_rows(PARAMS)["cell_id"].iloc[-1]
+    with pytest.raises(ValueError, match=f"synthetic: row {cell} has {column} '{value}'"):
+        comparison.read_run(folder)
+
+
+def test_runs_of_two_benchmark_versions_are_refused_by_row(tmp_path):
+    write_run(tmp_path, "new", change=lambda rows: rows.__setitem__("benchmark_version", 2))
+    write_run(tmp_path, "old")
+    with pytest.raises(ValueError, match=r"version 1: old row \w+, version 2: new row \w+"):
+        comparison.find_runs(tmp_path)
+
+
+def test_a_price_of_another_product_is_refused(tmp_path):
+    params = study(device="cuda", price="lambda-h100")
+    folder = write_run(tmp_path, params=params, cuda=A100)
+    with pytest.raises(ValueError, match="price lambda-h100 is of h100-sxm, but the run was on a100-sxm-80"):
+        comparison.read_run(folder)
+
+
+def test_a_changed_power_limit_is_part_of_the_products_name(tmp_path):
+    params = study(device="cuda", price="runpod-a100-80")
+    limited = write_run(tmp_path, params=params, cuda=A100 | {"power_limit_watts": 330.0})
+    assert comparison.read_run(limited).product == "a100-sxm-80 at 330 W"
+
+
+def test_side_by_side_says_what_is_measured_and_what_predicted(tmp_path):
+    write_run(tmp_path)
+    runs = comparison.find_runs(tmp_path)
+    presets = comparison.absent_presets(runs)
+    assert [params.gpu for params in presets] == ["a100", "h100", "h200"]
+    table = comparison.side_by_side(runs, presets)
+    evidence = table.groupby("gpu")["evidence"].unique()
+    assert evidence["synthetic"].tolist() == ["measured"]
+    assert evidence["h100"].tolist() == ["predicted"]
+    assert "compare machines within one pair only" in comparison_plots.finding_side_by_side(table)
+    assert "Measured: synthetic on synthetic machine" in comparison.sources(runs, presets)
+    readable = comparison_tables.side_by_side_table(table)
+    assert set(readable["evidence"]) == {"measured", "predicted"}
+    assert (readable.loc[readable["study"] == "synthetic", "MJ per million tokens"] == "–").all()
+
+
+def falling_speedup(rows):
+    """Make the speculative TPOT such that the speedup is 2 at batch 1, 1.25 at 2, and 0.5 at 4, give or take 1 %."""
+    speedup = {1: 2.0, 2: 1.25, 4: 0.5}
+    noise = np.random.default_rng(0).uniform(0.99, 1.01, len(rows))
+    ratio = [
+        1.0 if m == "autoregressive" else speedup[b] for m, b in zip(rows["method"], rows["batch_size"], strict=True)
+    ]
+    rows["tpot_ms"] = 20 / np.array(ratio) * noise
+
+
+def test_the_crossover_is_interpolated_where_the_speedup_falls_to_1(tmp_path):
+    rows = synthetic_rows(PARAMS)
+    falling_speedup(rows)
+    lines = measured_crossovers(rows)
+    expected = 2 ** (1 + np.log(1.25) / (np.log(1.25) - np.log(0.5)))
+    assert np.allclose(lines["crossover_batch"], expected, rtol=0.02)
+    assert (lines["crossover_low"] <= lines["crossover_batch"]).all()
+    assert (lines["crossover_batch"] <= lines["crossover_high"]).all()
+    assert set(lines["num_draft_tokens"]) == {PARAMS.headline_num_draft_tokens}
+
+
+def test_a_curve_that_stays_on_one_side_has_no_crossover_and_says_so():
+    rows = synthetic_rows(PARAMS)
+    falling_speedup(rows)
+    rows.loc[rows["method"] == "draft", "tpot_ms"] /= 10
+    rows.loc[rows["method"] == "ngram", "tpot_ms"] *= 10
+    lines = measured_crossovers(rows).set_index("method")
+    assert lines["crossover_batch"].isna().all()
+    assert (lines.loc["draft", "reading"] == "pays up to batch 4, the largest tried").all()
+    assert (lines.loc["ngram", "reading"] == "pays at no batch from 1 to 4").all()
+
+
+def test_a_curve_that_rises_above_1_later_is_not_said_to_pay_nowhere():
+    assert reading(np.array([1, 2, 4]), np.log([0.9, 1.1, 1.2])) == "pays at some larger batch only"
+    assert reading(np.array([1, 2, 4]), np.log([1.2, 1.1, 0.9])) == "pays below batch 2.78"
+
+
+def test_batches_that_do_not_fit_are_in_no_predicted_crossover():
+    (h100,) = (params for params in comparison.absent_presets([], ["h100"]))
+    lines = comparison.predicted_lines([h100], comparison.BATCHES)
+    assert not lines["fits"].all()
+    largest = lines[lines["fits"] & (lines["num_draft_tokens"] == 4)].groupby("prompt_tokens", dropna=False)
+    found = predicted_crossovers(lines)
+    found = found[found["num_draft_tokens"] == 4].groupby("prompt_tokens", dropna=False)["largest_batch"].max()
+    assert found.tolist() == largest["batch_size"].max().tolist()
+
+
+def test_every_figure_of_the_comparison_draws_with_evidence_in_its_title(tmp_path):
+    write_run(tmp_path)
+    runs = comparison.find_runs(tmp_path)
+    presets = comparison.absent_presets(runs, ["a100"])
+    predicted = comparison.predicted_lines(presets, [1, 64, 512])
+    measured = [(run.params.gpu, measured_crossovers(run.rows)) for run in runs]
+    crossovers = with_study([*measured, (None, predicted_crossovers(predicted))])
+    lines = comparison.pareto(comparison.own_settings(runs, presets))
+    even = break_even_prices(load_params("h100"), "a100-sxm-80", "h100-sxm", [0.5, 0.8])
+    ratios = comparison.price_ratios("a100-sxm-80", "h100-sxm")
+    assert "(measured, predicted)" in comparison_plots.crossover_figure(crossovers).get_suptitle()
+    assert "(measured, predicted)" in comparison_plots.pareto_figure(lines).get_suptitle()
+    assert "(predicted)" in comparison_plots.break_even_figure(even, ratios).get_suptitle()
+    assert "settings stop paying" in comparison_plots.finding_crossover(crossovers)
+    assert "speculate" in comparison_plots.finding_pareto(lines)
+    assert "breaks even" in comparison_plots.finding_break_even(even, ratios)
+    assert set(comparison_tables.crossover_table(crossovers)["evidence"]) == {"measured", "predicted"}
+
+
+def test_the_front_holds_what_no_other_setting_for_the_same_work_beats_in_both(tmp_path):
+    write_run(tmp_path)
+    lines = comparison.pareto(comparison.own_settings(comparison.find_runs(tmp_path), []))
+    assert lines["prompt_tokens"].isna().all()
+    assert set(lines["max_new_tokens"]) == {48}
+    for temperature, same in lines.groupby("temperature"):
+        for line in same.itertuples():
+            cheaper = same["usd_per_million_tokens"] < line.usd_per_million_tokens
+            assert not (line.on_front and (cheaper & (same["tpot_ms"] < line.tpot_ms)).any())
+        limits = comparison.cheapest_under(lines, [1e9, 15])
+        limits = limits[limits["temperature"] == temperature]
+        assert limits["limit_ms"].iloc[0] == 1e9
+        assert limits["usd_per_million_tokens"].iloc[0] == same["usd_per_million_tokens"].min()
+        assert (limits.loc[limits["limit_ms"] == 15, "tpot_ms"] <= 15).all()
+
+
+def test_the_price_ratio_of_speculation_is_that_of_the_throughputs_at_the_best_gamma(tmp_path):
+    write_run(tmp_path)
+    """Each temperature is held against its own baseline."""
+    lines = comparison.own_settings(comparison.find_runs(tmp_path), [])
+    faster = lines["temperature"] == 0
+    lines.loc[faster, "tokens_per_second"] *= 10
+    ratios = comparison.price_break_even(lines).set_index("batch_size")["price_ratio"]
+    expected = []
+    for _, here in lines[lines["batch_size"] == 2].groupby("temperature"):
+        best = here.groupby("method")["tokens_per_second"].max()
+        expected.append(best.drop("autoregressive").max() / best["autoregressive"])
+    assert ratios[2] == pytest.approx(max(expected))
+
+
+def test_too_few_prompts_give_a_crossover_without_a_band():
+    rows = synthetic_rows(study(num_prompts=4))
+    falling_speedup(rows)
+    lines = measured_crossovers(rows)
+    assert lines["crossover_batch"].notna().all()
+    assert lines[["crossover_low", "crossover_high"]].isna().all().all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (1.0, "so that it is the cheaper per token at V."),
+        (1.5, "the cheaper at some acceptance at V."),
+        (9.0, "dearer at V."),
+    ],
+)
+def test_whether_the_dearer_gpu_is_worth_its_price_is_said_of_every_vendor(asked, said):
+    even = pd.DataFrame({"acceptance_rate": [0.4, 0.8], "price_ratio": [1.2, 1.8]})
+    even = even.assign(cheaper="a", dearer="b", batch_size=1)
+    assert said in comparison_plots.finding_break_even(even, pd.DataFrame({"vendor": ["V"], "ratio": [asked]}))
+
+
+def test_vendors_price_ratios_carry_their_dates():
+    ratios = comparison.price_ratios("a100-sxm-80", "h100-sxm").set_index("vendor")
+    assert ratios.loc["AWS", "ratio"] == pytest.approx(6.88 / 3.43)
+    assert ratios.loc["AWS", "dates"] == "2026-11-09"
+
+
+def test_a_run_without_calibration_says_so_and_one_with_it_lists_its_errors(tmp_path):
+    folder = write_run(tmp_path)
+    assert calibrated_errors(comparison.read_run(folder))[0].startswith("not calibrated")
+    toy = load_pair("toy")
+    write_calibration(folder, calibrate(toy, rows=(1, 2, 4)))
+    write_step_costs(folder, measure_step_costs(toy, [1], [8], max_tokens=7, repetitions=1))
+    finding, errors = calibrated_errors(comparison.read_run(folder))
+    assert finding.startswith("fitted with γ = 6.")
+    assert {"verification pass", "baseline TPOT"} <= set(errors["quantity"])
+    assert list(comparison_tables.error_columns(errors))[-2:] == ["error", "interval, to 15 %"]
+
+
+def test_throttled_rows_never_reach_the_comparison(tmp_path):
+    folder = write_run(tmp_path, change=lambda rows: rows.__setitem__("throttled", True))
+    assert metrics.speedups(comparison.read_run(folder).rows).empty

@@ -1,0 +1,339 @@
+"""The cost model of a step: counts from configs, time from counts, and what a fit can and cannot see."""
+
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic_rows import synthetic_rows
+from transformers import AutoConfig
+
+from specdec_lib.analysis.calibration_error import AIM, error_table, finding_error, fit
+from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, speculative_step
+from specdec_lib.hardware.catalog import load_models
+from specdec_lib.machine import calibration as calibration_module
+from specdec_lib.machine.calibration import (
+    Calibration,
+    _matrix_timers,
+    _Repeated,
+    attention_rates,
+    calibrate,
+    read_calibration,
+    write_calibration,
+)
+from specdec_lib.machine.stopwatch import Stopwatch
+from specdec_lib.models.pair import load_pair
+from specdec_lib.models.shape import ModelShape, known_shape
+
+SHAPE = ModelShape("m", 10**9, 10**8, 0, 0.0, 20, 16, 4, 64, 1024, 50_000)
+DRAFT = ModelShape("d", 10**8, 10**7, 0, 0.0, 2, 16, 4, 64, 1024, 50_000)
+FITTED = ("decode_pass_seconds", "verify_pass_seconds", "draft_pass_seconds", "choose_seconds", "verify_seconds")
+
+
+def roofline(**changes):
+    """A machine of 1 TB/s and 100 TFLOP/s with 16-bit weights and no overhead."""
+
+    def matrix_seconds(shape, rows):
+        return max(shape.weights_read(rows) * 2 / 1e12, 2 * shape.weights_multiplied() * rows / 1e14)
+
+    return Machine("m", matrix_seconds, 1e12, 1e14, 2.0, call_seconds=0.0, calls_per_layer=0, **changes)
+
+
+@pytest.mark.parametrize("name", load_models())
+def test_the_counted_weights_are_those_of_the_model_card(name):
+    """All matrices and the embedding, if it is not the output layer too; norms are left out: below 1 % of a model."""
+    model, shape = load_models()[name], known_shape(name)
+    assert (shape.embedding_weights == 0) == model.config["tie_word_embeddings"]
+    assert shape.weights_kept() == pytest.approx(model.parameters, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt_neox", "gemma2", "mixtral"])
+def test_any_hugging_face_config_has_a_shape(kind):
+    shape = ModelShape.from_config(AutoConfig.for_model(kind, num_hidden_layers=1))
+    assert shape.num_layers == 1
+    assert shape.layer_weights > 0
+    assert shape.output_weights == shape.vocab_size * shape.hidden_size or kind == "opt"
+
+
+def test_a_pass_over_more_tokens_reads_more_experts_and_multiplies_as_many():
+    shape = ModelShape.from_config({"model_type": "mixtral", "num_hidden_layers": 1})
+    assert shape.expert_share == 0.25
+    assert shape.weights_read(1) == shape.weights_multiplied()
+    assert shape.weights_read(16) > 3 * shape.weights_read(1) - 3 * shape.layer_weights
+    assert shape.weights_read(16) <= shape.layer_weights + shape.output_weights + shape.expert_weights
+
+
+def test_experts_that_every_token_is_sent_to_are_read_in_every_pass():
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2, "first_k_dense_replace": 0}
+    config = {
+        "model_type": "deepseek_v3",
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+    }
+    routed = 8 * 3 * 64 * 32 * 2  # experts, matrices, their sides, layers
+    for shared in (1, 2):
+        assert ModelShape.from_config(config | sizes | {"n_shared_experts": shared}).expert_weights == routed
+
+
+def test_one_token_costs_its_bytes_and_many_cost_their_operations():
+    machine = roofline()
+    assert machine.pass_(SHAPE, 1, 1, 0) == pytest.approx(2.2e-3)
+    assert machine.pass_(SHAPE, 1, 16, 0) == pytest.approx(2.2e-3)  # 16 tokens ride along
+    assert machine.pass_(SHAPE, 64, 16, 0) == pytest.approx(22.5e-3, rel=0.01)  # 1024 rows do not
+
+
+def test_keys_and_values_of_a_long_context_are_read_too():
+    """Once for all tokens of a row, while every token computes with them."""
+    read = 8 * 10_000 * 2 * 20 * 4 * 64 * 2 / 1e12  # rows, context, keys and values, layers, heads, width, bytes
+    computed = 8 * 10_000 * 2 * 20 * 16 * 64 * 2 / 1e14  # the same with all heads, multiplied and added
+    for tokens in (1, 5):
+        longer = roofline().pass_(SHAPE, 8, tokens, 10_000) - roofline().pass_(SHAPE, 8, tokens, 0)
+        assert longer == pytest.approx(read + tokens * computed)
+
+
+def test_keys_and_values_are_read_at_their_own_rate_where_that_was_measured():
+    slow = replace(roofline(), cache_bytes_per_second=1e11)
+    longer = [each.pass_(SHAPE, 8, 1, 10_000) - each.pass_(SHAPE, 8, 1, 0) for each in (roofline(), slow)]
+    assert longer[1] - longer[0] == pytest.approx(9 * 8 * 10_000 * 2 * 20 * 4 * 64 * 2 / 1e12)
+
+
+def test_a_draft_that_a_cache_holds_is_read_from_memory_once_a_step():
+    warm = replace(roofline(), draft_matrix_seconds=lambda shape, rows: roofline().matrix_seconds(shape, rows) / 4)
+    once = roofline().propose(DRAFT, 1, 1, 0)
+    assert warm.propose(DRAFT, 1, 1, 0) == once
+    again = roofline().matrix_seconds(DRAFT, 1)
+    assert roofline().propose(DRAFT, 1, 5, 0) - warm.propose(DRAFT, 1, 5, 0) == pytest.approx(4 * again * 3 / 4)
+
+
+def test_a_draft_of_fewer_bytes_is_read_sooner_but_never_sooner_than_from_a_cache():
+    full, again = (roofline().propose(DRAFT, 1, 1, 0), roofline().matrix_seconds(DRAFT, 2))
+    for share, from_cache, saved in ((0.5, 0.1, 0.5), (0.5, 0.8, 0.2)):
+        short = replace(
+            roofline(),
+            draft_bytes=share,
+            draft_matrix_seconds=lambda shape, rows, part=from_cache: roofline().matrix_seconds(shape, rows) * part,
+        )
+        assert full - short.propose(DRAFT, 1, 1, 0) == pytest.approx(saved * again)
+
+
+def test_starts_add_to_the_work_or_hide_behind_it():
+    starts = {"call_seconds": 1e-6, "calls_per_layer": 20}
+    machine = Machine("m", roofline().matrix_seconds, 1e12, 1e14, 2.0, **starts)
+    assert machine.pass_(SHAPE, 1, 1, 0) == pytest.approx(2.2e-3 + 0.4e-3)
+    for host, expected in ((2e-4, 4e-3), (2e-5, 2.6e-3)):  # a slow host is waited for, a fast one hidden by the work
+        assert replace(machine, host_layer_seconds=host).pass_(SHAPE, 1, 1, 0) == pytest.approx(expected)
+
+
+def test_speculation_stops_paying_where_verification_costs():
+    machine = roofline()
+    few, many = (
+        speculative_step(machine, SHAPE, DRAFT, batch=batch, num_draft_tokens=4, context=100).speedup(3.0)
+        for batch in (1, 256)
+    )
+    assert few > 1.5
+    assert many < 1
+
+
+def synthetic_calibration():
+    """A machine of 50 GB/s whose products cost by the row."""
+    rows = (1, 4, 16, 64, 128)
+    return Calibration(
+        "m", "bfloat16", "now", 5e10, rows, tuple(4e-11 + 1e-12 * n for n in rows), 1e-6, 200, SHAPE, DRAFT, False
+    )
+
+
+def synthetic_costs():
+    """What an engine on that machine would measure that adds 3 ms to a pass, and up to 3.4 to one that verifies."""
+    machine = calibrated_machine(synthetic_calibration())
+    rows = []
+    for batch in (1, 4):
+        for tokens in range(1, 17):
+            ms = {"target": machine.pass_(SHAPE, batch, tokens, 64) * 1e3 + 3 + 0.1 * min(tokens - 1, 4)}
+            ms["sampling"] = machine.sampling(SHAPE, batch, tokens) * 1e3 + (0.4 if tokens == 1 else 0.7)
+            ms["draft"] = machine.propose(DRAFT, batch, tokens, 64, 2) * 1e3 + 0.5 * (tokens + 1)
+            rows += [(model, batch, 64, tokens, np.nan, value) for model, value in ms.items()]
+    return pd.DataFrame(rows, columns=["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms"])
+
+
+def test_a_fit_at_batch_1_and_one_gamma_finds_the_overhead_and_predicts_the_rest():
+    costs = synthetic_costs()
+    model = fit(synthetic_calibration(), costs, synthetic_rows(), num_draft_tokens=4)
+    assert model.machine.decode_pass_seconds == pytest.approx(3e-3)
+    assert model.machine.verify_pass_seconds == pytest.approx(3.4e-3)
+    assert model.machine.draft_pass_seconds == pytest.approx(0.5e-3)
+    assert model.propose(4, 8, 64) * 1e3 == pytest.approx(
+        costs[(costs["model"] == "draft") & (costs["batch_size"] == 4) & (costs["num_tokens"] == 8)]["ms"].iloc[0]
+    )
+
+
+def test_what_the_engine_adds_grows_evenly_between_the_two_passes_that_were_fitted_and_no_more_beyond():
+    machine = fit(synthetic_calibration(), synthetic_costs(), synthetic_rows(), num_draft_tokens=4).machine
+    bare = replace(machine, decode_pass_seconds=0.0, verify_pass_seconds=0.0)
+    added = [machine.pass_(SHAPE, 1, tokens, 64) - bare.pass_(SHAPE, 1, tokens, 64) for tokens in (1, 2, 3, 5, 16)]
+    assert added == pytest.approx([3e-3, 3.1e-3, 3.2e-3, 3.4e-3, 3.4e-3])
+
+
+def test_the_fit_looks_at_nothing_but_batch_1_and_one_gamma():
+    """All other costs doubled, all other rows dropped: the same model."""
+    costs, rows = synthetic_costs(), synthetic_rows()
+    seen = (costs["batch_size"] == 1) & (
+        costs["num_tokens"].isin([1, 5]) | ((costs["model"] == "draft") & (costs["num_tokens"] == 4))
+    )
+    others = costs.assign(ms=costs["ms"].where(seen, 2 * costs["ms"]))
+    few = rows[(rows["batch_size"] == 1) & (rows["method"] == "autoregressive") & rows["prompt_tokens"].isna()]
+    full, blind = (fit(synthetic_calibration(), *given, 4) for given in ((costs, rows), (others, few)))
+    for name in FITTED:
+        assert getattr(blind.machine, name) == pytest.approx(getattr(full.machine, name))
+    assert blind.slowdown == full.slowdown
+
+
+def test_costs_that_belong_to_other_points_are_not_predicted():
+    """The known-bad twin: the same table with its measured passes shuffled. By luck, 1 of 32 points falls in place."""
+    costs = synthetic_costs()
+    model = fit(synthetic_calibration(), costs, synthetic_rows(), 4)
+    target = costs["model"] == "target"
+    shuffled = costs.copy()
+    shuffled.loc[target, "ms"] = np.random.default_rng(0).permutation(costs.loc[target, "ms"])
+    share = {}
+    for name, table in (("as measured", costs), ("shuffled", shuffled)):
+        errors = error_table(model, table, synthetic_rows())
+        passes = errors[(errors["quantity"] == "verification pass") & (errors["sample"] == "out of sample")]
+        share[name] = (passes["error"].abs() <= AIM).mean()
+    assert share["as measured"] == 1
+    assert share["shuffled"] < 0.5
+
+
+def test_every_point_has_the_interval_of_its_measurement():
+    """Nine times of a pass, 1 to 9 ms: their median is 5, and lies between the second and the eighth of them."""
+    costs = synthetic_costs().assign(samples_ms=[[float(ms) for ms in range(1, 10)]] * len(synthetic_costs()))
+    errors = error_table(fit(synthetic_calibration(), costs, synthetic_rows(), 4), costs, synthetic_rows())
+    passes = errors[errors["quantity"] == "verification pass"]
+    assert set(zip(passes["measured_ms_low"], passes["measured_ms_high"], strict=True)) == {(2, 8)}
+    lines = errors[errors["quantity"] != "verification pass"]
+    assert (lines["measured_ms_low"] < lines["measured_ms"]).all()
+    assert (lines["measured_ms"] < lines["measured_ms_high"]).all()
+
+
+def test_the_table_says_whether_a_miss_may_be_noise():
+    """Predicted as measured, then with times scattered around half of that, tightly and up to the prediction."""
+    costs = synthetic_costs()
+    model, point = fit(synthetic_calibration(), costs, synthetic_rows(), 4), {"batch_size": 4, "num_tokens": 2}
+    here = (costs["model"] == "target") & (costs[list(point)] == pd.Series(point)).all(axis=1)
+    expected = costs.loc[here, "ms"].item()
+    for spread, interval in (((1.0, 1.0), "within"), ((0.5, 0.5), "beyond"), ((0.5, 1.0), "across")):
+        times = [expected * factor for factor in np.linspace(*spread, 9)]
+        scattered = costs.assign(samples_ms=[times] * len(costs), ms=costs["ms"].mask(here, np.median(times)))
+        errors = error_table(model, scattered, synthetic_rows())
+        passes = errors[errors["quantity"] == "verification pass"]
+        assert passes[(passes[list(point)] == pd.Series(point)).all(axis=1)]["interval"].tolist() == [interval]
+    assert error_table(model, costs, synthetic_rows()).iloc[:32]["interval"].isna().all()  # one time each
+
+
+def test_the_same_work_has_the_same_prediction_whatever_was_measured():
+    """Of six calls of a setting, those of one prompt met a slow spell: they are off, not what was predicted."""
+    rows = synthetic_rows()
+    here = (rows["method"] == "autoregressive") & (rows["batch_size"] == rows["batch_size"].max())
+    slowed = rows.assign(tpot_ms=rows["tpot_ms"].where(~(here & (rows["prompt_group"] == 0)), 1.5 * rows["tpot_ms"]))
+    model = fit(synthetic_calibration(), synthetic_costs(), rows, 4)
+    key = ["batch_size", "context_tokens", "temperature"]
+    tables = [error_table(model, synthetic_costs(), each) for each in (rows, slowed)]
+    before, after = (table[table["quantity"] == "baseline TPOT"].set_index(key) for table in tables)
+    assert (after["measured_ms"] > before["measured_ms"] + 1e-6).any()
+    assert after["predicted_ms"].to_numpy() == pytest.approx(before["predicted_ms"].to_numpy())
+
+
+def test_the_error_table_says_what_the_fit_had_seen():
+    costs = synthetic_costs()
+    errors = error_table(fit(synthetic_calibration(), costs, synthetic_rows(), 4), costs, synthetic_rows())
+    passes = errors[errors["quantity"] == "verification pass"]
+    assert passes["error"].abs().max() < 1e-6
+    assert passes[passes["sample"] == "fit"]["num_tokens"].tolist() == [1, 5]
+    assert set(errors["quantity"]) == {"verification pass", "baseline TPOT", "speculative TPOT"}
+    assert "verification pass: 30 of 30, median error 0%" in finding_error(errors)
+
+
+def test_a_product_of_fewer_rows_that_seemed_dearer_is_taken_as_noise():
+    calibration = synthetic_calibration()
+    noisy = replace(calibration, matrix_seconds_per_weight=(4e-11, 9e-11, *calibration.matrix_seconds_per_weight[2:]))
+    here, there = (calibrated_machine(c).pass_(SHAPE, 1, 4, 0) for c in (noisy, calibration))
+    assert here == pytest.approx(there * 5.6e-11 / 4.4e-11, rel=0.01)  # no more than a product of 16 rows
+
+
+def test_a_plain_draft_of_one_layer_is_no_head():
+    """A head first reads all gamma + 1 tokens of the step before, a plain draft two: 8 rows cost more than 2."""
+    plain = replace(synthetic_calibration(), draft=replace(DRAFT, num_layers=1))
+    head = replace(plain, draft_is_head=True)
+    of_plain, of_head = (fit(each, synthetic_costs(), synthetic_rows(), 4) for each in (plain, head))
+    of_head = replace(of_head, machine=of_plain.machine)
+    assert of_plain.propose(1, 7, 64) == of_plain.machine.propose(plain.draft, 1, 7, 64, 2)
+    assert of_head.propose(1, 7, 64) > of_plain.propose(1, 7, 64)
+    assert not calibrate(load_pair("toy"), rows=(1, 2)).draft_is_head
+
+
+def test_a_calibration_that_does_not_tell_heads_apart_is_refused(tmp_path):
+    write_calibration(tmp_path, synthetic_calibration())
+    path = tmp_path / "calibration.json"
+    path.write_text(path.read_text().replace("draft_is_head", "older"))
+    with pytest.raises(ValueError, match="delete it and run the study again"):
+        read_calibration(tmp_path)
+
+
+def test_a_fit_without_its_measurements_is_refused():
+    costs = synthetic_costs()
+    with pytest.raises(ValueError, match="no step cost at batch 1"):
+        fit(synthetic_calibration(), costs[costs["batch_size"] > 1], synthetic_rows(), 4)
+
+
+def test_calibrating_a_toy_writes_what_reading_returns(tmp_path):
+    calibration = calibrate(load_pair("toy"), rows=(1, 2, 4))
+    assert calibration.read_bytes_per_second > 0
+    assert calibration.call_seconds > 0
+    assert calibration.calls_per_pass > 3
+    write_calibration(tmp_path, calibration)
+    assert read_calibration(tmp_path) == calibration
+    assert calibrated_machine(calibration).pass_(calibration.target, 1, 200, 10) > 0  # beyond what was measured
+
+
+def test_products_are_timed_into_memory_that_is_used_again():
+    """As in a pass: none is kept while the next is computed, so that the time is not that of getting new pages."""
+    made = []
+
+    def multiply(x, weight):
+        assert all(product() is None for product in made)
+        product = x @ weight.T
+        made.append(weakref.ref(product))
+        return product
+
+    watch = Stopwatch(torch.device("cpu"))
+    piece = _Repeated(lambda: _matrix_timers([(torch.ones(4, 4),)] * 3, multiply, (1, 2), torch.float32, watch), watch)
+    for one in piece.rounds:
+        one()
+    runs = calibration_module.WARM_UP + calibration_module.TIMED
+    assert len(made) == 2 * 3 * runs * calibration_module.REPEATS
+
+
+def test_attention_that_cannot_be_measured_is_null_and_says_why():
+    """A toy attends to nothing, so that what its passes differ by is noise; one with few positions has no context."""
+    pair = load_pair("toy")
+    calibration = calibrate(pair, rows=(1, 2))
+    assert (calibration.cache_bytes_per_second is None) == bool(calibration.attention_missing)
+    pair.target.context_length = 100
+    assert calibrate(pair, rows=(1, 2)).attention_missing == "the model has no 580 positions"
+
+
+def test_attention_is_measured_from_what_longer_contexts_cost():
+    """A pass takes 3 ns for each cached token that it reads, 1 ns for each that a token computes with, and 5 ms."""
+    target = load_pair("toy").target
+    batch = calibration_module.ATTENTION_BATCH
+    seconds = {(m, c): 5e-3 + batch * c * (3 + m) * 1e-9 for m in (1, 4) for c in (64, 576)}
+    rates, shape = attention_rates(target, seconds), ModelShape.of(target)
+    assert rates.cache_bytes_per_second == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
+    assert rates.operations_per_second == pytest.approx(shape.attention_operations(1) / 1e-9)
+
+
+def test_four_bits_in_groups_carry_their_scales():
+    assert BYTES["int4"] == 0.625

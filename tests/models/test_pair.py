@@ -1,0 +1,140 @@
+"""Loading a pair: what is refused, and that a pair of ordinary checkpoints decodes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedTokenizerFast
+
+from specdec_lib.config import SamplingConfig, load_params
+from specdec_lib.decoding.baseline import autoregressive_decode
+from specdec_lib.decoding.proposers import make_proposer
+from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.models.checkpoints import check_architecture
+from specdec_lib.models.pair import check_study_pair, load_pair
+from specdec_lib.study.transformers_generate import transformers_decode
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def write_checkpoint(folder, words=WORDS, layers=2, **changes):
+    """A tiny random Llama with a tokenizer of its own, as save_pretrained writes it."""
+    torch.manual_seed(layers)
+    geometry = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = LlamaConfig(**geometry, num_hidden_layers=layers, max_position_embeddings=128, **changes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words_to_ids = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words_to_ids, unk_token="w0", eos_token="w1").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def target(tmp_path):
+    return write_checkpoint(tmp_path / "target")
+
+
+@pytest.fixture
+def draft(tmp_path):
+    return write_checkpoint(tmp_path / "draft", layers=1)
+
+
+def test_a_pair_of_checkpoints_decodes_like_transformers(target, draft):
+    pair = load_pair(target=target, draft=draft, dtype="float32")
+    assert pair.stop_token_ids == (1,)
+    assert all(len(sha) == 64 for sha in pair.files.values())
+    prompts = [torch.tensor([3, 4, 5]), torch.tensor([6, 7])]
+    greedy = {"max_new_tokens": 12, "sampling": SamplingConfig(temperature=0)}
+    reference = transformers_decode(pair.target, prompts, seed=0, **greedy).tokens
+    generator = torch.Generator()
+    ours = autoregressive_decode(pair.target, prompts, generator=generator, **greedy).tokens
+    speculated = [
+        speculative_decode(
+            pair.target, make_proposer(method, pair), prompts, num_draft_tokens=3, generator=generator, **greedy
+        ).tokens
+        for method in ("draft", "ngram")
+    ]
+    for tokens in (ours, *speculated):
+        assert [row.tolist() for row in tokens] == [row.tolist() for row in reference]
+
+
+def test_the_transformers_reference_does_not_stop_at_the_end_token(tmp_path):
+    """Its checkpoint names an end-of-text token, which greedy decoding emits; the reference goes on all the same."""
+    folder = write_checkpoint(tmp_path / "target")
+    pair = load_pair(target=folder, draft=folder, dtype="float32")
+    greedy = {"max_new_tokens": 12, "sampling": SamplingConfig(temperature=0), "seed": 0}
+    emitted = transformers_decode(pair.target, [torch.tensor([3])], **greedy).tokens[0]
+    pair.target.model.generation_config.eos_token_id = int(emitted[2])
+    again = transformers_decode(pair.target, [torch.tensor([3])], **greedy)
+    assert again.tokens[0].tolist() == emitted.tolist()
+    assert pair.target.model.generation_config.eos_token_id == int(emitted[2])
+
+
+def test_transformers_sampling_leaves_the_global_generator_alone(target, draft):
+    pair = load_pair(target=target, draft=draft, dtype="float32")
+    before = torch.random.get_rng_state()
+    result = transformers_decode(
+        pair.target, [torch.tensor([3])], max_new_tokens=5, sampling=SamplingConfig(1.0, top_k=5), seed=1
+    )
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert len(result.tokens[0]) == 5
+    assert len(result.step_s) == 4
+
+
+def test_vocabularies_that_differ_are_refused_by_token(target, tmp_path):
+    swapped = [*WORDS[:10], WORDS[11], WORDS[10], *WORDS[12:]]
+    other = write_checkpoint(tmp_path / "other", words=swapped)
+    with pytest.raises(ValueError, match="'w10' is 10 in the target and 11 in the draft"):
+        load_pair(target=target, draft=other)
+
+
+def test_truncated_weights_are_refused(target, draft):
+    weights = Path(draft) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"draft.*is damaged or truncated.*delete it and fetch it again") as refusal:
+        load_pair(target=target, draft=draft)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_weights_are_refused(target, tmp_path):
+    (tmp_path / "empty").mkdir()
+    AutoTokenizer.from_pretrained(target).save_pretrained(tmp_path / "empty")
+    with pytest.raises(ValueError, match="holds no safetensors file"):
+        load_pair(target=target, draft=str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "gpt-9"}, "unknown pair 'gpt-9': choose one of toy"),
+        ({}, "both target= and draft="),
+        ({"name": "toy", "target": "x", "draft": "y"}, "either the name of a preset"),
+        ({"name": "toy", "device": "cuda"}, "sees no CUDA device"),
+        ({"name": "toy", "device": "cuda:1"}, "sees no CUDA device"),
+        ({"name": "toy", "device": "gpu"}, "device is 'gpu': give 'cpu', 'cuda' or 'cuda:<number>'"),
+        ({"name": "smollm2-135m-embedded", "dtype": "bf16"}, "choose one of float32, float16, bfloat16"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one case needs a machine without CUDA")
+def test_bad_requests_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_pair(**arguments)
+
+
+def test_a_study_is_checked_from_small_files_alone(target, draft):
+    study = load_params("smoke").model_copy(update={"pair": "custom", "target": target, "draft": draft})
+    check_study_pair(study)
+    too_long = study.model_copy(update={"prompt_tokens": [100], "max_new_tokens": [29]})
+    with pytest.raises(ValueError, match=r"exceed the context of .*target, 128 tokens"):
+        check_study_pair(too_long)
+    with pytest.raises(ValueError, match=r"cannot load .*nowhere"):
+        check_study_pair(study.model_copy(update={"draft": "./nowhere"}))
+
+
+def test_sliding_window_layers_are_refused():
+    config = LlamaConfig()
+    config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match="sliding_attention layers"):
+        check_architecture(config, "somewhere")
+    with pytest.raises(ValueError, match="attends to a sliding window"):
+        check_architecture(MistralConfig(sliding_window=4096), "somewhere")

@@ -1,0 +1,115 @@
+"""Weights: safetensors only, no code from a hub, every file's SHA-256 recorded and compared with what is known."""
+
+import ast
+import re
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from test_pair import write_checkpoint
+
+import specdec_lib
+from specdec_lib.machine.environment import changed_files, write_environment
+from specdec_lib.models.embedded import GGUF_SHA256, WHEEL_SHA256
+from specdec_lib.models.pair import load_pair
+from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS
+from specdec_lib.models.weights import fetch_weights, sha256, weight_files
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LOADS = r"(partial\()?[\w.]+\.from_pretrained\b"  # called, or kept to be called
+SOURCES = sorted(Path(specdec_lib.__file__).parent.rglob("*.py"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub's cache that holds acme/tiny, as huggingface_hub lays it out: files named by their SHA-256, and links."""
+    write_checkpoint(tmp_path / "plain")
+    repository = tmp_path / "models--acme--tiny"
+    snapshot = repository / "snapshots" / COMMIT
+    for folder in (snapshot, repository / "blobs", repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for path in (tmp_path / "plain").iterdir():
+        blob = path.rename(repository / "blobs" / sha256(path))
+        (snapshot / path.name).symlink_to(blob)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_files_of_a_hub_are_recorded_with_their_commit_and_hash(hub):
+    pair = load_pair(target="acme/tiny", draft="acme/tiny", target_revision=COMMIT, draft_revision=COMMIT)
+    assert pair.files == {f"acme/tiny@{COMMIT}/model.safetensors": sha256(hub / "model.safetensors")}
+
+
+def test_a_flipped_bit_in_the_hubs_cache_is_refused(hub):
+    """Its header is sound and its size right, so that nothing but the hash tells."""
+    flip_a_bit((hub / "model.safetensors").resolve())
+    with pytest.raises(ValueError, match=r"has changed since it was fetched: delete .* and run again") as refusal:
+        load_pair(target="acme/tiny", draft="acme/tiny", target_revision=COMMIT, draft_revision=COMMIT)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_sound_file_that_is_not_the_pinned_one_is_refused(hub, monkeypatch):
+    monkeypatch.setitem(KNOWN_WEIGHTS, ("acme/tiny", COMMIT), {"model.safetensors": "0" * 64})
+    with pytest.raises(ValueError, match="is not the file that this study is pinned to"):
+        load_pair(target="acme/tiny", draft="acme/tiny", target_revision=COMMIT, draft_revision=COMMIT)
+
+
+def test_a_commit_that_is_not_there_is_one_line(hub):
+    with pytest.raises(ValueError, match=r"cannot load acme/tiny: .* - check the path or hub id") as refusal:
+        load_pair(target="acme/tiny", draft="acme/tiny", target_revision="f" * 40, draft_revision=COMMIT)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_of_ones_own_is_recorded(tmp_path):
+    where = write_checkpoint(tmp_path / "mine")
+    assert weight_files(where, fetch_weights(where, None)) == {
+        "mine/model.safetensors": sha256(tmp_path / "mine" / "model.safetensors")
+    }
+
+
+def test_every_preset_is_pinned_to_commits():
+    for preset in PRESETS.values():
+        for revision in (preset.target_revision, preset.draft_revision):
+            assert re.fullmatch("[0-9a-f]{40}", str(revision)), preset
+    pinned = {(p.target, p.target_revision) for p in PRESETS.values()}
+    pinned |= {(p.draft, p.draft_revision) for p in PRESETS.values()}
+    assert set(KNOWN_WEIGHTS) <= pinned
+    hashes = [value for files in KNOWN_WEIGHTS.values() for value in files.values()]
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in [*hashes, WHEEL_SHA256, GGUF_SHA256])
+
+
+def loading_calls():
+    """Every call in the library that loads a model, configuration or tokenizer, with its file."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and re.match(LOADS, ast.unparse(node)):
+                yield path, ast.unparse(node)
+
+
+def test_no_code_of_a_hub_is_ever_run():
+    found = [(path, call) for path, call in loading_calls() if "Embedding" not in call]
+    assert len(found) >= 6
+    for path, call in found:
+        assert "trust_remote_code=False" in call, f"{path}: {call}"
+
+
+@pytest.mark.parametrize("name", ["pickle", "torch.load", "joblib", "read_pickle", "allow_pickle"])
+def test_nothing_is_unpickled(name):
+    for path in SOURCES:
+        assert not re.search(rf"\b{re.escape(name)}\b", path.read_text()), path
+
+
+def test_weights_that_changed_since_the_last_run_of_a_study_are_named(tmp_path):
+    """What becomes of its cells stands in test_faults_on_disk."""
+    write_environment(tmp_path, {"files": {"target/a": "1", "draft/a": "2"}}, run_id="run")
+    assert changed_files(tmp_path, {"target/a": "1", "draft/a": "2"}) == []
+    assert changed_files(tmp_path, {"target/a": "1", "draft/a": "3", "draft/b": "4"}) == ["draft/a", "draft/b"]
+    assert changed_files(tmp_path / "new", {"target/a": "1"}) == []

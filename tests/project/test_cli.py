@@ -1,0 +1,120 @@
+"""The command line: one line for a mistake, before anything is loaded."""
+
+import json
+import re
+
+import pytest
+import torch
+from test_pair import write_checkpoint
+
+from specdec_lib import __main__ as cli
+from specdec_lib.cli import commands
+from specdec_lib.config import load_params
+from specdec_lib.study.sweep import run_sweep_here
+
+
+def test_an_unknown_gpu_name_is_one_line_and_exit_code_2(capsys):
+    assert cli.main(["run", "--gpu", "abacus"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no params file for GPU=abacus: choose one of ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_gpu_study_without_that_gpu_names_both(capsys, tmp_path):
+    assert cli.main(["run", "--gpu", "h100", "--outputs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "'H100'" in error
+    assert "no CUDA device" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("change", "message"), [({"pair": "nope"}, "unknown pair"), ({"price": "nope"}, "nope")])
+def test_what_does_not_exist_is_refused_before_the_first_notebook(change, message):
+    with pytest.raises(ValueError, match=message):
+        commands.check_study(load_params("smoke").model_copy(update=change))
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The smoke study with a tiny Llama of 128 positions, to whose tokenizer any text is one token."""
+    pair = {"pair": "custom", "target": write_checkpoint(tmp_path / "t"), "draft": write_checkpoint(tmp_path / "d")}
+    return load_params("smoke").model_copy(update=pair | {"prompt_tokens": [0], "max_new_tokens": [8]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_tokens": [0, 100]}, "prompt_tokens is 100: give at most 2, or add passages to the prompt set"),
+        ({"prompt_tokens": [0, 1]}, "prompt_tokens is 1: give at least 2, which the chat template and task need"),
+        ({"max_new_tokens": [8, 128]}, "prompts of 1 tokens and 128 new ones exceed the context .* 128 tokens: lower"),
+    ],
+)
+def test_prompts_that_cannot_be_made_or_leave_no_room_are_refused_before_the_first_notebook(study, change, message):
+    commands.check_study(study)
+    with pytest.raises(ValueError, match=message):
+        commands.check_study(study.model_copy(update=change))
+
+
+def test_more_new_tokens_than_the_context_holds_are_refused_before_other_engines_load(study, monkeypatch, capsys):
+    monkeypatch.setattr(commands, "load_params", lambda name: study)
+    assert cli.main(["bench-peers", "--gpu", "smoke", "--new-tokens", "500"]) == 2
+    assert "max_new_tokens 500 exceed the context" in capsys.readouterr().err
+
+
+COMMANDS = [
+    "run",
+    "certify",
+    "report",
+    "compare",
+    "bench-peers",
+    "peers",
+    "gpu-check",
+    "publish",
+    "draft",
+    "draft-export",
+]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_every_command_has_complete_help(command, capsys):
+    """A description, and a line on every option."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command, "--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    usage, description, *_ = said.split("\n\n")
+    assert usage.startswith("usage: python -m specdec_lib")
+    assert description.endswith(".")
+    assert not re.findall(r"^  -.*[A-Z]$", said, flags=re.MULTILINE)  # an option without a word on it
+
+
+def test_an_error_that_nobody_expected_is_one_line_unless_the_traceback_is_asked_for(capsys, monkeypatch, tmp_path):
+    (tmp_path / "smoke").write_text("a file where a folder should be")
+    arguments = ["report", "--gpu", "smoke", "--outputs", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert cli.main([*arguments, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert cli.main(["--debug", *arguments]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd):
+    """The whole of make run GPU=smoke: three notebooks, three reports, an index; measured once only."""
+    arguments = ["run", "--gpu", "smoke", "--outputs", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    folder = tmp_path / "smoke"
+    reports = sorted(path.name for path in (folder / "reports").glob("*.html"))
+    assert reports == ["01_correctness.html", "02_latency_sweep.html", "03_cost_analysis.html"]
+    index = (folder / "index.html").read_text(encoding="utf-8")
+    assert all(f"reports/{name}" in index for name in reports)
+    assert 'href="smoke/index.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "specdec-transcript" in (folder / "reports" / "02_latency_sweep.html").read_text(encoding="utf-8")
+    assert "tests of sampled output; a bias above" in index
+    assert json.loads((folder / "exactness.json").read_text(encoding="utf-8"))["passed"]
+    assert f"report: {folder / 'index.html'}" in capfd.readouterr().out
+    run_sweep_here(load_params("smoke"), folder)
+    assert ", 0 to run" in capfd.readouterr().out

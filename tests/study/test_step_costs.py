@@ -1,0 +1,172 @@
+"""The pieces of a step, timed inside the decoding loops."""
+
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+
+from specdec_lib.analysis.statistics import median_interval
+from specdec_lib.analysis.step_table import COLUMNS, StepTable, read_step_costs
+from specdec_lib.config import load_params
+from specdec_lib.decoding.state import DecodeState
+from specdec_lib.machine import measurement as machine
+from specdec_lib.machine import step_costs
+from specdec_lib.machine.calibration import calibrate, read_calibration
+from specdec_lib.machine.measurement import MachineMeasurement
+from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
+from specdec_lib.machine.stopwatch import Rounds
+from specdec_lib.models.pair import load_pair
+from specdec_lib.study.blocks import BlockRunner
+
+
+def measured(pair, *arguments, **options):
+    return pd.DataFrame(measure_step_costs(pair, *arguments, **options))
+
+
+@pytest.fixture(scope="module")
+def costs():
+    return measured(load_pair("toy"), [1, 2], [8], max_tokens=4, temperatures=(0.0, 1.0), repetitions=1)
+
+
+def test_every_piece_is_there_at_every_point(costs):
+    assert list(costs.columns) == COLUMNS
+    counts = costs.groupby("model")["num_tokens"].agg(["min", "max", "size"])
+    assert counts.loc["target"].tolist() == [1, 4, 16]
+    assert counts.loc["sampling"].tolist() == [1, 4, 16]
+    assert counts.loc["draft"].tolist() == [1, 3, 12]
+    assert counts.loc["ngram"].tolist() == [1, 3, 12]
+    assert (costs["ms"] > 0).all()
+
+
+def test_what_is_written_is_read_back(costs, tmp_path):
+    write_step_costs(tmp_path, costs.to_dict(orient="records"))
+    assert read_step_costs(tmp_path).equals(costs)
+    with pytest.raises(ValueError, match="make run"):
+        read_step_costs(tmp_path / "elsewhere")
+
+
+def test_a_point_that_does_not_fit_the_memory_is_left_out(monkeypatch):
+    real = step_costs.SpeculativeStep
+
+    def too_large(target, proposer, verifier, state, *more):
+        if state.batch_size > 1:
+            raise torch.OutOfMemoryError("no memory for this")
+        return real(target, proposer, verifier, state, *more)
+
+    monkeypatch.setattr(step_costs, "SpeculativeStep", too_large)
+    costs = measured(load_pair("toy"), [1, 2], [8], max_tokens=3, repetitions=2)
+    target = costs[costs["model"] == "target"]
+    assert target[target["batch_size"] == 1]["num_tokens"].tolist() == [1, 2, 3]
+    assert target[target["batch_size"] == 2]["num_tokens"].tolist() == [1]
+
+
+def table():
+    rows = [
+        ("target", 1, context, tokens, 10 + tokens + context / 100) for context in (100, 300) for tokens in (1, 5, 9)
+    ]
+    rows += [("draft", 1, 100, gamma, 1.5 * gamma) for gamma in (1, 4)]
+    return StepTable(pd.DataFrame(rows, columns=["model", "batch_size", "context_tokens", "num_tokens", "ms"]))
+
+
+def test_costs_are_interpolated_between_contexts_and_token_counts():
+    assert table().ms("target", 1, 200, 1) == pytest.approx(13)
+    assert table().ms("target", 1, 100, 3) == pytest.approx(14)
+    assert table().verification_cost(1, 100, 9) == pytest.approx(20 / 12)
+    assert table().cost_ratio(1, 100, 4) == pytest.approx(1.5 / 12)
+
+
+def test_what_was_not_measured_is_undefined():
+    assert pd.isna(table().ms("target", 2, 100, 1))
+    assert pd.isna(table().ms("target", 1, 100, 16))
+    assert pd.isna(table().ms("ngram", 1, 100, 1))
+
+
+def test_a_context_far_from_all_that_were_measured_is_undefined_and_a_near_one_has_the_nearest():
+    """Measured at 100 and 300 tokens."""
+    assert table().ms("target", 1, 450, 1) == table().ms("target", 1, 300, 1)
+    assert table().ms("target", 1, 50, 1) == table().ms("target", 1, 100, 1)
+    assert pd.isna(table().ms("target", 1, 451, 1))
+    assert pd.isna(table().ms("target", 1, 49, 1))
+
+
+def test_the_machine_is_measured_again_only_when_something_else_computes(tmp_path, monkeypatch):
+    runner, written = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy")), []
+    monkeypatch.setattr(machine, "MAX_TOKENS", 2)
+    monkeypatch.setattr(machine.step_costs, "write_step_costs", lambda folder, costs: written.append(costs))
+    for software in ("kernels a", "kernels a", "kernels b"):
+        runner.source = replace(runner.source, software=software)
+        MachineMeasurement(runner).finish()
+    assert len(written) == 2
+
+
+def test_behind_each_block_as_much_of_the_machine_is_measured_as_is_done_of_the_sweep(tmp_path, monkeypatch):
+    """Of calibration and of the costs of a step alike, in parts of a second; the files come at the end."""
+    runner, order = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy")), []
+    costs = Rounds([partial(order.append, f"cost {n}") for n in range(4)], list)
+    known = calibrate(runner.pair, rows=(1, 2))
+    calibrating = Rounds([partial(order.append, f"calibration {n}") for n in range(2)], lambda: known)
+    monkeypatch.setattr(machine, "_step_costs", lambda *_: costs)
+    monkeypatch.setattr(machine.calibration, "calibration_in_rounds", lambda *_: calibrating)
+    measurement = MachineMeasurement(runner)
+    taken = [measurement.take(share) or len(order) for share in (0.1, 0.5, 0.5, 1.0)]
+    assert taken == [1, 3, 3, 6]
+    assert order == ["cost 0", "calibration 0", "cost 1", "cost 2", "calibration 1", "cost 3"]
+    assert not (tmp_path / "step_costs.json").exists()
+    measurement.finish()
+    assert read_calibration(tmp_path) == known
+    assert len(order) == 6
+
+
+def test_intervals_of_passes_are_known_at_every_batch_size(tmp_path, monkeypatch):
+    """Of six times of each piece, as many as the interval of a median needs."""
+    monkeypatch.setattr(machine, "MAX_TOKENS", 2)
+    monkeypatch.setattr(machine, "SPARSE", (1,))
+    params = load_params("smoke").model_copy(update={"num_draft_tokens": [1]})
+    MachineMeasurement(BlockRunner(params, tmp_path, load_pair("toy"))).finish()
+    costs = read_step_costs(tmp_path)
+    assert set(costs["batch_size"]) == {1, 2}
+    assert all(
+        low <= ms <= high
+        for ms, (low, high) in zip(costs["ms"], map(median_interval, costs["samples_ms"]), strict=True)
+    )
+
+
+def test_what_noise_turns_negative_still_has_a_mean(monkeypatch):
+    """Where steps are replayed, sampling is what a step takes longer than its pieces."""
+    spent = iter([{"target": 2.0, "sampling": s} for s in (-0.3, 0.6, 0.6) for _ in range(step_costs.STEPS)])
+    monkeypatch.setattr(step_costs, "_time_called", lambda *_: spent)
+    costs = measured(load_pair("toy"), [1], [8], max_tokens=1, repetitions=3).set_index("model")
+    assert costs.loc["sampling", "ms"] == pytest.approx(300.0)
+    assert costs.loc["target", "samples_ms"] == [2000.0] * 3
+
+
+def test_a_context_without_room_for_the_steps_is_refused():
+    pair = load_pair("toy")
+    with pytest.raises(ValueError, match="exceed the context of"):
+        measure_step_costs(pair, [1], [pair.draft.context_length - step_costs.new_tokens(1) + 1], max_tokens=1)
+
+
+def test_a_failure_while_measuring_the_machine_is_printed_and_stops_only_that(tmp_path, monkeypatch, capsys):
+    def fail():
+        raise RuntimeError("no such instruction")
+
+    runner = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy"))
+    monkeypatch.setattr(machine, "_step_costs", lambda *_: Rounds([fail], list))
+    measurement = MachineMeasurement(runner)
+    measurement.take(1.0)
+    measurement.finish()
+    assert "not measured: RuntimeError: no such instruction" in capsys.readouterr().out
+    assert read_step_costs(tmp_path).empty
+    assert MachineMeasurement(runner).needed
+
+
+def test_timed_steps_have_room_for_all_that_they_draft(monkeypatch):
+    """A row near its end has less to do: its drafts are cut short."""
+    rooms = []
+    real = DecodeState.all_have_room
+    monkeypatch.setattr(DecodeState, "all_have_room", lambda self, n: rooms.append(real(self, n)) or rooms[-1])
+    measure_step_costs(load_pair("toy"), [1], [8], token_counts=[2, 5], repetitions=1)
+    assert len(rooms) == 2 * (step_costs.WARM_UP + step_costs.STEPS)
+    assert all(rooms)

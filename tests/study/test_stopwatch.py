@@ -1,0 +1,159 @@
+"""Pieces of a step timed as rows ran them: by calling them, or on a GPU captured and replayed, which here is a fake."""
+
+import pandas as pd
+import pytest
+import torch
+from recorded_steps import Recorder
+from synthetic_rows import step_costs as synthetic_costs
+from synthetic_rows import study, synthetic_rows
+
+from specdec_lib.analysis.calibration_error import fit
+from specdec_lib.analysis.prediction import predicted_speedups
+from specdec_lib.analysis.step_table import costs_of, read_step_costs, why_unused
+from specdec_lib.analysis.verification_cost import verification_costs
+from specdec_lib.analysis.waterfall import waterfall
+from specdec_lib.machine.calibration import calibrate, read_calibration, write_calibration
+from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
+from specdec_lib.machine.stopwatch import REPLAYS, CaptureError, Stopwatch, timed_as_run
+from specdec_lib.models.pair import load_pair
+from specdec_lib.models.runner import LanguageModel
+from specdec_lib.report.figures import waterfall as waterfall_plots
+
+CPU = torch.device("cpu")
+PARAMS = study(batch_sizes=[1], prompt_tokens=[0], max_new_tokens=[96], compare_transformers=False)
+ROWS = synthetic_rows(PARAMS)
+
+
+def costs_of_a_toy(**more):
+    return pd.DataFrame(measure_step_costs(load_pair("toy"), [1, 2], [8], max_tokens=4, repetitions=1, **more))
+
+
+def test_a_called_piece_runs_once_for_each_time():
+    calls = []
+    timer = Stopwatch(CPU).ready(lambda: calls.append(1))
+    assert min(timer(), timer()) >= 0
+    assert len(calls) == 2
+
+
+def test_a_captured_piece_is_warmed_up_and_then_only_replayed():
+    calls, number, recorder = [], torch.zeros(1), Recorder()
+
+    def piece():
+        calls.append(1)
+        number.add_(1)
+
+    timer = Stopwatch(CPU, recorder).ready(piece)
+    assert (number.item(), len(calls)) == (1, 2)  # capturing runs nothing
+    timer()
+    assert (number.item(), len(calls)) == (1 + REPLAYS, 2)
+
+
+def test_a_piece_that_cannot_be_captured_makes_all_of_them_called(recorder, capsys):
+    """The graph would have to wait for a number; what was measured before does not count."""
+    seen = []
+
+    def measure(watch):
+        seen.append(watch.graphs)
+        watch.ready(lambda: torch.ones(1).item())
+        return watch.graphs
+
+    assert timed_as_run(load_pair("toy").target, measure) is None
+    assert seen == [recorder, None]
+    assert "timed by calling them, since one cannot be captured" in capsys.readouterr().out
+
+
+def test_running_out_of_memory_is_no_failure_to_capture(monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(recorder, "capture", lambda step: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")))
+    with pytest.raises(torch.OutOfMemoryError):
+        Stopwatch(CPU, recorder).ready(lambda: None)
+    with pytest.raises(CaptureError):
+        Stopwatch(CPU, Recorder()).ready(lambda: torch.ones(1).item())
+
+
+def test_costs_of_replayed_steps_have_every_piece_and_say_so(recorder, tmp_path):
+    costs = costs_of_a_toy()
+    counts = costs.groupby("model")["num_tokens"].agg(["min", "max", "size"])
+    assert counts.loc["target"].tolist() == [1, 4, 8]
+    assert counts.loc["sampling"].tolist() == [1, 4, 8]
+    assert counts.loc["draft"].tolist() == counts.loc["ngram"].tolist() == [1, 3, 6]
+    assert costs["replayed"].all()
+    assert (costs.loc[costs["model"] != "sampling", "ms"] > 0).all()
+    assert recorder.captures == 2 * (2 + 3 * 4)  # at each batch size a step, a pass, and behind one token two proposals
+    write_step_costs(tmp_path, costs.to_dict(orient="records"))
+    assert read_step_costs(tmp_path).equals(costs)
+
+
+def test_the_target_reads_as_many_tokens_in_its_own_pass_as_in_the_step(recorder, monkeypatch):
+    """The piece and the step run one operator for one: of each size a pass to warm up and one to capture."""
+    sizes, forward = [], LanguageModel.forward
+    pair = load_pair("toy")
+
+    def counted(self, tokens, cache, *counts):
+        if self is pair.target:
+            sizes.append((tokens.shape[1], cache.max_length))
+        return forward(self, tokens, cache, *counts)
+
+    monkeypatch.setattr(LanguageModel, "forward", counted)
+    measure_step_costs(pair, [1], [9], token_counts=[3], repetitions=1)
+    (prompt, _), *passes = sizes
+    assert prompt == 9
+    assert [tokens for tokens, _ in passes] == [3] * 4
+    assert len({bound for _, bound in passes}) == 1
+
+
+def test_a_step_that_cannot_be_captured_is_timed_by_calling_it(recorder, monkeypatch):
+    def refuse(step):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(recorder, "capture", refuse)
+    costs = costs_of_a_toy()
+    assert len(costs)
+    assert not costs["replayed"].any()
+
+
+def test_files_that_do_not_say_called_all_pieces(tmp_path):
+    costs = synthetic_costs().assign(samples_ms=None)
+    write_step_costs(tmp_path, costs.drop(columns="replayed", errors="ignore").to_dict(orient="records"))
+    assert not read_step_costs(tmp_path)["replayed"].any()
+
+
+def test_a_calibration_is_captured_too_and_says_so(recorder, tmp_path):
+    calibration = calibrate(load_pair("toy"), rows=(1, 2))
+    assert calibration.replayed
+    assert recorder.captures == 2 * 2 + 4 + 2  # products of target and draft, attention; reading, and starts
+    write_calibration(tmp_path, calibration)
+    assert read_calibration(tmp_path) == calibration
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_costs_are_used_for_rows_that_ran_in_the_same_way_only(timed):
+    costs = synthetic_costs().assign(replayed=timed)
+    same, other = (ROWS.assign(replayed=ran) for ran in (timed, not timed))
+    assert why_unused(costs, same) is None
+    assert "not used" in why_unused(costs, other)
+    assert len(costs_of(same, costs)) == len(costs)
+    assert costs_of(other, costs).empty
+    assert verification_costs(costs, other).empty
+    assert waterfall(same, costs)["unexplained"].notna().all()
+
+
+def test_costs_of_called_pieces_enter_no_waterfall_and_no_cost_model_of_captured_rows():
+    captured, costs = ROWS.assign(replayed=True), synthetic_costs()
+    stages = waterfall(captured, costs)
+    assert stages["unexplained"].isna().all()
+    assert stages["by_position"].notna().all()
+    finding = waterfall_plots.finding_waterfall(stages)
+    assert finding.startswith("The costs of the pieces of a step were timed by calling them")
+    assert finding.endswith("steps of the rows were captured and replayed: not used.")
+    setting = {"method": "draft", "temperature": 0.0, "batch_size": 1, "prompt_tokens": None, "max_new_tokens": 96}
+    counts = {"num_draft_tokens": 4, "accepted_tokens": 6, "tested_tokens": 10, "speedup": 1.5}
+    assert predicted_speedups(pd.DataFrame([setting | counts]), costs, captured)["speedup"].isna().all()
+    with pytest.raises(ValueError, match="not used"):
+        fit(calibrate(load_pair("toy"), rows=(1, 2)), costs, captured, 4)
+
+
+def test_a_calibration_of_called_products_is_refused_though_the_costs_were_replayed():
+    captured, costs = ROWS.assign(replayed=True), synthetic_costs().assign(replayed=True)
+    with pytest.raises(ValueError, match="not used"):
+        fit(calibrate(load_pair("toy"), rows=(1, 2)), costs, captured, 4)
