@@ -1,0 +1,158 @@
+"""The one list of ways to decode and of verification rules. Whatever the project knows of one by name stands here.
+
+A new way to draft is one file in `decoding/proposers/` and one entry below; a new rule is one file in `decoding/` and one
+entry below. A package of one's own calls `register` and `register_rule` when it is imported; params name such packages
+in `plugins`, so that every process of a study imports them.
+
+Nothing here imports torch: an entry imports what it makes when it makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specdec_lib.decoding.proposers.proposer import Proposer
+    from specdec_lib.decoding.verification import Verify
+    from specdec_lib.models.pair import Pair
+
+AUTOREGRESSIVE = "autoregressive"  # the baseline: no drafts, so nothing below but a label and a colour
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to decode.
+
+    Attributes:
+        name: in params and tables.
+        label: in figures, tables and sentences for readers.
+        color: of its curves, everywhere; colour-blind safe (Okabe and Ito 2008).
+        marker: of its points, so that a grey print still tells methods apart.
+        make: its proposer for a pair; None for the baseline.
+        pieces: the methods whose proposals its step contains; a method that drafts by itself is its only piece. The
+            cost of each piece is measured.
+        uses_pair_draft: whether the pair's draft identifies its drafts (`draft_id`); otherwise its own name does.
+        capturable: whether its proposals are nothing but operators on tensors, so that CUDA graphs can hold its steps.
+    """
+
+    name: str
+    label: str
+    color: str
+    marker: str
+    make: Callable[[Pair], Proposer] | None = None
+    pieces: tuple[str, ...] = ()
+    uses_pair_draft: bool = True
+    capturable: bool = False
+
+    def draft_id(self, pair_draft_id: str) -> str | None:
+        """What a row names as its draft; None for the baseline."""
+        if self.make is None:
+            return None
+        return pair_draft_id if self.uses_pair_draft else self.name
+
+
+@dataclass(frozen=True)
+class VerificationRule:
+    """A rule that decides which draft tokens stay and which token follows them.
+
+    Attributes:
+        name: in params and tables.
+        label: for readers.
+        load: imports its function; see `decoding.verification.verify` for the signature.
+        kernel: the C++ operation that computes the same, in `torch.ops.specdec_lib`, if there is one.
+    """
+
+    name: str
+    label: str
+    load: Callable[[], Verify]
+    kernel: str | None = None
+
+
+def _draft(pair: Pair) -> Proposer:
+    from specdec_lib.decoding.proposers.model import ModelProposer
+
+    return ModelProposer(pair.draft)
+
+
+def _ngram(pair: Pair) -> Proposer:
+    from specdec_lib.decoding.proposers.ngram import NgramProposer
+
+    return NgramProposer()
+
+
+def _composite(pair: Pair) -> Proposer:
+    from specdec_lib.decoding.proposers.composite import CompositeProposer
+
+    return CompositeProposer(_draft(pair))
+
+
+def _token() -> Verify:
+    from specdec_lib.decoding.verification import verify
+
+    return verify
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(AUTOREGRESSIVE, "autoregressive", "#4D4D4D", "s"),
+        Method("draft", "draft model", "#0072B2", "o", _draft, ("draft",), capturable=True),
+        Method("ngram", "n-gram lookup", "#D55E00", "^", _ngram, ("ngram",), uses_pair_draft=False, capturable=True),
+        Method("composite", "lookup or draft", "#009E73", "D", _composite, ("draft", "ngram"), capturable=True),
+    )
+}
+RULES: dict[str, VerificationRule] = {"token": VerificationRule("token", "token by token", _token, kernel="verify")}
+
+
+def register(method: Method) -> None:
+    """Add a way to decode of one's own, for this process.
+
+    Raises:
+        ValueError: the name is taken by another.
+    """
+    if METHODS.get(method.name, method) != method:
+        raise ValueError(f"there is a method {method.name!r} already: choose another name")
+    METHODS[method.name] = method
+
+
+def register_rule(rule: VerificationRule) -> None:
+    """Add a verification rule of one's own, for this process.
+
+    Raises:
+        ValueError: the name is taken by another.
+    """
+    if RULES.get(rule.name, rule) != rule:
+        raise ValueError(f"there is a verification rule {rule.name!r} already: choose another name")
+    RULES[rule.name] = rule
+
+
+def speculative_methods() -> list[str]:
+    """The names of all ways to decode but the baseline, as params may list them."""
+    return [name for name, method in METHODS.items() if method.make is not None]
+
+
+def label(name: str) -> str:
+    """How readers see a method; a name that is not registered here, as in an old run, stays as it is."""
+    return METHODS[name].label if name in METHODS else name
+
+
+def pieces(names: list[str]) -> list[str]:
+    """The methods whose proposals the steps of these methods contain, each once, in the order of the list."""
+    needed = {piece for name in names for piece in METHODS[name].pieces}
+    return [name for name in METHODS if name in needed]
+
+
+def make_proposer(name: str, pair: Pair) -> Proposer:
+    """The proposer of a method for a pair.
+
+    Raises:
+        ValueError: no such method; the known ones are named.
+    """
+    method = METHODS.get(name)
+    if method is None or method.make is None:
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(speculative_methods())}")
+    proposer = method.make(pair)
+    assert proposer.capturable == method.capturable, f"{name}: the registry and the proposer differ in `capturable`"
+    return proposer
