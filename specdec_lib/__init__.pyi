@@ -1,15 +1,15 @@
 from .config import SamplingConfig, StudyParams, load_params
-from .decoding.baseline import autoregressive_decode
-from .decoding.proposers import CompositeProposer, HeadProposer, ModelProposer, NgramProposer
+from .decoding.decode import autoregressive_decode, speculative_decode
+from .decoding.proposers.composite import CompositeProposer
+from .decoding.proposers.model import ModelProposer
+from .decoding.proposers.ngram import NgramProposer
+from .decoding.recording import Recording
 from .decoding.result import DecodeResult
-from .decoding.speculative import speculative_decode
-from .decoding.transcript import Recording
 from .models.pair import load_pair
 
 __all__ = [
     "CompositeProposer",
     "DecodeResult",
-    "HeadProposer",
     "ModelProposer",
     "NgramProposer",
     "Recording",

@@ -1,8 +1,8 @@
 """The one list of ways to decode and of verification rules. Whatever the project knows of one by name stands here.
 
-A new way to draft is one file in `decoding/proposers/` and one entry below; a new rule is one file in `decoding/` and one
-entry below. A package of one's own calls `register` and `register_rule` when it is imported; params name such packages
-in `plugins`, so that every process of a study imports them.
+A new way to draft is one file in `decoding/proposers/` and one entry below. A new rule is one file in `decoding/` and
+one entry below. A module of one's own calls `register` and `register_rule` when it is imported; params name such
+modules in `plugins`, so that every process of a study imports them.
 
 Nothing here imports torch: an entry imports what it makes when it makes it.
 """

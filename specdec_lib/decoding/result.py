@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
-import transformers
-
-from specdec_lib.report.facts_table import facts_table
-from specdec_lib.report.transcript_html import Transcript
-
-if TYPE_CHECKING:
-    from specdec_lib.decoding.transcript import Recording
 
 
-@dataclass
+@dataclass(repr=False)
 class DecodeResult:
     """The outcome of one decoding call over a batch.
 
@@ -26,7 +18,7 @@ class DecodeResult:
         step_tokens: tokens that each step emitted in each row, `[steps, B]`.
         steps: verification passes, counted once for every row that was still decoding. 0 for the baseline.
         drafted, tested, accepted: draft tokens; a token is tested if all before it in its step were accepted. What is
-            drafted behind the last token that a row may emit is paid for, and counts as drafted.
+            drafted past the last token that a row may emit is paid for, and counts as drafted.
         tested_by_position, accepted_by_position: the same by position in the draft, gamma numbers each.
         capture_s: seconds that went into capturing steps in CUDA graphs during the call; in no other time here.
         replayed: whether steps were replays of such graphs.
@@ -89,37 +81,15 @@ class DecodeResult:
         """Emitted tokens over all rows per second of the whole call, prefill included."""
         return self.new_tokens / (self.ttft_s + sum(self.step_s))
 
-    def show(
-        self,
-        tokenizer: transformers.PreTrainedTokenizerBase | None = None,
-        recording: Recording | None = None,
-        baseline: DecodeResult | None = None,
-        *,
-        row: int = 0,
-    ) -> Transcript:
-        """The text of one row with its steps, and a timeline, for JupyterLab to display.
-
-        Args:
-            tokenizer: of the target; without one, token ids are shown.
-            recording: the `Recording` that was this call's `verification`: adds what was rejected, and probabilities.
-            baseline: an autoregressive call on the same prompt, shown on the same time axis.
-
-        Raises:
-            ValueError: no such row, or the recording is of another call.
-        """
-        from specdec_lib.decoding.transcript import transcript
-
-        return transcript(self, tokenizer, recording, baseline, row=row)
-
-    def _repr_html_(self) -> str:
-        rates = {
-            "acceptance rate": None if self.acceptance_rate is None else f"{self.acceptance_rate:.3f}",
-            "tokens per target pass": self.mean_acceptance_length and f"{self.mean_acceptance_length:.2f}",
-        }
-        facts: dict[str, object] = {
-            "new tokens": f"{self.new_tokens} in {len(self.tokens)} row(s)",
-            "tokens per second": f"{self.tokens_per_second:.1f}",
-            "time to first token": f"{1e3 * self.ttft_s:.1f} ms",
-            **(rates if self.steps else {}),
-        }
-        return facts_table("Speculative decoding" if self.steps else "Autoregressive decoding", facts)
+    def __repr__(self) -> str:
+        facts = [
+            "speculative decoding" if self.steps else "autoregressive decoding",
+            f"{self.new_tokens} new tokens in {len(self.tokens)} row(s)",
+            f"{self.tokens_per_second:.1f} tokens/s",
+            f"first token after {1e3 * self.ttft_s:.1f} ms",
+        ]
+        if self.acceptance_rate is not None:
+            facts.append(f"acceptance rate {self.acceptance_rate:.3f}")
+        if self.mean_acceptance_length is not None:
+            facts.append(f"{self.mean_acceptance_length:.2f} tokens per target pass")
+        return f"DecodeResult({', '.join(facts)})"

@@ -34,16 +34,17 @@ T* changed(const Tensor& tensor, const char* name) {
 
 }  // namespace
 
-// `DecodeState.commit`, whose docstring and tensors these are.
-void commit(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, const Tensor& done, const Tensor& stops,
-            const Tensor& broken, const Tensor& num_emitted, const Tensor& counts, const Tensor& report,
-            const Tensor& draft_tokens, const Tensor& chances, const Tensor& target_probs, const Tensor& num_accepted,
-            const Tensor& next_token) {
+// `PlainOps.append` of decoding/ops.py, whose tensors these are; `draft_probs` `[B, gamma, V]` float32.
+void append(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, const Tensor& done,
+            const Tensor& stop_token_ids, const Tensor& saw_nan, const Tensor& num_emitted, const Tensor& counts,
+            const Tensor& report, const Tensor& draft_tokens, const Tensor& draft_probs, const Tensor& target_probs,
+            const Tensor& num_accepted, const Tensor& next_token) {
   const int64_t rows = tokens.size(0), capacity = tokens.size(1), gamma = draft_tokens.size(1);
-  TORCH_CHECK(draft_tokens.size(0) == rows && chances.sizes() == draft_tokens.sizes() && report.numel() == 3 + rows &&
-                  target_probs.size(0) == rows && target_probs.size(1) == gamma + 1 &&
-                  (gamma == 0 || counts.numel() == 1 + 3 * gamma),
-              "draft tokens ", draft_tokens.sizes(), ", chances ", chances.sizes(), " and target_probs ",
+  const int64_t vocabulary = target_probs.size(2);
+  TORCH_CHECK(draft_tokens.size(0) == rows && report.numel() == 3 + rows && draft_probs.size(0) == rows &&
+                  draft_probs.size(1) == gamma && draft_probs.size(2) == vocabulary && target_probs.size(0) == rows &&
+                  target_probs.size(1) == gamma + 1 && (gamma == 0 || counts.numel() == 1 + 3 * gamma),
+              "draft tokens ", draft_tokens.sizes(), ", draft_probs ", draft_probs.sizes(), " and target_probs ",
               target_probs.sizes(), " do not fit ", rows, " rows");
   for (const Tensor& of_rows : {lengths, ends, done, num_emitted, num_accepted, next_token})
     TORCH_CHECK(of_rows.numel() == rows, "there are ", rows, " rows and ", of_rows.numel(), " values for them");
@@ -51,15 +52,18 @@ void commit(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, con
   int64_t *new_tokens = changed<int64_t>(num_emitted, "num_emitted"), *said = changed<int64_t>(report, "report");
   int64_t* steps = changed<int64_t>(counts, "counts");
   int64_t *drafted = steps + 1, *tested = drafted + gamma, *kept = tested + gamma;  // counts by position
-  bool *finished = changed<bool>(done, "done"), *nan = changed<bool>(broken, "broken");
+  bool *finished = changed<bool>(done, "done"), *nan = changed<bool>(saw_nan, "saw_nan");
   const int64_t* end = read<int64_t>(ends, "ends");
-  const int64_t *stop = read<int64_t>(stops, "stops"), *stops_end = stop + stops.numel();
-  const int64_t *draft = read<int64_t>(draft_tokens, "draft_tokens"), *behind = read<int64_t>(next_token, "next_token");
+  const int64_t *stop = read<int64_t>(stop_token_ids, "stop_token_ids"), *stops_end = stop + stop_token_ids.numel();
+  const int64_t *draft = read<int64_t>(draft_tokens, "draft_tokens"), *next = read<int64_t>(next_token, "next_token");
   const int64_t* accepted = read<int64_t>(num_accepted, "num_accepted");
-  const float *chance = read<float>(chances, "chances"), *target = read<float>(target_probs, "target_probs");
+  const float *draft_prob = read<float>(draft_probs, "draft_probs"), *target = read<float>(target_probs, "target_probs");
   said[0] = said[1] = 0;
-  for (int64_t i = 0; i < rows * gamma; ++i) *nan |= std::isnan(chance[i]);
-  for (int64_t i = 0; i < rows * (gamma + 1); ++i) *nan |= std::isnan(target[i * target_probs.size(2)]);
+  for (int64_t i = 0; i < rows * (gamma + 1); ++i) *nan |= std::isnan(target[i * vocabulary]);
+  for (int64_t i = 0; i < rows * gamma; ++i) {
+    TORCH_CHECK(draft[i] >= 0 && draft[i] < vocabulary, "token ", draft[i], " is none of ", vocabulary);
+    *nan |= std::isnan(draft_prob[i * vocabulary + draft[i]]);
+  }
   said[2] = *nan;
   for (int64_t r = 0; r < rows; ++r) {
     TORCH_CHECK(accepted[r] >= 0 && accepted[r] <= gamma, accepted[r], " of ", gamma, " draft tokens cannot be accepted");
@@ -67,19 +71,22 @@ void commit(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, con
                 gamma + 1, " more");
     int64_t* row = token + r * capacity + length[r];
     std::copy_n(draft + r * gamma, gamma, row);
-    row[accepted[r]] = row[gamma] = behind[r];
-    const int64_t room = end[r] - length[r] - 1;
-    int64_t emitted = finished[r] ? 0 : accepted[r] + 1;
+    row[gamma] = next[r];
+    row[accepted[r]] = next[r];
+    const int64_t room = end[r] - length[r];
+    int64_t emitted = finished[r] ? 0 : std::min(accepted[r] + 1, room);
     for (int64_t i = 0; i < emitted; ++i)
       if (std::find(stop, stops_end, row[i]) != stops_end) {
         finished[r] = true;
         emitted = i + 1;
       }
+    const int64_t decided = std::min(emitted, room - 1);  // the last token before the limit counts as the target's own
     for (int64_t i = 0; i < gamma && emitted > 0; ++i) {
-      const bool here = chance[r * gamma + i] > 0;
+      const int64_t index = r * gamma + i;
+      const bool here = draft_prob[index * vocabulary + draft[index]] > 0;
       drafted[i] += here;
-      tested[i] += here && i < std::min({room, accepted[r] + 1, emitted});
-      kept[i] += i < std::min(accepted[r], emitted);
+      tested[i] += here && i < decided && i <= accepted[r];
+      kept[i] += here && i < decided && i < accepted[r];
     }
     *steps += gamma > 0 && emitted > 0;
     length[r] += emitted;
@@ -90,7 +97,7 @@ void commit(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, con
   }
 }
 
-// `NgramProposer.propose`: what followed the last `longest` to `shortest` tokens of each row where they stood before, the
+// `copy_continuation` of decoding/lookup.py: what followed the last `longest` to `shortest` tokens of each row where they stood before, the
 // longest match first and then the most recent one. tokens `[B, capacity]`, of which lengths `[B]` are known; returns the
 // tokens `[B, gamma]` and one-hots of them `[B, gamma, V]` float32, zero where nothing was found.
 std::tuple<Tensor, Tensor> lookup(const Tensor& tokens, const Tensor& lengths, int64_t longest, int64_t shortest,
@@ -125,10 +132,10 @@ TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
       "lookup(Tensor tokens, Tensor lengths, int longest, int shortest, int gamma, int vocabulary) -> (Tensor, Tensor)",
       lookup);
   library.def(
-      "commit(Tensor(a!) tokens, Tensor(b!) lengths, Tensor ends, Tensor(c!) done, Tensor stops, Tensor(d!) broken, "
-      "Tensor(e!) num_emitted, Tensor(f!) counts, Tensor(g!) report, Tensor draft_tokens, Tensor chances, "
-      "Tensor target_probs, Tensor num_accepted, Tensor next_token) -> ()",
-      commit);
+      "append(Tensor(a!) tokens, Tensor(b!) lengths, Tensor ends, Tensor(c!) done, Tensor stop_token_ids, "
+      "Tensor(d!) saw_nan, Tensor(e!) num_emitted, Tensor(f!) counts, Tensor(g!) report, Tensor draft_tokens, "
+      "Tensor draft_probs, Tensor target_probs, Tensor num_accepted, Tensor next_token) -> ()",
+      append);
 }
 
 }  // namespace specdec

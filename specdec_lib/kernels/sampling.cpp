@@ -147,40 +147,40 @@ Tensor draw(const Tensor& weights, const Tensor& uniforms) {
   return tokens;
 }
 
-// Algorithm 1 of Leviathan et al. 2022 for B rows: how many of `drafted` `[B, gamma]` are accepted, of which each is
-// tested with its number of `tests` `[B, gamma]`, and the token behind them, drawn with `numbers` `[B]`: from
+// Algorithm 1 of Leviathan et al. 2022 for B rows: how many of `drafted` `[B, gamma]` are accepted, each tested
+// with its number of `uniforms` `[B, gamma + 1]`, and the token after them, drawn with the last of these: from
 // max(0, target - draft) at that position, from the target alone where nothing is left of that or nothing was drafted.
 // target `[B, gamma + 1, V]` and draft `[B, gamma, V]` are float32, random numbers float64.
-std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, const Tensor& drafted, const Tensor& tests,
-                                  const Tensor& numbers) {
+std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, const Tensor& drafted,
+                                  const Tensor& uniforms) {
   check(target, at::kFloat, "target");
   check(draft, at::kFloat, "draft");
   check(drafted, at::kLong, "drafted");
-  check(tests, at::kDouble, "tests");
-  check(numbers, at::kDouble, "numbers");
+  check(uniforms, at::kDouble, "uniforms");
   const int64_t rows = target.size(0), gamma = draft.size(1), n = target.size(2);
   TORCH_CHECK(draft.size(0) == rows && target.size(1) == gamma + 1 && draft.size(2) == n, "the target's ", target.sizes(),
               " and the draft's ", draft.sizes(), " do not belong together");
-  TORCH_CHECK(drafted.numel() == rows * gamma && tests.numel() == rows * gamma && numbers.numel() == rows,
-              "one token and random number a position, and one number a row, are needed");
+  TORCH_CHECK(drafted.numel() == rows * gamma && uniforms.numel() == rows * (gamma + 1),
+              "one token a position, and one random number more, are needed");
   Tensor num_accepted = at::empty({rows}, drafted.options()), next = at::empty({rows}, drafted.options());
   const float *p = target.const_data_ptr<float>(), *q = draft.const_data_ptr<float>();
-  const double *test = tests.const_data_ptr<double>(), *number = numbers.const_data_ptr<double>();
+  const double* uniform = uniforms.const_data_ptr<double>();
   const int64_t* token = drafted.const_data_ptr<int64_t>();
   int64_t *accepted = num_accepted.mutable_data_ptr<int64_t>(), *behind = next.mutable_data_ptr<int64_t>();
   at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
+      const double* number = uniform + r * (gamma + 1);
       int64_t position = 0;
       for (; position < gamma; ++position) {
         const int64_t x = token[r * gamma + position];
         TORCH_CHECK(x >= 0 && x < n, "token ", x, " is none of ", n);
         const double chance = q[(r * gamma + position) * n + x];
-        if (!(chance > 0 && test[r * gamma + position] < p[(r * (gamma + 1) + position) * n + x] / chance)) break;
+        if (!(chance > 0 && number[position] < p[(r * (gamma + 1) + position) * n + x] / chance)) break;
       }
       accepted[r] = position;
       const float *of_target = p + (r * (gamma + 1) + position) * n, *of_draft = q + (r * gamma + position) * n;
-      const int64_t resampled = position < gamma ? inverted(Residual{of_target, of_draft}, n, number[r]) : -1;
-      behind[r] = resampled < 0 ? invert(of_target, n, number[r]) : resampled;
+      const int64_t resampled = position < gamma ? inverted(Residual{of_target, of_draft}, n, number[gamma]) : -1;
+      behind[r] = resampled < 0 ? invert(of_target, n, number[gamma]) : resampled;
     }
   });
   return {num_accepted, next};
@@ -189,7 +189,7 @@ std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, con
 TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
   library.def("draw(Tensor weights, Tensor uniforms) -> Tensor", draw);
   library.def("probabilities(Tensor logits, float temperature) -> Tensor", probabilities);
-  library.def("verify(Tensor target, Tensor draft, Tensor drafted, Tensor tests, Tensor numbers) -> (Tensor, Tensor)", verify);
+  library.def("verify(Tensor target, Tensor draft, Tensor drafted, Tensor uniforms) -> (Tensor, Tensor)", verify);
 }
 
 }  // namespace specdec

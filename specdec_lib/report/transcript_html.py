@@ -6,55 +6,13 @@ Static HTML: no script, nothing loaded, every text escaped, and nothing told apa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+from specdec_lib.decoding.recording import KINDS, Transcript, TranscriptToken
 from specdec_lib.report.facts_table import escaped
 
 STYLE = Path(__file__).resolve().parent / "templates" / "transcript.css"
 _NARROW = 0.025  # a step that takes less than this share of the strip is too narrow for its number
-
-
-KINDS = {  # what each kind of token is called
-    "accepted": "accepted draft token",
-    "rejected": "rejected draft token, not emitted",
-    "resampled": "resampled after a rejection",
-    "bonus": "bonus after full acceptance",
-    "own": "the target's own, nothing drafted here",
-    "last": "last of its step",
-}
-
-
-class TranscriptToken(NamedTuple):
-    """One token: what it is called in `KINDS`, its text, and its probabilities where they were recorded."""
-
-    kind: str
-    text: str
-    target_prob: float | None = None
-    draft_prob: float | None = None
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """One row of a decoding call, step by step. JupyterLab shows it as coloured text above a timeline.
-
-    Attributes:
-        title: what was decoded.
-        steps: the tokens of the prefill and of each step; a rejected draft token stands before its replacement.
-        seconds: how long the prefill and each step took.
-        emitted: how many tokens the prefill and each step emitted.
-        baseline_seconds: the same for the baseline's calls, which emit one token each; empty without a baseline.
-    """
-
-    title: str
-    steps: list[list[TranscriptToken]]
-    seconds: list[float]
-    emitted: list[int]
-    baseline_seconds: list[float]
-
-    def _repr_html_(self) -> str:
-        return f"<style>{STYLE.read_text(encoding='utf-8')}</style>{transcript_html(self)}"
 
 
 def transcript_html(shown: Transcript) -> str:

@@ -1,21 +1,59 @@
 """One generation token by token: which were accepted, which the target drew itself, with what probabilities.
 
-`Recording` listens to `verify` during a call; `transcript` joins what it heard with the call's tokens and times.
+`Recording` listens to a verification rule during a call; `transcript` joins what it heard with the call's tokens and
+times. What comes out is data; `report/` shows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import transformers
 
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.verification import Verification, verify
-from specdec_lib.report.transcript_html import Transcript, TranscriptToken
+from specdec_lib.decoding.sampling import RandomOps
+from specdec_lib.decoding.verification import RANDOM, Verification, Verify, chance_of, verify
 
+KINDS = {  # of tokens in a transcript
+    "accepted": "accepted draft token",
+    "rejected": "rejected draft token, not emitted",
+    "resampled": "resampled after a rejection",
+    "bonus": "bonus after full acceptance",
+    "own": "the target's own, nothing drafted here",
+    "last": "last of its step",
+}
 Seen = tuple[int, str, float | None, float | None]  # token id, kind, target probability, draft probability
+
+
+class TranscriptToken(NamedTuple):
+    """One token: its kind, one of `KINDS`, its text, and its probabilities where they were recorded."""
+
+    kind: str
+    text: str
+    target_prob: float | None = None
+    draft_prob: float | None = None
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One row of a decoding call, step by step.
+
+    Attributes:
+        title: what was decoded.
+        steps: the tokens of the prefill and of each step; a rejected draft token stands before its replacement.
+        seconds: how long the prefill and each step took.
+        emitted: how many tokens the prefill and each step emitted.
+        baseline_seconds: the same for the baseline's steps, which emit one token each; empty without a baseline.
+    """
+
+    title: str
+    steps: list[list[TranscriptToken]]
+    seconds: list[float]
+    emitted: list[int]
+    baseline_seconds: list[float]
 
 
 class RecordedStep(NamedTuple):
@@ -31,12 +69,16 @@ class RecordedStep(NamedTuple):
 
 
 class Recording:
-    """A verifier that decides as `verify` does and remembers each step: `speculative_decode(..., verification=it)`.
+    """A verification rule that decides as another does and remembers each step.
 
-    Use a new one for each call.
+    Give it as `speculative_decode(..., verification=recording)`, a new one for each call.
+
+    Args:
+        rule: decides; by default the rule of Leviathan et al. 2022.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rule: Verify = verify) -> None:
+        self.rule = rule
         self.steps: list[RecordedStep] = []
 
     def __call__(
@@ -44,18 +86,18 @@ class Recording:
         target_probs: torch.Tensor,  # [B, gamma+1, V]
         draft_probs: torch.Tensor,  # [B, gamma, V]
         draft_tokens: torch.Tensor,  # [B, gamma]
-        generator: torch.Generator,
+        uniforms: torch.Tensor,  # [B, gamma+1]
+        ops: RandomOps = RANDOM,
     ) -> Verification:
         """Verify, and note the probabilities of the tokens that mattered."""
-        verdict = verify(target_probs, draft_probs, draft_tokens, generator)
-        token = draft_tokens[:, :, None]
+        verdict = self.rule(target_probs, draft_probs, draft_tokens, uniforms, ops)
         row = torch.arange(len(draft_tokens), device=draft_tokens.device)
         padded = torch.nn.functional.pad(draft_probs, (0, 0, 0, 1))  # [B, gamma+1, V]
         self.steps.append(
             RecordedStep(
                 draft_tokens.clone(),
-                draft_probs.gather(2, token)[:, :, 0],
-                target_probs[:, :-1].gather(2, token)[:, :, 0],
+                chance_of(draft_tokens, draft_probs),
+                chance_of(draft_tokens, target_probs[:, :-1]),
                 verdict.num_accepted.clone(),
                 verdict.next_token.clone(),
                 padded[row, verdict.num_accepted, verdict.next_token],
@@ -78,7 +120,7 @@ def transcript(
 
     Args:
         tokenizer: None for toys: token ids are shown.
-        recording: the verifier of that call; without it kinds and probabilities are unknown, step boundaries are not.
+        recording: the rule of that call; without it kinds and probabilities are unknown, step boundaries are not.
         baseline: an autoregressive call on the same prompt, for the timeline.
 
     Raises:
@@ -133,7 +175,7 @@ def _recorded(step: RecordedStep, count: int, row: int) -> list[Seen]:
     tokens: list[Seen] = [
         (draft_tokens[i], "accepted", target_probs[i], draft_probs[i]) for i in range(min(accepted, count))
     ]
-    if count <= accepted:  # nothing left, or a stop token among the accepted ones
+    if count <= accepted:  # the row ended among the accepted ones
         return tokens
     rejected = accepted < drafted
     if rejected:

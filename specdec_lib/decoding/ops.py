@@ -1,0 +1,114 @@
+"""What computes the small operations of a step: plain PyTorch, or the C++ kernels. Chosen once, when a call begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.counters import Counters
+from specdec_lib.decoding.proposers.lookup import copy_continuation
+from specdec_lib.decoding.rows import Rows
+from specdec_lib.decoding.sampling import RandomOps, probabilities
+from specdec_lib.decoding.verification import Verification, chance_of
+from specdec_lib.kernels import ops as kernels
+from specdec_lib.methods import VerificationRule
+from specdec_lib.models.runner import LanguageModel
+
+SMALLEST_VOCABULARY = 1024  # tokens: for fewer, PyTorch's operators cost nothing
+VerifyStep = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], Verification]
+
+
+@dataclass(frozen=True)
+class PlainOps(RandomOps):
+    """Plain PyTorch, on any device and in any precision: what the kernels are tested against."""
+
+    sampling: SamplingConfig
+    drafts_in_one_call = False  # whether all tokens of a draft head come from one call of the kernels
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:  # [..., V] -> [..., V]
+        """What `sampling` makes of logits."""
+        return probabilities(logits, self.sampling)
+
+    def choose(self, probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:  # [..., V], [...] -> [...]
+        """The next token from what `probabilities` gave; greedy looks at no number."""
+        return probs.argmax(dim=-1) if self.sampling.temperature == 0 else self.invert(probs, uniforms)
+
+    def verification(self, rule: VerificationRule) -> VerifyStep:
+        """The function that verifies by `rule`."""
+        return partial(rule.load(), ops=self)
+
+    def append(
+        self,
+        rows: Rows,
+        counters: Counters,
+        draft_tokens: torch.Tensor,  # [B, gamma]
+        draft_probs: torch.Tensor,  # [B, gamma, V]
+        target_probs: torch.Tensor,  # [B, gamma+1, V]; a NaN makes all V of them NaN
+        verification: Verification,
+    ) -> None:
+        """Append what was accepted and the token after it, count, and write the step's report."""
+        draft_chance = chance_of(draft_tokens, draft_probs)
+        rows.saw_nan |= target_probs[:, :, 0].isnan().any() | draft_chance.isnan().any()
+        rows.append(draft_tokens, *verification)
+        if draft_tokens.shape[1] > 0:
+            counters.count(rows, draft_chance > 0, verification.num_accepted)
+        rows.write_report()
+
+    def copy_continuation(
+        self, rows: Rows, longest: int, shortest: int, num_draft_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `lookup.copy_continuation`."""
+        return copy_continuation(rows, longest, shortest, num_draft_tokens)
+
+
+@dataclass(frozen=True)
+class CppOps(PlainOps):
+    """The C++ kernels for CPUs, on float32 probabilities: one call where PyTorch takes dozens of operators."""
+
+    drafts_in_one_call = True
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        if (self.sampling.top_k, self.sampling.top_p) != (0, 1):
+            return super().probabilities(logits)
+        return kernels.probabilities(logits.float(), self.sampling.temperature)
+
+    def choose(self, probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        return self.invert(probs, uniforms)  # of a one-hot any number finds the one, faster than argmax does
+
+    def invert(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        return kernels.draw(weights, uniforms)
+
+    def verification(self, rule: VerificationRule) -> VerifyStep:
+        if rule.kernel is None:
+            return super().verification(rule)
+        kernel = getattr(kernels, rule.kernel)
+        return lambda *tensors: Verification(*kernel(*tensors))
+
+    def append(
+        self,
+        rows: Rows,
+        counters: Counters,
+        draft_tokens: torch.Tensor,
+        draft_probs: torch.Tensor,
+        target_probs: torch.Tensor,
+        verification: Verification,
+    ) -> None:
+        state = rows.tokens, rows.lengths, rows.ends, rows.done, rows.stop_token_ids, rows.saw_nan
+        outcome = rows.num_emitted, counters.counts, rows.report
+        kernels.append([*state, *outcome], draft_tokens, draft_probs, target_probs, *verification)
+
+    def copy_continuation(
+        self, rows: Rows, longest: int, shortest: int, num_draft_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return kernels.lookup(rows.tokens, rows.lengths, longest, shortest, num_draft_tokens, rows.vocab_size)
+
+
+def choose_ops(target: LanguageModel, sampling: SamplingConfig) -> PlainOps:
+    """C++ for vocabularies worth it on a CPU that has the kernels, else plain PyTorch."""
+    worth_it = target.device.type == "cpu" and target.vocab_size >= SMALLEST_VOCABULARY
+    served = worth_it and target.dtype != torch.float64 and kernels.available()
+    return CppOps(sampling) if served else PlainOps(sampling)

@@ -1,0 +1,93 @@
+"""Drafts with a smaller model (Leviathan et al. 2022): a language model or a draft head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from specdec_lib.decoding.call import Call
+from specdec_lib.decoding.checks import check_context
+from specdec_lib.decoding.proposers.head import start_head
+from specdec_lib.decoding.proposers.proposer import Drafting, Proposal, Proposer
+from specdec_lib.decoding.rows import Rows
+from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.runner import LanguageModel
+
+
+@dataclass(frozen=True)
+class ModelProposer(Proposer):
+    """Drafts with a pair's draft, of either kind.
+
+    Args:
+        draft: a language model, which reads the tokens; or a head, which reads the target's hidden states.
+
+    Raises:
+        ValueError: the draft is neither.
+    """
+
+    draft: LanguageModel | DraftHead
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.draft, LanguageModel | DraftHead):
+            raise ValueError(f"{type(self.draft).__name__} cannot draft: give the draft of a pair, such as pair.draft")
+
+    @property
+    def capturable(self) -> bool:
+        return True
+
+    def start(self, call: Call) -> Drafting:
+        check_context(self.draft, call.rows.max_length, call.rows.max_new_tokens)
+        if isinstance(self.draft, DraftHead):
+            return start_head(self.draft, call)
+        return ModelDrafting(self.draft, call)
+
+
+class ModelDrafting(Drafting):
+    """One call's drafting with a language model, whose cache follows the rows."""
+
+    def __init__(self, draft: LanguageModel, call: Call):
+        self.draft, self.ops = draft, call.ops
+        self.vocab_size, self.width = call.rows.vocab_size, call.rows.width
+        self.cache = call.new_cache(draft, "draft")
+        self.unread = 2  # tokens at a row's end that it may not have read: its own last draft token and the next one
+
+    def expect_other_drafts(self) -> None:
+        """Of another proposer's draft it has read nothing."""
+        self.unread = self.width
+
+    def read_prompt(self, rows: Rows, start: int, end: int, features: torch.Tensor) -> None:
+        self._forward(rows.tokens[:, start:end])
+        self.cache.commit((rows.prompt_lengths - start).clamp(0, end - start), at_most=end - start)
+
+    def propose(self, rows: Rows, num_draft_tokens: int, uniforms: torch.Tensor) -> Proposal:
+        hidden = self._read_new_tokens(rows)  # [B, hidden_size]
+        tokens: list[torch.Tensor] = []
+        probs: list[torch.Tensor] = []
+        for position in range(num_draft_tokens):
+            if position > 0:
+                hidden = self._forward(tokens[-1])[:, 0]
+                self.cache.commit(1, at_most=1)
+            probs.append(self.ops.probabilities(fit_vocabulary(self.draft.logits(hidden), self.vocab_size)))
+            tokens.append(self.ops.choose(probs[-1], uniforms[:, position])[:, None])
+        return torch.cat(tokens, dim=1), torch.stack(probs, dim=1)
+
+    def _read_new_tokens(self, rows: Rows) -> torch.Tensor:  # [B, hidden_size], at each row's last token
+        """Read what the last step emitted; reading a token again changes nothing."""
+        count = self.unread
+        start = (rows.lengths - count).clamp(min=0)
+        self.cache.set_lengths(start, max(rows.max_length - count, 0))
+        hidden = self._forward(rows.tokens.gather(1, start[:, None] + torch.arange(count, device=start.device)))
+        self.cache.set_lengths(rows.lengths, rows.max_length)
+        last = (rows.lengths - 1 - start)[:, None, None]
+        return hidden.gather(1, last.expand(-1, 1, hidden.shape[-1]))[:, 0]
+
+    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [B, m] -> [B, m, hidden_size]
+        # A target that pads its vocabulary further may emit an id that the draft has no row for: any other will do.
+        return self.draft.forward(tokens.clamp(max=self.draft.vocab_size - 1), self.cache).hidden
+
+
+def fit_vocabulary(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Cut or pad `[B, V_draft]` to `[B, V]`: models of one family pad the same vocabulary to different widths."""
+    extra = vocab_size - logits.shape[-1]
+    return torch.nn.functional.pad(logits, (0, extra), value=float("-inf")) if extra else logits

@@ -1,0 +1,66 @@
+"""The small operations of a step with the C++ kernels: a pass or two over a vocabulary instead of a dozen.
+
+`specdec_lib.decoding.ops` has the same operations in plain PyTorch, and chooses between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from specdec_lib.kernels.build import why_no_kernels
+
+
+def available() -> bool:
+    """Whether this machine has the kernels; compiles them at the first call."""
+    return why_no_kernels() is None
+
+
+def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """softmax(logits / temperature) of `[..., V]` float32, a one-hot of the largest at temperature 0."""
+    return torch.ops.specdec_lib.probabilities(logits.contiguous(), temperature)
+
+
+def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """One token from each of `weights` `[..., V]` float32 by inversion of `uniforms` `[...]` float64, int64 `[...]`."""
+    return torch.ops.specdec_lib.draw(weights.contiguous(), uniforms.contiguous())
+
+
+def verify(
+    target_probs: torch.Tensor,  # [B, gamma+1, V]
+    draft_probs: torch.Tensor,  # [B, gamma, V]
+    draft_tokens: torch.Tensor,  # [B, gamma]
+    uniforms: torch.Tensor,  # [B, gamma+1]
+) -> tuple[torch.Tensor, torch.Tensor]:  # [B], [B]
+    """How many draft tokens are accepted, and the token after them (`decoding.verification.verify`)."""
+    tensors = target_probs, draft_probs, draft_tokens, uniforms
+    return torch.ops.specdec_lib.verify(*(tensor.contiguous() for tensor in tensors))
+
+
+def append(
+    rows: Sequence[torch.Tensor],  # changed in place
+    draft_tokens: torch.Tensor,  # [B, gamma]
+    draft_probs: torch.Tensor,  # [B, gamma, V]
+    target_probs: torch.Tensor,  # [B, gamma+1, V]
+    num_accepted: torch.Tensor,  # [B]
+    next_token: torch.Tensor,  # [B]
+) -> None:
+    """What `decoding.ops.PlainOps.append` does to the tensors of rows and counters.
+
+    They are `tokens, lengths, ends, done, stop_token_ids, saw_nan, num_emitted, counts, report`.
+    """
+    step = draft_tokens, draft_probs, target_probs, num_accepted.long(), next_token
+    torch.ops.specdec_lib.append(*rows, *(tensor.contiguous() for tensor in step))
+
+
+def lookup(
+    tokens: torch.Tensor,  # [B, capacity]
+    lengths: torch.Tensor,  # [B]
+    longest: int,
+    shortest: int,
+    num_draft_tokens: int,
+    vocab_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
+    """What followed the last `longest` to `shortest` tokens where they stood before, and one-hots of it."""
+    return torch.ops.specdec_lib.lookup(tokens, lengths, longest, shortest, num_draft_tokens, vocab_size)
