@@ -1,6 +1,8 @@
 # Two commands do it all: `make run GPU=cpu`, then `make test`. The work itself is `python -m specdec_lib <command>`.
 GPU ?= cpu
 MINUTES ?= 60
+export GPU SET
+STUDY := --gpu "$$GPU" $(if $(SET),--set "$$SET")
 
 # An active conda environment made from environment.yml is used as it is; otherwise a .venv beside this file. To make a
 # space ends a name, so that paths here are relative.
@@ -32,20 +34,23 @@ UV_PINS := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11
 PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run certify test soak lint lab report compare bench-peers peers cluster gpu-check publish draft
+.PHONY: setup help run params certify test soak lint lab report compare bench-peers peers cluster gpu-check publish draft
 .PHONY: draft-export audit pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
 help: ## print this help
-	@echo "usage: make <target> [GPU=<name>]    GPU is a file in params/: $(basename $(notdir $(sort $(wildcard params/*.yaml))))"
+	@echo "usage: make <target> [GPU=<name or path>] [SET=\"batch_sizes=[1,8] temperatures=[0]\"]    names in params/: $(basename $(notdir $(sort $(wildcard params/*.yaml))))"
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 run: $(if $(CLUSTER),$(CLUSTER_STAMP),$(STAMP)) ## run the whole study for GPU=<name>, on the cluster CLUSTER=<address>, if any; prints where the report is
-	@$(SPECDEC) run --gpu $(GPU) $(if $(CLUSTER),--cluster $(CLUSTER))
+	@$(SPECDEC) run $(STUDY) $(if $(CLUSTER),--cluster $(CLUSTER))
+
+params: $(STAMP) ## print all keys of GPU=<name>, explained; SET="key=value ..." replaces keys, here and in all studies
+	@$(SPECDEC) params $(STUDY)
 
 certify: $(STAMP) ## write the certificate of exactness of GPU=<name> alone; THOROUGH=1 takes hours
-	@$(SPECDEC) certify --gpu $(GPU) $(if $(THOROUGH),--thorough)
+	@$(SPECDEC) certify $(STUDY) $(if $(THOROUGH),--thorough)
 
 test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
 	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile
@@ -60,22 +65,22 @@ lab: $(STAMP) ## open the notebooks in JupyterLab, at the quickstart
 	@$(PYTHON) -m jupyter lab notebooks/00_quickstart.ipynb
 
 report: $(STAMP) ## render the HTML report of GPU=<name> again from what is on disk
-	@$(SPECDEC) report --gpu $(GPU)
+	@$(SPECDEC) report $(STUDY)
 
 compare: $(STAMP) ## compare all finished runs side by side, with predictions for GPUs without one
 	@$(SPECDEC) compare
 
 bench-peers: $(STAMP) ## time other engines beside ours for GPU=<name>: same weights, prompts and counting
-	@$(SPECDEC) bench-peers --gpu $(GPU)
+	@$(SPECDEC) bench-peers $(STUDY)
 
 peers: $(STAMP) ## install the other engines that bench-peers knows, each into an environment of its own
 	@$(SPECDEC) peers
 
 gpu-check: $(STAMP) ## check this machine for GPU=<name> in a minute: device, exactness, a short sweep, telemetry
-	@$(SPECDEC) gpu-check --gpu $(GPU)
+	@$(SPECDEC) gpu-check $(STUDY)
 
 publish: $(STAMP) ## keep the run of GPU=<name> under outputs/published and in the README's headline
-	@$(SPECDEC) publish --gpu $(GPU)
+	@$(SPECDEC) publish $(STUDY)
 
 draft: $(STAMP) ## distil the shipped draft from nothing (a few hours on 2 cores)
 	@$(SPECDEC) draft

@@ -71,6 +71,15 @@ def _add_study_commands(parsers: Commands) -> None:
         help="spread the sweep over the devices of this Ray cluster; auto: the one that this machine belongs to",
     )
     run.set_defaults(command=commands.run)
+    shown = parsers.add_parser(
+        "params",
+        help="print all keys of a study's params, explained",
+        description="Print every key of a study's params with its meaning, as a YAML file. Keys that differ from the "
+        "default are marked.",
+        epilog='Example: python -m specdec_lib params --gpu h100 --set "batch_sizes=[1,8] temperatures=[0]"',
+    )
+    _add_params(shown)
+    shown.set_defaults(command=commands.params)
     report = parsers.add_parser(
         "report",
         help="render the HTML report again from what is on disk",
@@ -84,7 +93,7 @@ def _add_study_commands(parsers: Commands) -> None:
         help="check a machine in about a minute: device, exactness, a short sweep",
         description="A verdict for every item that a study on a CUDA machine depends on, in about a minute.",
     )
-    check.add_argument("--gpu", required=True, metavar="NAME", help=f"params file: {', '.join(available_params())}")
+    _add_params(check)
     check.set_defaults(command=commands.gpu_check)
     publish = parsers.add_parser(
         "publish",
@@ -180,9 +189,22 @@ def _add_draft_commands(parsers: Commands) -> None:
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
-    names = ", ".join(available_params())
-    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"name of a file in params/, one of {names}")
+    _add_params(parser)
     _add_folder(parser, "--outputs", OUTPUTS, "root of the output folders")
+
+
+def _add_params(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(available_params())
+    parser.add_argument(
+        "--gpu", required=True, metavar="NAME", help=f"a file in params/ ({names}) or the path of a YAML file"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help='replace keys of the params, values in YAML: "batch_sizes=[1,8] temperatures=[0]"',
+    )
 
 
 def _add_folder(parser: argparse.ArgumentParser, name: str, default: Path, help_text: str) -> None:

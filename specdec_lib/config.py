@@ -1,18 +1,27 @@
-"""What a study is told: `StudyParams` from a flat YAML file, and `SamplingConfig` for a single decoding call."""
+"""The params of a study, `StudyParams`, with their defaults; and `SamplingConfig` for a single decoding call."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from specdec_lib.methods import RULES, speculative_methods
 
 BENCHMARK_VERSION = 2  # raise it when rows measured before and after must not be compared
 PARAMS_FOLDER = Path(__file__).resolve().parent.parent / "params"
+
+RUN_FACTS = "environment.json"  # in the folder of a run; holds its params
+FORMER_KEYS = ("extra_repetitions", "interval_width")  # in old runs; they never changed a row's meaning
 
 CUSTOM_PAIR = "custom"
 Positive = Annotated[int, Field(ge=1)]
@@ -46,53 +55,107 @@ class SamplingConfig:
 
 
 class StudyParams(BaseModel):
-    """One study on one device. Every params file holds every key; an unknown key is refused.
+    """One study on one device: the defaults, and what each key means. A params file says only what differs.
+
+    The defaults run on any machine: the embedded pair on the CPU, over the widest sweep. An unknown key is refused.
 
     The sweep crosses methods, num_draft_tokens and temperatures at the first batch size, prompt length and output
-    length; with `design="one-at-a-time"` the further values of those three axes are tried one at a time with
-    `headline_num_draft_tokens`, with `design="factorial"` all are crossed.
+    length. With `design="one-at-a-time"` the further values of those three axes are tried one at a time with
+    `headline_num_draft_tokens`. With `design="factorial"` all are crossed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    gpu: str  # the name of the params file and of the folder under outputs/
-    device: Literal["cpu", "cuda"]
-    device_name: str  # what the device's own name must contain, "" for any
-    pair: str  # a preset of specdec_lib.models.pair, or "custom" for the target and draft that follow
-    target: str | None  # path or hub id
-    target_revision: str | None  # commit on the hub
-    draft: str | None
-    draft_revision: str | None
-    weights: Literal["trained", "random"]  # random: models of the pair's shapes, for latency, memory and energy only
-    accepted_per_step: list[Annotated[int, Field(ge=0)]] | None  # with random weights: the acceptance to replay
-    dtype: Dtype
-    tensor_parallel: Positive  # devices of one host, a process each, that the target is spread over; 1: not spread
-    methods: list[Literal["draft", "ngram", "composite"]] = Field(min_length=1)
-    num_draft_tokens: list[Positive] = Field(min_length=1)
-    headline_num_draft_tokens: Positive
-    temperatures: list[Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)]] = Field(min_length=1)
-    top_k: Annotated[int, Field(ge=0)]
-    top_p: Annotated[float, Field(gt=0, le=1, strict=False)]
-    batch_sizes: list[Positive] = Field(min_length=1)
-    prompt_tokens: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)  # 0: the prompts as they are, ragged
-    max_new_tokens: list[Positive] = Field(min_length=1)
-    design: Literal["one-at-a-time", "factorial"]
-    prompt_set: str
-    num_prompts: Positive  # at the headline setting, half as many elsewhere; a batch takes batch_size of them
-    compare_transformers: bool  # also time transformers.generate on the headline setting
-    repetitions: Positive  # of every cell, at least
-    extra_repetitions: Annotated[
-        int, Field(ge=0)
-    ]  # of a headline cell, at most, while its speedup is less certain than
-    interval_width: Annotated[float, Field(gt=0, strict=False)]  # this: a 95 % interval's width, as a share of it
-    correctness_samples: Positive  # continuations of each prompt in notebook 01's tests of the pair
-    price: str  # a key of hardware/prices.yaml
-    seed: Annotated[int, Field(ge=0)]
+    gpu: str
+    """the name of the params file and of the folder under outputs/"""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where the models run"""
+    device_name: str = ""
+    """what the device's own name must contain; empty for any"""
+    tensor_parallel: Positive = 1
+    """GPUs of one host, a process each, over which the target is spread; for one too large for a single GPU"""
+    price: str = "cpu-2-vcpu"
+    """what an hour of the device costs: a key of hardware/prices.yaml"""
+
+    pair: str = "smollm2-135m-embedded"
+    """a preset of target and draft (models/presets.py), or custom for the target and draft that follow"""
+    target: str | None = None
+    """with pair: custom, a path or hub id"""
+    target_revision: str | None = None
+    """a commit on the hub; null for the newest"""
+    draft: str | None = None
+    """with pair: custom, a path or hub id"""
+    draft_revision: str | None = None
+    """a commit on the hub; null for the newest"""
+    weights: Literal["trained", "random"] = "trained"
+    """random: models of the pair's shapes without a download, for latency, memory and energy only"""
+    accepted_per_step: list[Annotated[int, Field(ge=0)]] | None = None
+    """with random weights: the numbers of accepted tokens to replay, step by step, such as [2, 0, 4]"""
+    dtype: Dtype = "bfloat16"
+    """of weights and activations"""
+
+    plugins: list[str] = []
+    """Python modules to import first, which register methods and verification rules of your own"""
+    methods: list[str] = Field(["draft", "ngram", "composite"], min_length=1)
+    """ways to draft, by their names in methods.py; single comparisons take the first"""
+    verification: str = "token"
+    """the rule that accepts and rejects draft tokens, by its name in methods.py"""
+    num_draft_tokens: list[Positive] = Field([1, 2, 3, 4, 5, 6, 7, 8], min_length=1)
+    """gamma: draft tokens a step"""
+    headline_num_draft_tokens: Positive = 4
+    """the gamma of the headline and of the axes below"""
+    temperatures: list[Annotated[float, Field(ge=0, allow_inf_nan=False, strict=False)]] = Field(
+        [0.0, 1.0], min_length=1
+    )
+    """0 is greedy"""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """sample from the k most likely tokens; 0 keeps all"""
+    top_p: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
+    """sample from the most likely tokens that reach this probability together; 1 keeps all"""
+    batch_sizes: list[Positive] = Field([1, 2, 4, 8, 16, 32], min_length=1)
+    """prompts decoded together; the first is the headline's"""
+    prompt_tokens: list[Annotated[int, Field(ge=0)]] = Field([0, 256, 1024], min_length=1)
+    """prompt lengths; 0 takes the prompts as they are; the first is the headline's"""
+    max_new_tokens: list[Positive] = Field([128, 512], min_length=1)
+    """output lengths; the first is the headline's"""
+    design: Literal["one-at-a-time", "factorial"] = "one-at-a-time"
+    """how the last three axes are combined"""
+
+    prompt_set: str = "mixed"
+    """a file in specdec_lib/prompts, or a path to one"""
+    num_prompts: Positive = 12
+    """at the headline setting, half as many elsewhere; a batch takes batch_size of them"""
+    compare_transformers: bool = True
+    """also time transformers.generate at the headline setting"""
+    repetitions: Positive = 3
+    """of every cell"""
+    correctness_samples: Positive = 2000
+    """continuations of each prompt in the statistical tests of 01_correctness"""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """of all random numbers"""
+
+    _file: str | None = PrivateAttr(None)
 
     @property
     def num_devices(self) -> int:
         """GPUs that a run takes at a time, to be paid for; a CPU is one device, however many processes share it."""
         return self.tensor_parallel if self.device == "cuda" else 1
+
+    @model_validator(mode="after")
+    def _names_are_registered(self) -> StudyParams:
+        for module in self.plugins:
+            try:
+                importlib.import_module(module)
+            except Exception as error:
+                raise ValueError(
+                    f"plugins: {module} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())}): "
+                    "install it, or put its folder on PYTHONPATH"
+                ) from error
+        for name in self.methods:
+            _check_known("methods", name, speculative_methods())
+        _check_known("verification", self.verification, list(RULES))
+        return self
 
     @model_validator(mode="after")
     def _custom_pair_has_both(self) -> StudyParams:
@@ -140,35 +203,94 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specdec_lib"
 
 
-def available_params(folder: Path = PARAMS_FOLDER) -> list[str]:
+def available_params() -> list[str]:
     """The names that `make run GPU=<name>` knows."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in PARAMS_FOLDER.glob("*.yaml"))
 
 
-def load_params(name: str, folder: Path = PARAMS_FOLDER) -> StudyParams:
-    """Read and check `params/<name>.yaml`.
+def load_params(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> StudyParams:
+    """Read and check the params of a study.
+
+    Args:
+        name_or_path: a name in params/, a path to a YAML file anywhere, or the folder of a run, whose params are kept
+            in its environment.json. The stem of a file is the name of its study.
+        overrides: keys and values that replace those of the file, under the same checks.
 
     Raises:
         ValueError: no such file, a file that is not YAML, or a key that is unknown, missing or out of range; one line
             that names the remedy.
     """
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise ValueError(f"no params file for GPU={name}: choose one of {', '.join(available_params(folder))}")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path.name} holds no keys: copy params/cpu.yaml and edit it")
-    params = validate_params(data, source=path.name)
-    if params.gpu != name:
-        raise ValueError(f"{path.name} says gpu: {params.gpu}: it must be {name}, the name of the file")
+    path, found = _find_file(str(name_or_path))
+    if path.is_dir():
+        params = params_of_run(json.loads((path / RUN_FACTS).read_text(encoding="utf-8")), str(path / RUN_FACTS))
+    else:
+        params = validate_params({"gpu": path.stem} | _read_yaml(path), source=path.name)
+        if params.gpu != path.stem:
+            raise ValueError(f"{path.name} says gpu: {params.gpu}: write {path.stem}, the name of the file, or nothing")
+    if overrides:
+        if overrides.get("gpu", params.gpu) != params.gpu:
+            raise ValueError(f"overrides: gpu is {overrides['gpu']}: it is the name of the params file, {params.gpu}")
+        params = validate_params(params.model_dump() | dict(overrides), source=f"overrides of {path.name}")
+    if not found:
+        params._file = str(path.resolve())
     return params
 
 
-def params_of_run(facts: dict[str, object], source: str) -> StudyParams:
-    """The params that a run kept in its `environment.json`; a key that came later has the value that changes nothing.
+def notebook_parameters(params: StudyParams) -> dict[str, Any]:
+    """The `gpu` and `overrides` with which a notebook's `load_params(gpu, overrides)` returns the same params."""
+    source = params._file or params.gpu
+    loaded = load_params(source)
+    return {"gpu": source, "overrides": {key: value for key, value in params if value != getattr(loaded, key)}}
+
+
+def parse_overrides(text: str) -> dict[str, Any]:
+    """Read `batch_sizes=[1,8] temperatures=[0] pair=toy`: keys, and their values in YAML.
+
+    Raises:
+        ValueError: what is not of that form; names it.
+    """
+    before, *parts = re.split(r"(?:^|(?<=\s))(\w+)=", text.strip())
+    if before.strip():
+        raise ValueError(f"overrides: {before.strip()!r} has no key: write key=value, such as batch_sizes=[1,8]")
+    overrides: dict[str, Any] = {}
+    for key, value in zip(parts[::2], parts[1::2], strict=True):
+        if key in overrides or not value.strip():
+            problem = "is given twice" if key in overrides else "has no value"
+            raise ValueError(f"overrides: {key} {problem}: write {key}=value once, null for none")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"overrides: the value of {key} is not valid YAML: {value.strip()}") from None
+    return overrides
+
+
+def _find_file(name_or_path: str) -> tuple[Path, bool]:
+    """The file or run folder that is meant, and whether it is one of params/."""
+    path = PARAMS_FOLDER / f"{name_or_path}.yaml"
+    if path.parent == PARAMS_FOLDER and path.is_file():
+        return path, True
+    path = Path(name_or_path).expanduser()
+    if path.is_file() or (path / RUN_FACTS).is_file():
+        return path, False
+    names = available_params()
+    raise ValueError(
+        f"no params file for GPU={name_or_path}: choose one of {', '.join(names)}, or give the path of a YAML file"
+        + _near(name_or_path, names)
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.name} holds no keys: copy params/cpu.yaml and edit it")
+    return data
+
+
+def params_of_run(facts: Mapping[str, Any], source: str) -> StudyParams:
+    """The params that a run kept in its `environment.json`. A key that came later has its default.
 
     Raises:
         ValueError: there are none, or they are not valid; `source` names the file in the error.
@@ -176,22 +298,32 @@ def params_of_run(facts: dict[str, object], source: str) -> StudyParams:
     kept = facts.get("params")
     if not isinstance(kept, dict):
         raise ValueError(f"{source} holds no params: run the study again, with make run GPU=<name>")
-    later: dict[str, object] = {"weights": "trained", "accepted_per_step": None, "tensor_parallel": 1}
-    later |= {"extra_repetitions": 0, "interval_width": 0.1}
-    return validate_params(later | kept, source)
+    return validate_params({key: value for key, value in kept.items() if key not in FORMER_KEYS}, source)
 
 
-def validate_params(data: dict[str, object], source: str) -> StudyParams:
-    """Check a dictionary of params; `source` names it in the error."""
+def validate_params(data: Mapping[str, Any], source: str) -> StudyParams:
+    """Check a dictionary of params; `source` names it in the error.
+
+    Raises:
+        ValueError: the first key that is unknown, missing or out of range; one line that names the remedy.
+    """
     try:
-        return StudyParams.model_validate(data)
+        return StudyParams.model_validate(dict(data))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, StudyParams.model_fields, n=1)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"remove it; the keys are {', '.join(StudyParams.model_fields)}"
-            )
-            raise ValueError(f"{source}: unknown key {key}: {hint}") from None
+            keys = list(StudyParams.model_fields)
+            hint = _near(key, keys) or f": remove it; the keys are {', '.join(keys)}"
+            raise ValueError(f"{source}: unknown key {key}{hint}") from None
         raise ValueError(f"{source}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _check_known(key: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{key}: unknown name {name!r}: choose one of {', '.join(known)}{_near(name, known)}")
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {near[0]}?" if near else ""

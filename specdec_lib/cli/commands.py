@@ -7,12 +7,17 @@ import os
 import sys
 from pathlib import Path
 
-from specdec_lib.config import StudyParams, load_params
+from specdec_lib.config import StudyParams, load_params, parse_overrides
+
+
+def study_params(options: argparse.Namespace) -> StudyParams:
+    """The params that `--gpu` and `--set` ask for."""
+    return load_params(options.gpu, parse_overrides(" ".join(options.set)))
 
 
 def run(options: argparse.Namespace) -> int:
     """Run a study from its params to its report."""
-    params = load_params(options.gpu)
+    params = study_params(options)
     check_study(params)
     from specdec_lib.report.pages import make_reports
 
@@ -76,11 +81,19 @@ def _failed_cells(folder: Path) -> list[str]:
     ]
 
 
+def params(options: argparse.Namespace) -> int:
+    """Print the params of a study, resolved."""
+    from specdec_lib.cli.params import explained
+
+    print(explained(study_params(options)))
+    return 0
+
+
 def report(options: argparse.Namespace) -> int:
     """Render a run's pages again."""
     from specdec_lib.report.pages import render_reports, write_index
 
-    params = load_params(options.gpu)
+    params = study_params(options)
     folder = options.outputs / params.gpu
     render_reports(folder)
     print(f"report: {write_index(params, folder).resolve()}")
@@ -99,7 +112,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def bench_peers(options: argparse.Namespace) -> int:
     """Time other engines beside ours."""
-    params = load_params(options.gpu)
+    params = study_params(options)
     _check_one_process(params, "bench-peers")
     from specdec_lib.study.prompts import load_prompts
 
@@ -139,7 +152,7 @@ def gpu_check(options: argparse.Namespace) -> int:
     from specdec_lib.cli.gpu_check import FAIL, gpu_check
 
     failed = []
-    for verdict in gpu_check(load_params(options.gpu)):
+    for verdict in gpu_check(study_params(options)):
         print(f"{verdict.outcome:8s} {verdict.item} ({verdict.seconds:.0f} s): {verdict.detail}", flush=True)
         failed += [verdict.item] * (verdict.outcome == FAIL)
     print(f"verdict: {'not ready: ' + ', '.join(failed) if failed else 'ready for make run GPU=' + options.gpu}")
@@ -150,7 +163,7 @@ def publish(options: argparse.Namespace) -> int:
     """Keep a run."""
     from specdec_lib.report.publish import publish
 
-    params = load_params(options.gpu)
+    params = study_params(options)
     published = publish(params, options.outputs / params.gpu, options.outputs / "published" / params.gpu)
     print(f"published: {published.resolve()}")
     return 0
@@ -163,7 +176,7 @@ def certify(options: argparse.Namespace) -> int:
     from specdec_lib.exactness import certificate as exactness
     from specdec_lib.report.tables import exactness as exactness_tables
 
-    params = load_params(options.gpu)
+    params = study_params(options)
     _check_one_process(params, "certify")
     check_study(params)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -183,7 +196,7 @@ def rerun(options: argparse.Namespace) -> int:
     """Decode a cell again."""
     from specdec_lib.study.rerun import find_run, rerun
 
-    folder = options.outputs / options.gpu if options.gpu else find_run(options.outputs, options.cell_id)
+    folder = options.outputs / Path(options.gpu).stem if options.gpu else find_run(options.outputs, options.cell_id)
     found = rerun(folder, options.cell_id, alone=options.alone)
     print(found.sentence())
     return 1 if found.different else 0

@@ -144,16 +144,8 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
             prompt_tokens=setting.prompt_tokens,
             max_new_tokens=setting.max_new_tokens,
             prompt_group=prompt_group,
-            repetitions=_repetitions(params, setting, engine, gamma),
+            repetitions=Repetitions(params.repetitions, params.repetitions, width=0.0),
             seed=params.seed,
         )
         for engine, method, gamma in ways
     ]
-
-
-def _repetitions(params: StudyParams, setting: Setting, engine: str, gamma: int | None) -> Repetitions:
-    """Only what a headline ratio is made of may be repeated further."""
-    headline = setting.headline and engine == "specdec_lib" and gamma in (None, params.headline_num_draft_tokens)
-    if not headline or not params.extra_repetitions:
-        return Repetitions(params.repetitions, params.repetitions, width=0.0)
-    return Repetitions(params.repetitions, params.repetitions + params.extra_repetitions, params.interval_width)

@@ -1,16 +1,38 @@
-"""Params files: what is accepted, and that a refusal is one line which names the remedy."""
+"""Params: what a file says, what a command overrides, and that a refusal is one line which names the remedy."""
+
+import sys
 
 import pytest
 import yaml
 
-from specdec_lib.config import available_params, load_params, validate_params
-
-SMOKE = load_params("smoke").model_dump()
+from specdec_lib.cli.params import explained
+from specdec_lib.config import (
+    PARAMS_FOLDER,
+    StudyParams,
+    available_params,
+    load_params,
+    notebook_parameters,
+    params_of_run,
+    parse_overrides,
+    validate_params,
+)
+from specdec_lib.methods import METHODS
 
 
 @pytest.mark.parametrize("name", available_params())
-def test_every_params_file_is_valid_and_complete(name):
-    assert load_params(name).gpu == name
+def test_a_params_file_says_only_what_differs_from_the_defaults(name):
+    said = yaml.safe_load((PARAMS_FOLDER / f"{name}.yaml").read_text())
+    assert load_params(name).model_dump() == StudyParams(gpu=name).model_dump() | said
+    assert all(said[key] != StudyParams.model_fields[key].default for key in said)
+
+
+def test_every_key_is_explained_and_printed_with_its_mark():
+    params = load_params("h100", {"batch_sizes": [1, 8]})
+    text = explained(params)
+    assert yaml.safe_load(text) == params.model_dump()
+    assert "batch_sizes: [1, 8]  # <- default: [1, 2, 4, 8, 16, 32]" in text
+    assert "\nseed: 0\n" in text + "\n"
+    assert all(field.description for field in StudyParams.model_fields.values())
 
 
 @pytest.mark.parametrize(
@@ -22,41 +44,104 @@ def test_every_params_file_is_valid_and_complete(name):
         ({"temperatures": [-0.5]}, "temperatures.0: .*greater than or equal to 0"),
         ({"temperatures": [float("inf")]}, "temperatures.0: .*finite number"),
         ({"batch_sizes": []}, "batch_sizes: "),
+        ({"batch_sizes": [1, 1]}, "name each value once"),
         ({"dtype": "int8"}, "dtype: "),
         ({"headline_num_draft_tokens": 9}, "choose one of num_draft_tokens"),
         ({"repetitions": "3"}, "repetitions: .*integer"),
+        ({"methods": ["drafd"]}, "methods: unknown name 'drafd': choose one of draft, ngram, .*: did you mean draft?"),
+        ({"methods": ["autoregressive"]}, "methods: unknown name 'autoregressive'"),
+        ({"verification": "tokens"}, "verification: unknown name 'tokens': choose one of token.*: did you mean token?"),
+        ({"plugins": ["no_such_module"]}, "plugins: no_such_module cannot be imported .*ModuleNotFoundError"),
+        ({"gpu": "other"}, "gpu is other: it is the name of the params file, smoke"),
     ],
 )
 def test_bad_values_are_refused_by_key(change, message):
     with pytest.raises(ValueError, match=message) as refusal:
-        validate_params(SMOKE | change, source="test.yaml")
-    assert str(refusal.value).startswith("test.yaml: ")
+        load_params("smoke", change)
+    assert str(refusal.value).startswith("overrides")
     assert "\n" not in str(refusal.value)
 
 
-def test_a_missing_key_is_refused():
-    with pytest.raises(ValueError, match="seed: Field required"):
-        validate_params({key: value for key, value in SMOKE.items() if key != "seed"}, source="test.yaml")
+def test_gpu_is_the_one_key_without_a_default():
+    with pytest.raises(ValueError, match="gpu: Field required"):
+        validate_params({}, source="test.yaml")
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"no params file for GPU=tpu: choose one of .*cpu"):
-        load_params("tpu")
+    with pytest.raises(ValueError, match=r"no params file for GPU=h101: choose one of .*cpu.* mean h100"):
+        load_params("h101")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("gpu: [", "not valid YAML"), ("", "holds no keys"), (yaml.safe_dump(SMOKE), "says gpu: smoke: it must be other")],
+    [("gpu: [", "not valid YAML"), ("", "holds no keys"), ("gpu: smoke", "gpu: smoke: write other")],
 )
 def test_a_file_that_is_no_params_file_is_refused(tmp_path, text, message):
     (tmp_path / "other.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_params("other", tmp_path)
+        load_params(tmp_path / "other.yaml")
+
+
+def test_a_file_outside_the_repository_names_its_study_and_reaches_notebooks_by_its_path(tmp_path):
+    (tmp_path / "mine.yaml").write_text("pair: toy\ndtype: float32\n")
+    params = load_params(str(tmp_path / "mine.yaml"), {"batch_sizes": [2]})
+    assert params.gpu == "mine"
+    values = notebook_parameters(params)
+    assert values == {"gpu": str(tmp_path / "mine.yaml"), "overrides": {"batch_sizes": [2]}}
+    assert load_params(values["gpu"], values["overrides"]) == params
+
+
+def test_a_run_without_later_keys_and_with_former_ones_can_be_read():
+    kept = load_params("smoke").model_dump() | {"extra_repetitions": 2, "interval_width": 0.1}
+    later = ("weights", "accepted_per_step", "tensor_parallel", "verification", "plugins")
+    old = {key: value for key, value in kept.items() if key not in later}
+    assert params_of_run({"params": old}, "environment.json") == load_params("smoke")
+    with pytest.raises(ValueError, match="holds no params"):
+        params_of_run({}, "environment.json")
+
+
+def test_overrides_are_keys_with_yaml_values():
+    text = "batch_sizes=[1, 8] temperatures=[0] pair=toy device_name='NVIDIA H100' target=null"
+    assert parse_overrides(text) == {
+        "batch_sizes": [1, 8],
+        "temperatures": [0],
+        "pair": "toy",
+        "device_name": "NVIDIA H100",
+        "target": None,
+    }
+    assert parse_overrides("") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1,8]", "has no key"),
+        ("pair toy", "'pair toy' has no key: write key=value"),
+        ("pair=", "pair has no value"),
+        ("seed=1 seed=2", "seed is given twice"),
+        ("batch_sizes=[1", "the value of batch_sizes is not valid YAML"),
+    ],
+)
+def test_overrides_of_another_form_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_overrides(text)
+
+
+def test_a_plugin_registers_a_method_that_params_may_name(tmp_path, monkeypatch):
+    code = "from specdec_lib.methods import METHODS, Method, register\n"
+    code += "register(Method('mine', 'my drafts', '#000000', 'x', make=lambda pair: None, pieces=('mine',)))\n"
+    (tmp_path / "my_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert load_params("smoke", {"plugins": ["my_methods"], "methods": ["mine"]}).methods == ["mine"]
+    finally:
+        METHODS.pop("mine", None)
+        sys.modules.pop("my_methods", None)
 
 
 def test_a_custom_pair_needs_target_and_draft():
     both = {"pair": "custom", "target": "a/target", "draft": "a/draft"}
-    assert validate_params(SMOKE | both, source="test.yaml").target == "a/target"
+    assert load_params("smoke", both).target == "a/target"
     for wrong in ({"pair": "custom"}, both | {"draft": None}, both | {"pair": "toy"}):
         with pytest.raises(ValueError, match="give target and draft with pair: custom"):
-            validate_params(SMOKE | wrong, source="test.yaml")
+            load_params("smoke", wrong)

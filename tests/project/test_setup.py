@@ -1,4 +1,4 @@
-"""One set of pins serves venv, conda and CI; params files and make targets keep their promises."""
+"""One set of pins serves venv, conda and CI; make targets keep their promises."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from specdec_lib.config import StudyParams, available_params, load_params
+from specdec_lib.config import available_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TARGETS = {"help", "run", "test", "lint", "lab", "report", "bench-peers", "peers", "draft", "draft-export", "clean"}
-TARGETS |= {"cluster", "audit", "pins"}
+TARGETS |= {"cluster", "audit", "pins", "params"}
 
 
 def pins(name: str = "requirements.txt") -> dict[str, str]:
@@ -89,17 +89,6 @@ def test_conda_brings_python_and_leaves_the_pins_to_make() -> None:
     assert set(packages) == {"python", "make", "pip"}
     python = packages["python"].partition("=")[2]
     assert python in Requirement(f"python{PYPROJECT['project']['requires-python']}").specifier
-
-
-@pytest.mark.parametrize("name", ["smoke", "cpu", "cpu-avx2", "a100", "h100", "h200"])
-def test_every_params_file_is_valid_and_holds_every_key(name: str) -> None:
-    assert load_params(name).gpu == name
-    data = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text())
-    assert list(data) == list(StudyParams.model_fields)
-
-
-def test_no_params_file_is_forgotten() -> None:
-    assert set(available_params()) == {"smoke", "cpu", "cpu-avx2", "a100", "h100", "h200"}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

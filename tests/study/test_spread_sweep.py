@@ -105,7 +105,7 @@ def test_rows_hold_the_memory_of_both_processes(disturbed):
 def test_what_cannot_be_spread_is_refused_in_one_line_before_anything_starts(
     params, change, reason, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(commands, "load_params", lambda _: params.model_copy(update=change))
+    monkeypatch.setattr(commands, "load_params", lambda *_: params.model_copy(update=change))
     assert main(["run", "--gpu", "smoke", "--outputs", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert reason in said
@@ -115,7 +115,7 @@ def test_what_cannot_be_spread_is_refused_in_one_line_before_anything_starts(
 
 @pytest.mark.parametrize("command", ["certify", "bench-peers"])
 def test_commands_of_one_process_refuse_a_spread_target(params, command, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(commands, "load_params", lambda _: params)
+    monkeypatch.setattr(commands, "load_params", lambda *_: params)
     assert main([command, "--gpu", "smoke", "--outputs", str(tmp_path)]) == 2
     assert "loads the whole target in one process" in capsys.readouterr().err
 

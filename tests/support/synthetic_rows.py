@@ -13,38 +13,17 @@ import pyarrow.parquet as pq
 from specdec_lib.config import StudyParams, validate_params
 from specdec_lib.study.table import SCHEMA
 
-STUDY = {
+STUDY = {  # what differs from the defaults
     "gpu": "synthetic",
-    "device": "cpu",
-    "device_name": "",
     "pair": "toy-pair",
-    "target": None,
-    "target_revision": None,
-    "draft": None,
-    "draft_revision": None,
-    "weights": "trained",
-    "accepted_per_step": None,
     "dtype": "float32",
-    "tensor_parallel": 1,
     "methods": ["draft", "ngram"],
     "num_draft_tokens": [1, 2, 4, 6],
-    "headline_num_draft_tokens": 4,
-    "temperatures": [0.0, 1.0],
-    "top_k": 0,
-    "top_p": 1.0,
     "batch_sizes": [1, 2, 4],
     "prompt_tokens": [0, 64],
     "max_new_tokens": [48, 96],
-    "design": "one-at-a-time",
-    "prompt_set": "mixed",
     "num_prompts": 5,
-    "compare_transformers": True,
-    "repetitions": 3,
-    "extra_repetitions": 0,
-    "interval_width": 0.1,
     "correctness_samples": 100,
-    "price": "cpu-2-vcpu",
-    "seed": 0,
 }
 ACCEPTANCE = {("draft", 0.0): 0.68, ("draft", 1.0): 0.55, ("ngram", 0.0): 0.30, ("ngram", 1.0): 0.12}
 TARGET_MS, DRAFT_MS, VERIFY_MS = 20.0, 2.5, 1.2  # a step of the target, a drafted token, each further verified token

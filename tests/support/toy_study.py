@@ -32,6 +32,6 @@ if __name__ == "__main__":
     write_notebook(notebooks, "02_latency_sweep", SWEEP)
     real = report.run_notebooks
     report.run_notebooks = lambda params, root: real(params, root, notebooks)
-    commands.load_params = lambda name: toy_params()
+    commands.load_params = lambda *_: toy_params()
     sys.argv[:2] = ["specdec_lib"]
     cli.run_and_exit()
