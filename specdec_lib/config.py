@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from specdec_lib.methods import RULES, speculative_methods
 
-BENCHMARK_VERSION = 2  # raise it when rows measured before and after must not be compared
+BENCHMARK_VERSION = 3  # raise it when rows measured before and after must not be compared
 PARAMS_FOLDER = Path(__file__).resolve().parent.parent / "params"
 
 RUN_FACTS = "environment.json"  # in the folder of a run; holds its params
