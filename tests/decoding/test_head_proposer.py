@@ -5,11 +5,11 @@ import torch
 from tiny_models import save_head, tiny_target
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import HeadProposer, ModelProposer
-from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
+from specdec_lib.decoding.proposers.head import HeadDrafting
+from specdec_lib.decoding.proposers.model import ModelProposer
+from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.models.draft_head import DraftHead
-from specdec_lib.models.toy import toy_model
 
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6, 5, 3, 5, 8, 9, 7, 9])]
 
@@ -41,22 +41,28 @@ def decode(target, proposer, sampling, gamma, prompts=PROMPTS):
 @pytest.mark.parametrize("gamma", [1, 3, 6])
 def test_greedy_output_equals_the_baseline(target, head, gamma):
     greedy = SamplingConfig(temperature=0)
-    expected = autoregressive_decode(
-        target, PROMPTS, max_new_tokens=18, sampling=greedy, generator=torch.Generator()
-    ).tokens
-    got = decode(target, HeadProposer(head), greedy, gamma).tokens
+    expected = autoregressive_decode(target, PROMPTS, max_new_tokens=18, sampling=greedy).tokens
+    got = decode(target, ModelProposer(head), greedy, gamma).tokens
     assert [row.tolist() for row in got] == [row.tolist() for row in expected]
 
 
-class Compared(HeadProposer):
+class Compared(Proposer):
     """Checks every first drafted distribution against a head that reads the whole text anew, without any cache."""
 
-    checked = 0
+    def __init__(self, head, target):
+        self.head, self.target, self.checked = head, target, 0
 
-    def propose(self, state, num_draft_tokens, sampling, generator):
-        tokens, probs = super().propose(state, num_draft_tokens, sampling, generator)
-        for row in (~state.done).nonzero()[:, 0].tolist():
-            text = state.tokens[row : row + 1, : state.lengths[row]]
+    def start(self, call):
+        self.drafting = HeadDrafting(self.head, call)
+        return self
+
+    def read_prompt(self, *chunk):
+        self.drafting.read_prompt(*chunk)
+
+    def propose(self, rows, num_draft_tokens, uniforms):
+        tokens, probs = self.drafting.propose(rows, num_draft_tokens, uniforms)
+        for row in (~rows.done).nonzero()[:, 0].tolist():
+            text = rows.tokens[row : row + 1, : rows.lengths[row]]
             assert torch.allclose(probs[row, 0], self.from_scratch(text), atol=1e-5)
             self.checked += 1
         return tokens, probs
@@ -69,14 +75,8 @@ class Compared(HeadProposer):
 
 @pytest.mark.parametrize("chunk", [512, 3])
 def test_after_any_acceptance_the_cache_holds_what_a_fresh_head_would_compute(target, head, chunk, monkeypatch):
-    monkeypatch.setattr("specdec_lib.decoding.state.PREFILL_CHUNK", chunk)
-    proposer = Compared(head)
-    proposer.target = target
+    monkeypatch.setattr("specdec_lib.decoding.step.PREFILL_CHUNK", chunk)
+    proposer = Compared(head, target)
     result = decode(target, proposer, SamplingConfig(), 3)
     assert 0 < result.acceptance_rate < 1
     assert proposer.checked > 10
-
-
-def test_a_model_proposer_of_a_head_is_a_head_proposer(head):
-    assert isinstance(ModelProposer(head), HeadProposer)
-    assert not isinstance(ModelProposer(toy_model(4, torch.Generator())), HeadProposer)

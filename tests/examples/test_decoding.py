@@ -5,9 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
-from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
+from specdec_lib.decoding.proposers.model import ModelProposer
+from specdec_lib.decoding.proposers.ngram import NgramProposer
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import ToyModel, toy_draft, toy_model
 
@@ -64,9 +64,18 @@ def test_every_row_gets_exactly_max_new_tokens(target, draft, gamma, new):
 
 def test_prompts_longer_than_a_prefill_chunk(target, draft, monkeypatch):
     expected = speculate(target, ModelProposer(draft)).tokens
-    monkeypatch.setattr("specdec_lib.decoding.state.PREFILL_CHUNK", 2)
+    monkeypatch.setattr("specdec_lib.decoding.step.PREFILL_CHUNK", 2)
     chunked = speculate(target, ModelProposer(draft)).tokens
     assert [row.tolist() for row in chunked] == [row.tolist() for row in expected]
+
+
+def test_prompts_may_be_lists_and_greedy_decoding_needs_no_generator(target, draft):
+    lists = [prompt.tolist() for prompt in PROMPTS]
+    options = {"max_new_tokens": 20, "sampling": GREEDY}
+    baseline = autoregressive_decode(target, lists, **options)
+    result = speculative_decode(target, ModelProposer(draft), lists, num_draft_tokens=4, **options)
+    expected = [row.tolist() for row in decode(target).tokens]
+    assert [row.tolist() for row in baseline.tokens] == [row.tolist() for row in result.tokens] == expected
 
 
 def counting_model(vocab_size: int = 10):
@@ -83,7 +92,7 @@ def test_a_stop_token_inside_an_accepted_run_cuts_the_row_there():
     assert [row.tolist() for row in result.tokens] == [[1, 2, 3, 4], [7, 8, 9, 0, 1, 2, 3, 4]]
     baseline = decode(model, [torch.tensor([0]), torch.tensor([6])], new=8, stop_token_ids=(4,))
     assert [row.tolist() for row in baseline.tokens] == [row.tolist() for row in result.tokens]
-    # Row 0: 1 by the prefill, then 2 3 4 accepted; the fourth draft token lies behind the stop and is not counted.
+    # Row 0: 1 by the prefill, then 2 3 4 accepted; the fourth draft token comes after the stop and is not counted.
     # Row 1: 8 9 0 1 and the bonus 2, then 3 accepted and 4 by the target (the draft leaves it room).
     assert result.accepted == 3 + 4 + 1
     assert result.acceptance_rate == 1
@@ -139,7 +148,11 @@ def test_a_draft_with_a_padded_vocabulary_still_works(target):
         ({"prompts": [torch.tensor([], dtype=torch.int64)]}, "prompt 0 is empty"),
         ({"prompts": [torch.tensor([99])]}, "outside 0..15"),
         ({"prompts": [torch.tensor([1.0])]}, "1-D int64"),
-        ({"prompts": torch.tensor([[1, 2]])}, "prompts is a Tensor: give a list of 1-D tensors"),
+        ({"prompts": [[1, 2.5]]}, "prompt 0 is list"),
+        ({"prompts": ["text"]}, "prompt 0 is str"),
+        ({"generator": None, "sampling": SamplingConfig()}, "generator is missing"),
+        ({"row_numbers": [1]}, "1 row_numbers for 3 prompts"),
+        ({"prompts": torch.tensor([[1, 2]])}, "prompts is a Tensor: give a list with the token ids"),
         ({"stop_token_ids": 2}, "stop_token_ids is 2: give a tuple"),
         ({"stop_token_ids": (None,)}, "give a tuple of token ids"),
         ({"new": 5000}, "exceed the context of toy-target"),
@@ -197,7 +210,7 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize(("method", "most"), [("draft", 250), ("ngram", 170)])
 def test_a_step_waits_for_the_device_only_at_its_stop_test(target, draft, method, most, temperature):
-    """Twice as many steps wait no more often; the stop test itself reads one small tensor (`DecodeState.look`)."""
+    """Twice as many steps wait no more often; the stop test itself reads one small tensor (`Progress.read`)."""
     counts = []
     for new in (10, 20):
         proposer = ModelProposer(draft) if method == "draft" else NgramProposer()

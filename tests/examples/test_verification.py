@@ -5,9 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from specdec_lib.decoding.sampling import draw
-from specdec_lib.decoding.verification import count_accepted, residual_probs, verify
-from specdec_lib.exactness.mutants import without_residual
+from specdec_lib.decoding.sampling import invert
+from specdec_lib.decoding.verification import Verification, residual_probs, verify
 
 
 def random_probs(*shape: int, seed: int) -> torch.Tensor:
@@ -15,6 +14,15 @@ def random_probs(*shape: int, seed: int) -> torch.Tensor:
     logits = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2
     impossible = logits < logits.amax(dim=-1, keepdim=True) - 4
     return torch.softmax(logits.masked_fill(impossible, float("-inf")), dim=-1)
+
+
+def random_numbers(batch: int, count: int, seed: int) -> torch.Tensor:
+    return torch.rand(batch, count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn_from(probs: torch.Tensor, seed: int) -> torch.Tensor:
+    """One token from each distribution `[B, m, V]`."""
+    return invert(probs, random_numbers(*probs.shape[:2], seed=seed))
 
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(2, 9), st.integers(0, 2**20))
@@ -25,9 +33,8 @@ sizes = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(2, 9), st.in
 def test_a_draft_equal_to_the_target_is_accepted_whole(size):
     batch, gamma, vocab, seed = size
     target = random_probs(batch, gamma + 1, vocab, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = draw(target[:, :-1], generator)
-    assert (verify(target, target[:, :-1], tokens, generator).num_accepted == gamma).all()
+    tokens, uniforms = drawn_from(target[:, :-1], seed), random_numbers(batch, gamma + 1, seed + 1)
+    assert (verify(target, target[:, :-1], tokens, uniforms).num_accepted == gamma).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -36,8 +43,7 @@ def test_disjoint_supports_reject_everything_and_resample_from_the_target(size):
     batch, gamma, vocab, seed = size
     target = torch.cat([random_probs(batch, gamma + 1, vocab, seed=seed), torch.zeros(batch, gamma + 1, vocab)], -1)
     draft = torch.cat([torch.zeros(batch, gamma, vocab), random_probs(batch, gamma, vocab, seed=seed + 1)], -1)
-    generator = torch.Generator().manual_seed(seed)
-    verdict = verify(target, draft, draw(draft, generator), generator)
+    verdict = verify(target, draft, drawn_from(draft, seed), random_numbers(batch, gamma + 1, seed + 1))
     assert (verdict.num_accepted == 0).all()
     assert (verdict.next_token < vocab).all()
     assert torch.allclose(residual_probs(target, draft, verdict.num_accepted), target[:, 0])
@@ -48,9 +54,8 @@ def test_disjoint_supports_reject_everything_and_resample_from_the_target(size):
 def test_a_step_emits_between_one_and_gamma_plus_one_possible_tokens(size):
     batch, gamma, vocab, seed = size
     target, draft = random_probs(batch, gamma + 1, vocab, seed=seed), random_probs(batch, gamma, vocab, seed=seed + 1)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = draw(draft, generator)
-    verdict = verify(target, draft, tokens, generator)
+    tokens = drawn_from(draft, seed)
+    verdict = verify(target, draft, tokens, random_numbers(batch, gamma + 1, seed + 2))
     assert ((verdict.num_accepted >= 0) & (verdict.num_accepted <= gamma)).all()
     for row, (accepted, token) in enumerate(
         zip(verdict.num_accepted.tolist(), verdict.next_token.tolist(), strict=True)
@@ -62,15 +67,14 @@ def test_a_step_emits_between_one_and_gamma_plus_one_possible_tokens(size):
 
 @settings(max_examples=40, deadline=None)
 @given(sizes)
-def test_nothing_behind_an_undrafted_position_is_accepted(size):
+def test_nothing_after_an_undrafted_position_is_accepted(size):
     """A ragged batch: each row drafts its own number of tokens, the rest of its draft rows are zero."""
     batch, gamma, vocab, seed = size
     target = random_probs(batch, gamma + 1, vocab, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = draw(target[:, :-1], generator)
-    room = torch.randint(gamma + 1, (batch,), generator=generator)
+    tokens = drawn_from(target[:, :-1], seed)
+    room = torch.randint(gamma + 1, (batch,), generator=torch.Generator().manual_seed(seed))
     draft = target[:, :-1] * (torch.arange(gamma) < room[:, None])[:, :, None]
-    verdict = verify(target, draft, tokens, generator)
+    verdict = verify(target, draft, tokens, random_numbers(batch, gamma + 1, seed + 1))
     assert torch.equal(verdict.num_accepted, room)  # the draft equals the target wherever there is one
     assert torch.allclose(residual_probs(target, draft, room), target[torch.arange(batch), room])
 
@@ -78,17 +82,15 @@ def test_nothing_behind_an_undrafted_position_is_accepted(size):
 @settings(max_examples=40, deadline=None)
 @given(sizes)
 def test_rows_do_not_touch_each_other(size):
-    """With the same uniforms, a row is accepted alike alone and in a batch, and has the same residual."""
+    """With the same numbers a row is decided alike alone and in a batch."""
     batch, gamma, vocab, seed = size
     target, draft = random_probs(batch, gamma + 1, vocab, seed=seed), random_probs(batch, gamma, vocab, seed=seed + 1)
-    generator = torch.Generator().manual_seed(seed)
-    tokens, uniforms = draw(draft, generator), torch.rand(batch, gamma, generator=generator)
-    together = count_accepted(target, draft, tokens, uniforms)
+    tokens, uniforms = drawn_from(draft, seed), random_numbers(batch, gamma + 1, seed + 2)
+    whole = verify(target, draft, tokens, uniforms)
     for row in range(batch):
         one = slice(row, row + 1)
-        assert count_accepted(target[one], draft[one], tokens[one], uniforms[one]) == together[row]
-        alone = residual_probs(target[one], draft[one], together[one])
-        assert torch.equal(alone[0], residual_probs(target, draft, together)[row])
+        alone = verify(target[one], draft[one], tokens[one], uniforms[one])
+        assert (alone.num_accepted, alone.next_token) == (whole.num_accepted[row], whole.next_token[row])
 
 
 def test_residual_is_the_normalised_positive_part():
@@ -99,7 +101,7 @@ def test_residual_is_the_normalised_positive_part():
 
 def test_the_bonus_token_comes_from_the_last_target_row():
     target = torch.tensor([[[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]])
-    verdict = verify(target, target[:, :-1], torch.tensor([[1]]), torch.Generator().manual_seed(0))
+    verdict = verify(target, target[:, :-1], torch.tensor([[1]]), random_numbers(1, 2, seed=0))
     assert verdict.num_accepted.tolist() == [1]
     assert verdict.next_token.tolist() == [2]
 
@@ -107,7 +109,7 @@ def test_the_bonus_token_comes_from_the_last_target_row():
 def test_a_zero_draft_row_means_nothing_was_drafted():
     target = random_probs(1, 3, 5, seed=3)
     draft = torch.zeros(1, 2, 5)
-    verdict = verify(target, draft, torch.tensor([[1, 1]]), torch.Generator().manual_seed(0))
+    verdict = verify(target, draft, torch.tensor([[1, 1]]), random_numbers(1, 3, seed=0))
     assert verdict.num_accepted.tolist() == [0]
     assert torch.allclose(residual_probs(target, draft, verdict.num_accepted), target[:, 0])
 
@@ -117,11 +119,17 @@ def first_token_p_value(rule) -> float:
     rows = 40_000
     target = torch.tensor([0.1, 0.6, 0.3]).expand(rows, 2, 3)
     draft = torch.tensor([0.6, 0.3, 0.1]).expand(rows, 1, 3)
-    generator = torch.Generator().manual_seed(0)
-    tokens = draw(draft, generator)
-    verdict = rule(target, draft, tokens, generator)
+    tokens = drawn_from(draft, seed=0)
+    verdict = rule(target, draft, tokens, random_numbers(rows, 2, seed=1))
     first = torch.where(verdict.num_accepted > 0, tokens[:, 0], verdict.next_token)
     return stats.chisquare(torch.bincount(first, minlength=3), [4_000, 24_000, 12_000]).pvalue
+
+
+def without_residual(target_probs, draft_probs, draft_tokens, uniforms):
+    """A common mistake: after a rejection it draws from the target itself."""
+    num_accepted, _ = verify(target_probs, draft_probs, draft_tokens, uniforms)
+    row = torch.arange(len(num_accepted))
+    return Verification(num_accepted, invert(target_probs[row, num_accepted], uniforms[:, -1]))
 
 
 def test_the_emitted_token_follows_the_target_and_without_residual_it_does_not():

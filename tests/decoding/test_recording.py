@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from specdec_lib.decoding.transcript import Recording, transcript
 
 from specdec_lib import NgramProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
 from specdec_lib.decoding.proposers import ModelProposer
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.transcript import Recording, transcript
 from specdec_lib.report.facts_table import facts_table, visible
 from specdec_lib.report.transcript_html import Transcript, TranscriptToken, transcript_html
 

@@ -4,17 +4,17 @@ from collections import Counter
 
 import pytest
 import torch
+from specdec_lib.decoding.baseline import BaselineStep, autoregressive_decode
+from specdec_lib.decoding.speculative import SpeculativeStep, speculative_decode
+from specdec_lib.decoding.state import DecodeState
+from specdec_lib.decoding.streams import CountedStreams, RowStreams
 from tiny_models import save_head, tiny_target
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding import step_loop
-from specdec_lib.decoding.baseline import BaselineStep, autoregressive_decode
 from specdec_lib.decoding.proposers import CompositeProposer, HeadProposer, ModelProposer, NgramProposer
-from specdec_lib.decoding.speculative import SpeculativeStep, speculative_decode
-from specdec_lib.decoding.state import DecodeState
-from specdec_lib.decoding.streams import CountedStreams, RowStreams
 from specdec_lib.decoding.verification import verify
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.toy import toy_draft, toy_model
