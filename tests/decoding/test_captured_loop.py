@@ -4,18 +4,24 @@ from collections import Counter
 
 import pytest
 import torch
-from specdec_lib.decoding.baseline import BaselineStep, autoregressive_decode
-from specdec_lib.decoding.speculative import SpeculativeStep, speculative_decode
-from specdec_lib.decoding.state import DecodeState
-from specdec_lib.decoding.streams import CountedStreams, RowStreams
 from tiny_models import save_head, tiny_target
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding import step_loop
-from specdec_lib.decoding.proposers import CompositeProposer, HeadProposer, ModelProposer, NgramProposer
-from specdec_lib.decoding.verification import verify
+from specdec_lib.decoding import captured_loop
+from specdec_lib.decoding.call import Call
+from specdec_lib.decoding.captured_loop import DeviceUniforms
+from specdec_lib.decoding.counters import Counters
+from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
+from specdec_lib.decoding.ops import PlainOps
+from specdec_lib.decoding.proposers.composite import CompositeProposer
+from specdec_lib.decoding.proposers.model import ModelProposer
+from specdec_lib.decoding.proposers.ngram import NgramDrafting, NgramProposer
+from specdec_lib.decoding.rows import Rows
+from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
+from specdec_lib.decoding.uniforms import seeded_table
+from specdec_lib.methods import RULES
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.study.given_acceptance import GivenAcceptance
@@ -35,7 +41,7 @@ def models(method, folder):
     if method == "head":
         target = tiny_target()
         head = DraftHead.load(folder, target)
-        return target, lambda: HeadProposer(head)
+        return target, lambda: ModelProposer(head)
     target = toy_model(16, torch.Generator().manual_seed(0))
     draft = toy_draft(target, torch.Generator().manual_seed(1))
     makers = {
@@ -54,13 +60,7 @@ def decode(target, proposer, sampling, prompts=PROMPTS, new=20, **more):
     else:
         result = speculative_decode(target, proposer, prompts, num_draft_tokens=3, **options)
     counted = (result.steps, result.drafted, result.tested_by_position, result.accepted_by_position)
-    return (
-        [row.tolist() for row in result.tokens],
-        result.step_tokens,
-        counted,
-        options["generator"].get_state().tolist(),
-        result,
-    )
+    return [row.tolist() for row in result.tokens], result.step_tokens, counted, result
 
 
 METHODS = ["autoregressive", "draft", "head", "ngram", "composite"]
@@ -75,10 +75,10 @@ VIEWS = (
 def test_replayed_steps_give_what_the_same_steps_give_one_by_one(method, sampling, folder, request):
     target, make = models(method, folder)
     calls = [{"prompts": PROMPTS}, {"prompts": OTHERS, "new": 13}, {"prompts": PROMPTS, "stop_token_ids": (5,)}]
-    expected = [decode(target, make(), sampling, **call)[:4] for call in calls]
+    expected = [decode(target, make(), sampling, **call)[:3] for call in calls]
     recorder = request.getfixturevalue("recorder")
     for call, right in zip(calls, expected, strict=True):
-        assert decode(target, make(), sampling, **call)[:4] == right
+        assert decode(target, make(), sampling, **call)[:3] == right
     assert target.kept.failure is None
     assert 0 < recorder.captures < recorder.replays
     before = recorder.captures
@@ -100,23 +100,22 @@ def test_another_draft_takes_the_place_of_the_one_before(folder, recorder):
 
 def test_a_given_acceptance_is_replayed_too(folder, request):
     target, make = models("draft", folder)
-    expected = [decode(target, make(), SAMPLINGS[0], verification=GivenAcceptance([2, 0, 3]))[:4] for _ in range(2)]
+    expected = [decode(target, make(), SAMPLINGS[0], verification=GivenAcceptance([2, 0, 3]))[:3] for _ in range(2)]
     recorder = request.getfixturevalue("recorder")
-    replayed = [decode(target, make(), SAMPLINGS[0], verification=GivenAcceptance([2, 0, 3]))[:4] for _ in range(2)]
+    replayed = [decode(target, make(), SAMPLINGS[0], verification=GivenAcceptance([2, 0, 3]))[:3] for _ in range(2)]
     assert replayed == expected
     assert recorder.replays > 0
 
 
 @pytest.mark.parametrize("method", ["autoregressive", "draft"])
-def test_streams_that_are_given_go_on_after_a_replay_as_after_the_steps_themselves(method, folder, request):
-    def two_calls():
+def test_a_replay_finds_the_numbers_of_the_rows_that_are_named(method, folder, request):
+    def call():
         target, make = models(method, folder)
-        streams = RowStreams(7, [4, 2, 0])
-        return [decode(target, make(), SAMPLINGS[1], generator=streams)[0] for _ in range(2)], streams.passage
+        return decode(target, make(), SAMPLINGS[1], row_numbers=[4, 2, 0])[0]
 
-    expected = two_calls()
+    expected = call()
     recorder = request.getfixturevalue("recorder")
-    assert two_calls() == expected
+    assert call() == expected
     assert recorder.replays > 0
 
 
@@ -134,33 +133,41 @@ def test_the_host_hears_of_each_step_once_and_of_at_most_one_too_many(folder, re
 class Peeking(NgramProposer):
     """Looks at a value in every step. Says that it can be captured, which is not so."""
 
-    capture_key = property(lambda self: "peeking")
+    def start(self, call):
+        return PeekingDrafting(self, call.ops)
 
-    def propose(self, state, num_draft_tokens, sampling, generator):
-        tokens, probs = super().propose(state, num_draft_tokens, sampling, generator)
+
+class PeekingDrafting(NgramDrafting):
+    def propose(self, rows, num_draft_tokens, uniforms):
+        tokens, probs = super().propose(rows, num_draft_tokens, uniforms)
         return (tokens, probs) if bool(probs.any()) else (tokens, probs * 1)
 
 
 class Counting(NgramProposer):
-    """Does more than its parent, and so is not captured: it has not said that it can be."""
+    """Counts its proposals in Python, and says that it cannot be captured."""
 
+    capturable = False
     proposed = 0
 
-    def propose(self, state, num_draft_tokens, sampling, generator):
-        self.proposed += 1
-        return super().propose(state, num_draft_tokens, sampling, generator)
+    def start(self, call):
+        return CountingDrafting(self, call.ops)
+
+
+class CountingDrafting(NgramDrafting):
+    def propose(self, rows, num_draft_tokens, uniforms):
+        Counting.proposed += 1
+        return super().propose(rows, num_draft_tokens, uniforms)
 
 
 def test_what_cannot_be_captured_runs_step_by_step_and_the_reason_is_kept(folder, recorder):
     target, _ = models("ngram", folder)
     peeking = decode(target, Peeking(), SAMPLINGS[1])
-    assert step_loop.graph_facts(target) == "none: aten.is_nonzero.default waits for the device"
+    assert captured_loop.graph_facts(target) == "none: aten.is_nonzero.default waits for the device"
     assert recorder.captures == 0
-    assert not target.kept.caches  # nothing lies about beside the caches of later calls
-    counting = Counting()
-    counted = decode(target, counting, SAMPLINGS[1])
-    assert counting.proposed == len(counted[-1].step_s)
-    assert peeking[:4] == counted[:4]
+    assert not target.kept.caches  # later calls have caches of their own
+    counted = decode(target, Counting(), SAMPLINGS[1])
+    assert Counting.proposed == len(counted[-1].step_s)
+    assert peeking[:3] == counted[:3]
 
 
 class OnlyOperators(TorchDispatchMode):
@@ -179,19 +186,21 @@ class OnlyOperators(TorchDispatchMode):
         return outputs
 
 
-def step_of(target, proposer, state, sampling, streams):
-    if proposer is None:
-        return BaselineStep(target, state, sampling, streams)
-    return SpeculativeStep(target, proposer, verify, state, 3, sampling, streams)
+def step_of(target, proposer, prompts, sampling, new, stops=(), caches=None):
+    """A step before it is started, over buffers that stay where they are; gamma 3."""
+    gamma = 0 if proposer is None else 3
+    rows = Rows(target, batch_size=len(prompts), capacity=64, width=gamma + 1, num_stops=len(stops))
+    rows.fill(prompts, new, stops)
+    uniforms = DeviceUniforms(len(prompts), 2 * new, gamma + 1, target.device)
+    counters, ops = Counters(gamma, target.device), PlainOps(sampling)
+    call = Call(target, sampling, gamma, ops, rows, counters, uniforms, caches)
+    return BaselineStep(call) if proposer is None else SpeculativeStep(call, proposer, RULES["token"])
 
 
 def launches(proposer, sampling, target):
     """The operators of a step after the first, on tensors of a device of which no value can be read."""
-    state = DecodeState(target, [torch.arange(5), torch.arange(3)], max_new_tokens=9, stop_token_ids=(4,), slack=4)
-    streams = CountedStreams(2, 18, 4, torch.device("cpu"))  # no generator can be on "meta", but its numbers can
-    streams.made, streams.place = streams.made.to("meta"), streams.place.to("meta")
-    step = step_of(target, proposer, state, sampling, streams)
     with torch.inference_mode():
+        step = step_of(target, proposer, [torch.arange(5), torch.arange(3)], sampling, new=9, stops=(4,))
         step.start()
         step()
         with OnlyOperators() as operators:
@@ -223,9 +232,9 @@ def test_a_step_looks_at_no_value_and_starts_so_many_kernels(method, most, sampl
     makers = {
         "autoregressive": lambda: None,
         "draft": lambda: ModelProposer(draft),
-        "head": lambda: HeadProposer(head),
+        "head": lambda: ModelProposer(head),
         "ngram": NgramProposer,
-        "composite": lambda: CompositeProposer(HeadProposer(head)),
+        "composite": lambda: CompositeProposer(ModelProposer(head)),
     }
     count = launches(makers[method](), sampling, target)
     record_property("kernels", count)
@@ -260,15 +269,14 @@ def test_the_profiler_sees_no_step_wait_and_every_step_start_the_same_operators(
 @torch.inference_mode()
 def static_step(target, make):
     """A step after the first, over buffers that stay where they are."""
-    state = DecodeState(target, PROMPTS, max_new_tokens=20, stop_token_ids=(), slack=4, caches={})
-    streams = CountedStreams(len(PROMPTS), 42, 4, torch.device("cpu"))
-    streams.restart(RowStreams.of(torch.Generator().manual_seed(0), len(PROMPTS), 4), 40)
-    step = step_of(target, make(), state, SAMPLINGS[1], streams)
+    step = step_of(target, make(), PROMPTS, SAMPLINGS[1], new=20, caches={})
+    width = step.call.rows.width
+    step.call.uniforms.refill(seeded_table(0, range(len(PROMPTS)), 39, width))
     step.start()
 
     @torch.inference_mode()
     def within_bounds():
-        state.max_length = 24
+        step.call.rows.max_length = 24
         step()
 
     within_bounds()
@@ -296,21 +304,3 @@ def test_a_step_that_looks_is_noticed_by_the_profiler(folder):
 def test_a_step_that_looks_is_noticed(nowhere):
     with pytest.raises(RuntimeError, match="cannot be called on meta tensors"):
         launches(Peeking(), SAMPLINGS[0], nowhere[0])
-
-
-@pytest.mark.parametrize("stops", [(), (5,)])
-def test_drafts_without_room_are_dropped_also_where_the_host_sees_when_there_are_any(stops, folder, monkeypatch):
-    """A step passes over all drafts only if a row is short of room; rows that a stop token ended need none."""
-    target, proposer = models("draft", folder)
-
-    def decoded(rule):
-        monkeypatch.setattr(DecodeState, "all_have_room", rule)
-        return decode(target, proposer(), SamplingConfig(), stop_token_ids=stops)[:4]
-
-    known, seen = DecodeState.all_have_room, []
-    real = decoded(lambda state, count: seen.append(known(state, count)) or seen[-1])
-    assert sorted({len(tokens) < 20 for tokens in real[0]}) == ([False, True] if stops else [False])
-    assert set(seen) == {False, True}
-    assert real == decoded(lambda state, count: False)
-    with pytest.raises((RuntimeError, AssertionError)):
-        assert real == decoded(lambda state, count: True)
