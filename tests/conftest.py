@@ -23,10 +23,10 @@ def recorder(monkeypatch):
     """Every decoding in the test goes the way of a GPU, with a graph for each 8 positions."""
     from recorded_steps import Recorder
 
-    from specdec_lib.decoding import step_loop
+    from specdec_lib.decoding import captured_loop
 
     recorder = Recorder()
-    monkeypatch.setattr(step_loop, "CudaGraphs", lambda device: recorder)
-    monkeypatch.setattr(step_loop, "_why_not", lambda target: getattr(target.kept, "failure", None))
-    monkeypatch.setattr(step_loop, "BUCKET", 8)
+    monkeypatch.setattr(captured_loop, "CudaGraphs", lambda device: recorder)
+    monkeypatch.setattr(captured_loop, "why_not_captured", lambda target: getattr(target.kept, "failure", None))
+    monkeypatch.setattr(captured_loop, "BUCKET", 8)
     return recorder
