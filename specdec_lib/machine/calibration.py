@@ -39,7 +39,7 @@ FILE = "calibration.json"
 
 Weight = tuple[torch.Tensor, ...]  # [N, K]; of 8 bits with its factors [N]
 Multiply = Callable[..., torch.Tensor]  # [R, K] and a weight to [R, N]
-Key = tuple[str, *tuple[int, ...]]  # a piece: ("target", rows), ("draft", rows), ("pass", tokens, context), ...
+Key = tuple[str, int, int]  # a piece: ("target", rows, 0), ("draft", rows, 0), ("pass", tokens, context), ...
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,16 @@ def _calibration(pair: Pair, seconds: dict[Key, float], rows: Sequence[int], *, 
 
     def per_weight(name: str, weights: Sequence[Weight]) -> tuple[float, ...]:
         count = sum(weight[0].numel() for weight in weights)
-        return tuple(seconds[name, number] / count for number in rows)
+        return tuple(seconds[name, number, 0] / count for number in rows)
 
     return Calibration(
         device_name=device_name(target.device.type),
         dtype=str(target.dtype).removeprefix("torch."),
         measured=now(),
-        read_bytes_per_second=READ_BYTES / seconds["read",],
+        read_bytes_per_second=READ_BYTES / seconds["read", 0, 0],
         matrix_rows=tuple(rows),
         matrix_seconds_per_weight=per_weight("target", matrix_weights(target)),
-        call_seconds=seconds["call",] / CALLS,
+        call_seconds=seconds["call", 0, 0] / CALLS,
         calls_per_pass=calls_per_pass(target),
         target=ModelShape.of(target),
         draft=ModelShape.of(pair.draft),
@@ -243,16 +243,16 @@ def _timers(pair: Pair, watch: Stopwatch, rows: Sequence[int]) -> dict[Key, Time
     timers: dict[Key, Timer] = {}
     for name, weights in (("target", matrix_weights(target)), ("draft", draft_weights(pair.draft))):
         for count in rows:
-            timers[name, count] = watch.ready(products(weights, multiply, count, target.dtype))
+            timers[name, count, 0] = watch.ready(products(weights, multiply, count, target.dtype))
     buffer = torch.ones(READ_BYTES // 4, device=watch.device)
-    timers["read",] = watch.ready(buffer.sum)
+    timers["read", 0, 0] = watch.ready(buffer.sum)
     few = torch.ones(1, target.hidden_size, dtype=target.dtype, device=watch.device)
 
     def many_calls() -> None:  # each waits for the one before
         for _ in range(CALLS):
             torch.add(few, few)
 
-    timers["call",] = watch.ready(many_calls)
+    timers["call", 0, 0] = watch.ready(many_calls)
     return timers if missing_attention(target) else timers | _pass_timers(target, watch)
 
 

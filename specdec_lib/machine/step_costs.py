@@ -20,15 +20,16 @@ import torch
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.call import Call
-from specdec_lib.decoding.captured_loop import DeviceUniforms, round_up
+from specdec_lib.decoding.captured_loop import round_up
 from specdec_lib.decoding.checks import check_context
 from specdec_lib.decoding.counters import Counters
 from specdec_lib.decoding.ops import choose_ops
+from specdec_lib.decoding.proposers.proposer import Drafting, Proposal
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.step import emit, prefill
-from specdec_lib.decoding.verification import Verification
+from specdec_lib.decoding.uniforms import Uniforms
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.machine.stopwatch import REPLAYS, Rounds, Stopwatch, Timer, timed_as_run
+from specdec_lib.machine.stopwatch import Rounds, Stopwatch, timed_as_run
 from specdec_lib.methods import METHODS, RULES, make_proposer
 from specdec_lib.models.pair import Pair
 
@@ -137,7 +138,7 @@ def _time_point(
     call = _call(pair, watch, batch, context, tokens, temperature)
     called = Stopwatch(watch.device)
     timers = {
-        name: _with_numbers(call, (watch if _is_capturable(name) else called).ready(piece))
+        name: (watch if _is_capturable(name) else called).ready(piece)
         for name, piece in step_pieces(pair, call, methods).items()
     }
     for _ in range(WARM_UP):
@@ -165,26 +166,27 @@ def _call(pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, t
     target, captured = pair.target, watch.graphs is not None
     sampling = SamplingConfig(temperature=temperature)
     positions = context + new_tokens(tokens)
-    rows = Rows(
-        target,
-        batch_size=batch,
-        capacity=round_up(positions) if captured else positions,
-        width=tokens,
-        num_stops=0,
-    )
+    capacity = round_up(positions) if captured else positions
+    rows = Rows(target, batch_size=batch, capacity=capacity, width=tokens, num_stops=0)
     ids = torch.Generator().manual_seed(0)
     rows.fill([torch.randint(target.vocab_size, (context,), generator=ids) for _ in range(batch)], 1, ())
-    uniforms = DeviceUniforms(batch, 4 * REPLAYS, tokens, target.device)
-    uniforms.table.uniform_()
+    uniforms = SameUniforms(torch.rand(batch, 1, tokens, dtype=torch.float64, generator=ids).to(target.device))
     counters = Counters(tokens - 1, target.device)
     ops = choose_ops(target, sampling)
     return Call(target, sampling, tokens - 1, ops, rows, counters, uniforms, {} if captured else None)
 
 
+class SameUniforms(Uniforms):
+    """Every draw takes the same numbers, so that a piece may run as often as it likes."""
+
+    def next(self) -> torch.Tensor:
+        return self.table[:, 0]
+
+
 def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Callable[[], object]]:
     """Read the prompts of `call`; then the pieces of its step, in their order: proposals, "target", "sampling".
 
-    The last takes what the others gave, so that all may run in any order.
+    The last two take what the others gave when they first ran, so that all may run in any order.
     """
     target, rows, ops, gamma = pair.target, call.rows, call.ops, call.num_draft_tokens
     drafting = {name: make_proposer(name, pair).start(call) for name in methods if gamma}
@@ -194,15 +196,14 @@ def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Cal
             each.read_prompt(rows, start, end, features)
 
     cache = prefill(call, read_prompt)
-    rows.max_length += 1
-    if call.caches is not None:
-        rows.max_length = min(round_up(rows.max_length + 2 * rows.width), rows.capacity) - rows.width
-    pieces: dict[str, Callable[[], object]] = {
-        name: partial(_propose, call, each.propose) for name, each in drafting.items()
-    }
-    draft_tokens, draft_probs = rows.tokens[:, :gamma].clone(), None
-    for piece in pieces.values():
-        draft_tokens, draft_probs = piece()
+    rows.max_length = _bound(call)
+
+    def propose(each: Drafting) -> Proposal:
+        return each.propose(rows, gamma, call.uniforms.next())
+
+    draft_tokens, draft_probs = rows.tokens[:, :0], torch.empty(0)
+    for each in drafting.values():
+        draft_tokens, draft_probs = propose(each)
 
     def target_pass() -> tuple[torch.Tensor, torch.Tensor]:  # features, logits
         cache.set_lengths(rows.lengths - 1, rows.max_length - 1)
@@ -213,27 +214,22 @@ def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Cal
     features, logits = target_pass()
     verify = ops.verification(RULES["token"])
 
-    def choose_and_append() -> None:
-        emit(call, ops.probabilities(logits))
-
-    def verify_and_append() -> None:
+    def everything_else() -> None:
         target_probs = ops.probabilities(logits)
-        verification = Verification(*verify(target_probs, draft_probs, draft_tokens, call.uniforms.next()))
+        if gamma == 0:
+            emit(call, target_probs)
+            return
+        verification = verify(target_probs, draft_probs, draft_tokens, call.uniforms.next())
         rows.features.copy_(features)
         ops.append(rows, call.counters, draft_tokens, draft_probs, target_probs, verification)
 
-    return pieces | {TARGET: target_pass, SAMPLING: verify_and_append if gamma else choose_and_append}
+    proposals = {name: partial(propose, each) for name, each in drafting.items()}
+    return {**proposals, TARGET: target_pass, SAMPLING: everything_else}
 
 
-def _propose(call: Call, propose: Callable[..., object]) -> object:
-    return propose(call.rows, call.num_draft_tokens, call.uniforms.next())
-
-
-def _with_numbers(call: Call, timer: Timer) -> Timer:
-    """The timer of a piece that finds random numbers whenever it runs."""
-
-    def run() -> float:
-        call.uniforms.refill(call.uniforms.table[:, :0])
-        return timer()
-
-    return run
+def _bound(call: Call) -> int:
+    """The bound of the rows' lengths that a step of the sweep would have here."""
+    longest, width = call.rows.max_length + 1, call.rows.width
+    if call.caches is None:
+        return longest
+    return min(round_up(longest + 2 * width), call.rows.capacity) - width

@@ -6,13 +6,13 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-from specdec_lib.decoding.proposers.ngram import NgramProposer
-from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.analysis.statistics import median_interval
 from specdec_lib.analysis.step_table import COLUMNS, StepTable, read_step_costs
 from specdec_lib.config import load_params
+from specdec_lib.decoding.proposers.ngram import NgramProposer
+from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
 from specdec_lib.machine import step_costs
 from specdec_lib.machine.calibration import calibrate, read_calibration
 from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from specdec_lib.decoding.proposers.ngram import NgramDrafting
 from toy_sweep import run_interrupted
 
 from specdec_lib.analysis.metrics import speedups
 from specdec_lib.config import load_params
+from specdec_lib.decoding.proposers.ngram import NgramDrafting
 from specdec_lib.machine import telemetry
 from specdec_lib.models.pair import load_pair
 from specdec_lib.study import sweep
