@@ -33,7 +33,7 @@ class GivenAcceptance:
         if "place" in self.state and len(self.state["place"]) == len(place):
             self.state["place"].copy_(place)
         else:
-            self.state |= {"place": place, "sequence": torch.tensor(self.accepted_per_step, device=tokens.device)}
+            self.state.update(place=place, sequence=torch.tensor(self.accepted_per_step, device=tokens.device))
 
     def __call__(
         self,

@@ -1,8 +1,8 @@
 """Spread a study's blocks over the machines of a Ray cluster: `make run GPU=<name> CLUSTER=<address>`.
 
 Groups of blocks are tasks, each on one device of the type that the params ask for, or on as many of one machine as the
-target is spread over. Cells come back as they end and are written by cell id, so that a group may be sent again: what its
-lost machine had finished is here already and is not run again. The first group measures its machine as well.
+target is spread over. Cells come back as they end and are written by cell id, so that a group may be sent again: what
+its lost machine had finished is here already and is not run again. The first group measures its machine as well.
 Ray's ports ask for no password: use it on private networks only. Start its nodes with RAY_worker_niceness=0: by default
 Ray gives its workers a low priority.
 """
