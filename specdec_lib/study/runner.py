@@ -141,6 +141,7 @@ class BlockRunner:
         if self.team.leads:
             for cell in block_cells:
                 write_cell(self.folder, cell.id, (kept if cell == baseline else []) + rows[cell])
+            heartbeat.write_heartbeat(self.folder, heartbeat.BETWEEN, self.run_id)
 
     def _measure(self, cells: list[Cell], prompts: list[Encoded]) -> dict[Cell, list[Row]]:
         """All repetitions of the cells, interleaved in a new order each time; none of a cell after it failed."""

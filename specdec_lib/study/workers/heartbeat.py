@@ -11,7 +11,7 @@ from specdec_lib.machine.files import write_atomically
 from specdec_lib.study.schema import Row
 
 FILE = "heartbeat.json"
-LOAD, CELL, MACHINE = "load", "cell", "machine"  # the phases of a worker
+LOAD, CELL, BETWEEN, MACHINE = "load", "cell", "between cells", "machine"  # the phases of a worker
 
 
 @dataclass(frozen=True)

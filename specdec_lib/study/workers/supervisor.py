@@ -85,15 +85,13 @@ def run_blocks(
 
 
 def _record_failure(folder: Path, ending: Ending) -> str | None:
-    """Give the cell in which a worker died a failed row, unless its repetition is on disk; returns its id."""
+    """Give the cell in which a worker died a failed row; returns its id."""
     row = ending.last.row
     if row is None:
         return None
     cell_id = str(row["cell_id"])
-    rows = read_cell(folder, cell_id)
-    if any(all(known[name] == row[name] for name in ("run_id", "repetition")) for known in rows):
-        return None
-    write_cell(folder, cell_id, [*whole_runs(rows), row | {"status": "failed", "error": ending.reason}])
+    failed = row | {"status": "failed", "error": ending.reason}
+    write_cell(folder, cell_id, [*whole_runs(read_cell(folder, cell_id)), failed])
     return cell_id
 
 
