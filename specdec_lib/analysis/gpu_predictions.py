@@ -19,7 +19,7 @@ from specdec_lib.analysis.cost_model import BYTES, Machine, SpeculativeStep, spe
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Gpu, Price, load_gpus, usd_per_million_tokens
-from specdec_lib.machine.measurement import NATURAL_PROMPT
+from specdec_lib.study.cells import NATURAL_PROMPT
 from specdec_lib.models.random_pair import PAIR_MODELS
 from specdec_lib.models.shape import ModelShape, known_shape
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from specdec_lib.analysis.statistics import Estimate, geometric_mean
 from specdec_lib.config import StudyParams
-from specdec_lib.study.given_acceptance import GIVEN
+from specdec_lib.study.cells import GIVEN
 
 OWN_ENGINE = "specdec_lib"
 BASELINE = "autoregressive"

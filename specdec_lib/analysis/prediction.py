@@ -9,7 +9,7 @@ from specdec_lib.analysis.metrics import BASELINE
 from specdec_lib.analysis.step_table import StepTable, costs_of
 from specdec_lib.analysis.theory import walltime_improvement
 from specdec_lib.analysis.waterfall import PIECES
-from specdec_lib.machine.measurement import NATURAL_PROMPT
+from specdec_lib.study.cells import NATURAL_PROMPT
 
 COLUMNS = ["method", "temperature", "num_draft_tokens", "acceptance_rate", "cost_ratio", "verification_cost", "speedup"]
 

@@ -31,7 +31,8 @@ from specdec_lib.exactness.mutant_battery import mutant_table
 from specdec_lib.exactness.mutants import SOUND
 from specdec_lib.exactness.subjects import engine_sampler, transformers_subjects
 from specdec_lib.machine.engine_facts import path_of
-from specdec_lib.machine.environment import describe_environment, now
+from specdec_lib.machine.environment import describe_environment
+from specdec_lib.machine.files import now
 from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
 from specdec_lib.models.runner import PREFILL_CHUNK
 from specdec_lib.report.figures.style import METHOD_NAMES

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from specdec_lib.machine.environment import device_name, now
+from specdec_lib.machine.environment import device_name
+from specdec_lib.machine.files import now, write_atomically
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch, Timer, timed_as_run
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
@@ -25,7 +26,6 @@ from specdec_lib.models.engines import kernels as fused
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import ModelShape
-from specdec_lib.study.cell_files import write_at_once
 
 MATRIX_ROWS = (*range(1, 17), 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)  # kernels work in blocks: their cost has steps
 READ_BYTES = 2**28  # far more than any cache holds
@@ -37,9 +37,9 @@ WARM_UP, TIMED = 2, 3  # runs of a piece in each: a pass follows its like, and f
 CALLS = 300
 FILE = "calibration.json"
 
-K = TypeVar("K")
 Weight = tuple[torch.Tensor, ...]  # [N, K]; of 8 bits with its factors [N]
 Multiply = Callable[..., torch.Tensor]  # [R, K] and a weight to [R, N]
+Key = tuple[str, int, int]  # a piece: ("target", rows, 0), ("draft", rows, 0), ("pass", tokens, context), ...
 
 
 @dataclass(frozen=True)
@@ -75,48 +75,65 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
 
 
 def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Rounds[Calibration]:
-    """The same, to be taken round by round, with other work in between."""
-    target = pair.target
-    multiply = linear if target.fused is None else fused.linear
-    weights, of_draft = [(weight,) for weight in matrix_weights(target)], draft_weights(pair.draft)
-    matrix = _Repeated(lambda: _matrix_timers(weights, multiply, rows, target.dtype, watch), watch)
-    drafting = _Repeated(lambda: _matrix_timers(of_draft, multiply, rows, target.dtype, watch), watch)
-    reading = _Repeated(lambda: _read_timer(watch), watch)
-    calls = _Repeated(lambda: _call_timer(target, watch), watch)
-    attention = _Repeated(lambda: _pass_timers(target, watch), watch)
-    missing = missing_attention(target)
+    """The same, to be taken round by round, with other work in between.
+
+    A round times every piece, in an order of its own. Its tensors are made anew, except where they are captured.
+    """
+    seen: dict[Key, list[float]] = defaultdict(list)
 
     @torch.inference_mode()
-    def result() -> Calibration:
-        rates = attention_rates(target, attention.seconds(), missing)
-        return Calibration(
-            device_name=device_name(target.device.type),
-            dtype=str(target.dtype).removeprefix("torch."),
-            measured=now(),
-            read_bytes_per_second=READ_BYTES / reading.seconds()[""],
-            matrix_rows=tuple(rows),
-            matrix_seconds_per_weight=_per_weight(matrix.seconds(), rows, weights),
-            call_seconds=calls.seconds()[""] / CALLS,
-            calls_per_pass=calls_per_pass(target),
-            target=ModelShape.of(target),
-            draft=ModelShape.of(pair.draft),
-            draft_is_head=isinstance(pair.draft, DraftHead),
-            draft_seconds_per_weight=_per_weight(drafting.seconds(), rows, of_draft),
-            draft_bytes_per_weight=bytes_per_weight(of_draft),
-            cache_bytes_per_second=rates.cache_bytes_per_second,
-            attention_operations_per_second=rates.operations_per_second,
-            attention_missing=rates.missing,
-            replayed=watch.graphs is not None,
-        )
+    def measure(repeats: range) -> None:
+        timers = _timers(pair, watch, rows)
+        for repeat in repeats:
+            for name in random.Random(repeat).sample(list(timers), len(timers)):
+                for _ in range(WARM_UP):
+                    timers[name]()
+                seen[name].append(statistics.median(timers[name]() for _ in range(TIMED)))
 
-    pieces: list[_Repeated[Any]] = [matrix, drafting, reading, calls, *([] if missing else [attention])]
-    return Rounds([*itertools.chain(*zip(*(piece.rounds for piece in pieces), strict=True))], result)
+    def result() -> Calibration:
+        means = {name: statistics.geometric_mean(spent) for name, spent in seen.items()}  # as times of rows
+        return _calibration(pair, means, rows, replayed=watch.graphs is not None)
+
+    times = [range(REPEATS)] if watch.graphs is not None else [range(n, n + 1) for n in range(REPEATS)]
+    return Rounds([partial(measure, repeats) for repeats in times], result)
+
+
+@torch.inference_mode()
+def _calibration(pair: Pair, seconds: dict[Key, float], rows: Sequence[int], *, replayed: bool) -> Calibration:
+    target, of_draft = pair.target, draft_weights(pair.draft)
+    passes = {(key[1], key[2]): spent for key, spent in seconds.items() if key[0] == "pass"}
+    rates = attention_rates(target, passes, missing_attention(target))
+
+    def per_weight(name: str, weights: Sequence[Weight]) -> tuple[float, ...]:
+        count = sum(weight[0].numel() for weight in weights)
+        return tuple(seconds[name, number, 0] / count for number in rows)
+
+    return Calibration(
+        device_name=device_name(target.device.type),
+        dtype=str(target.dtype).removeprefix("torch."),
+        measured=now(),
+        read_bytes_per_second=READ_BYTES / seconds["read", 0, 0],
+        matrix_rows=tuple(rows),
+        matrix_seconds_per_weight=per_weight("target", matrix_weights(target)),
+        call_seconds=seconds["call", 0, 0] / CALLS,
+        calls_per_pass=calls_per_pass(target),
+        target=ModelShape.of(target),
+        draft=ModelShape.of(pair.draft),
+        draft_is_head=isinstance(pair.draft, DraftHead),
+        draft_seconds_per_weight=per_weight("draft", of_draft),
+        # Factors of 8-bit weights are not counted: there is one in a row.
+        draft_bytes_per_weight=sum(each[0].nbytes for each in of_draft) / sum(each[0].numel() for each in of_draft),
+        cache_bytes_per_second=rates.cache_bytes_per_second,
+        attention_operations_per_second=rates.operations_per_second,
+        attention_missing=rates.missing,
+        replayed=replayed,
+    )
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Write `calibration.json` into a run's folder."""
     text = json.dumps({"evidence": "measured", **asdict(calibration)}, indent=1)
-    write_at_once(Path(folder) / FILE, text + "\n")
+    write_atomically(Path(folder) / FILE, text + "\n")
 
 
 def read_calibration(folder: Path) -> Calibration:
@@ -148,7 +165,7 @@ class AttentionRates(NamedTuple):
 def attention_rates(
     target: LanguageModel, seconds: dict[tuple[int, int], float], missing: str | None = None
 ) -> AttentionRates:
-    """The rates from how much longer passes of one token and of several take behind a longer context.
+    """The rates from how much longer passes of one token and of several take at a longer context.
 
     Products and everything else that does not depend on the context cancel in the differences.
 
@@ -176,27 +193,22 @@ def missing_attention(target: LanguageModel) -> str | None:
     return f"the model has no {positions} positions" if target.context_length < positions else None
 
 
-def matrix_weights(target: LanguageModel) -> list[torch.Tensor]:
+def matrix_weights(target: LanguageModel) -> list[Weight]:
     """The matrices `[N, K]` that every pass reads whole: those of the layers, and the output rows."""
     head = target.head.weight
     layers = [
         w for name, w in target.model.named_parameters() if w.dim() == 2 and "embed" not in name and w is not head
     ]
-    return [weight.data for weight in [*layers, head]]
+    return [(weight.data,) for weight in [*layers, head]]
 
 
 def draft_weights(draft: LanguageModel | DraftHead) -> list[Weight]:
     """The same of a draft, as it multiplies with them; also the output rows that a head shares with its target."""
     if isinstance(draft, LanguageModel):
-        return [(weight,) for weight in matrix_weights(draft)]
+        return matrix_weights(draft)
     if draft.fused is not None:
         return draft.fused.matrices
     return [*((weight.data,) for weight in draft.parameters() if weight.dim() == 2), (draft.output_rows,)]
-
-
-def bytes_per_weight(weights: Sequence[Weight]) -> float:
-    """Factors are not counted: there is one in a row."""
-    return sum(weight[0].nbytes for weight in weights) / sum(weight[0].numel() for weight in weights)
 
 
 def calls_per_pass(target: LanguageModel) -> int:
@@ -220,84 +232,56 @@ class _CallCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _pass_timers(target: LanguageModel, watch: Stopwatch) -> dict[tuple[int, int], Timer]:
-    """Passes by their number of tokens and their context."""
-    cache = target.new_cache(ATTENTION_BATCH, ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1])
-
-    def pass_behind(ids: torch.Tensor, lengths: torch.Tensor, context: int) -> None:
-        cache.set_lengths(lengths, context)
-        _pass(target, ids, cache)
-
-    timers: dict[tuple[int, int], Timer] = {}
-    for tokens, context in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS):
-        ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
-        lengths = torch.full_like(cache.lengths, context)
-        timers[tokens, context] = watch.ready(partial(pass_behind, ids, lengths, context))
-    return timers
-
-
 def _pass(target: LanguageModel, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
     return target.logits(target.forward(tokens, cache).hidden)
 
 
-def _matrix_timers(
-    weights: Sequence[Weight], multiply: Multiply, rows: Sequence[int], dtype: torch.dtype, watch: Stopwatch
-) -> dict[int, Timer]:
-    """All products of a pass over each number of rows."""
-
-    def products(inputs: dict[int, torch.Tensor]) -> None:
-        for weight in weights:
-            multiply(inputs[weight[0].shape[1]], *weight)  # dropped at once: 128 rows of all are 100 MB of new pages
-
-    def ones(count: int) -> dict[int, torch.Tensor]:
-        widths = {weight[0].shape[1] for weight in weights}
-        return {width: torch.ones(count, width, dtype=dtype, device=watch.device) for width in widths}
-
-    return {count: watch.ready(partial(products, ones(count))) for count in rows}
-
-
-def _per_weight(seconds: dict[int, float], rows: Sequence[int], weights: Sequence[Weight]) -> tuple[float, ...]:
-    count = sum(weight[0].numel() for weight in weights)
-    return tuple(seconds[number] / count for number in rows)
-
-
-def _read_timer(watch: Stopwatch) -> dict[str, Timer]:
+def _timers(pair: Pair, watch: Stopwatch, rows: Sequence[int]) -> dict[Key, Timer]:
+    """A timer of every piece."""
+    target = pair.target
+    multiply = linear if target.fused is None else fused.linear
+    timers: dict[Key, Timer] = {}
+    for name, weights in (("target", matrix_weights(target)), ("draft", draft_weights(pair.draft))):
+        for count in rows:
+            timers[name, count, 0] = watch.ready(products(weights, multiply, count, target.dtype))
     buffer = torch.ones(READ_BYTES // 4, device=watch.device)
-    return {"": watch.ready(buffer.sum)}
+    timers["read", 0, 0] = watch.ready(buffer.sum)
+    few = torch.ones(1, target.hidden_size, dtype=target.dtype, device=watch.device)
 
-
-def _call_timer(target: LanguageModel, watch: Stopwatch) -> dict[str, Timer]:
-    """The time between starts of many small additions, each waiting for the one before."""
-    x = torch.ones(1, target.hidden_size, dtype=target.dtype, device=target.device)
-
-    def many() -> None:
+    def many_calls() -> None:  # each waits for the one before
         for _ in range(CALLS):
-            torch.add(x, x)
+            torch.add(few, few)
 
-    return {"": watch.ready(many)}
+    timers["call", 0, 0] = watch.ready(many_calls)
+    return timers if missing_attention(target) else timers | _pass_timers(target, watch)
 
 
-class _Repeated(Generic[K]):
-    """Pieces that are timed `REPEATS` times: each time all of them, in an order of its own.
+def products(weights: Sequence[Weight], multiply: Multiply, count: int, dtype: torch.dtype) -> Callable[[], None]:
+    """All products of a pass over `count` tokens. Each is dropped at once, as in a pass: memory is used again."""
+    device = weights[0][0].device
+    inputs = {
+        width: torch.ones(count, width, dtype=dtype, device=device)
+        for width in {weight[0].shape[1] for weight in weights}
+    }
 
-    What pieces work on is made for each time and dropped behind it, except where making it means capturing it.
-    """
+    def run() -> None:
+        for weight in weights:
+            multiply(inputs[weight[0].shape[1]], *weight)
 
-    def __init__(self, make: Callable[[], dict[K, Timer]], watch: Stopwatch):
-        self.make = make
-        self.seen: dict[K, list[float]] = defaultdict(list)
-        times = [range(REPEATS)] if watch.graphs is not None else [range(n, n + 1) for n in range(REPEATS)]
-        self.rounds = [partial(self._time, repeats) for repeats in times]
+    return run
 
-    @torch.inference_mode()
-    def _time(self, repeats: range) -> None:
-        timers = self.make()
-        for repeat in repeats:
-            for name in random.Random(repeat).sample(list(timers), len(timers)):
-                for _ in range(WARM_UP):
-                    timers[name]()
-                self.seen[name].append(statistics.median(timers[name]() for _ in range(TIMED)))
 
-    def seconds(self) -> dict[K, float]:
-        """Of each piece the geometric mean, as the times of rows are averaged."""
-        return {name: statistics.geometric_mean(spent) for name, spent in self.seen.items()}
+def _pass_timers(target: LanguageModel, watch: Stopwatch) -> dict[Key, Timer]:
+    """Passes by their number of tokens and their context."""
+    cache = target.new_cache(ATTENTION_BATCH, ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1])
+
+    def pass_at(ids: torch.Tensor, lengths: torch.Tensor, context: int) -> None:
+        cache.set_lengths(lengths, context)
+        _pass(target, ids, cache)
+
+    timers: dict[Key, Timer] = {}
+    for tokens, context in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS):
+        ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
+        lengths = torch.full_like(cache.lengths, context)
+        timers["pass", tokens, context] = watch.ready(partial(pass_at, ids, lengths, context))
+    return timers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specdec_lib.decoding.step_loop import captured_graphs, graph_facts
+from specdec_lib.decoding.captured_loop import captured_graphs, graph_facts
 from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.engines.inductor import compile_seconds
@@ -37,7 +37,7 @@ def path_of(target: LanguageModel) -> str:
 
 
 def compiler_of(target: LanguageModel) -> str:
-    """What decides a cell's numbers beside the versions of packages; says nothing of a single device, as ever."""
+    """What decides a cell's numbers next to the versions of packages; names several devices only."""
     if target.fused is None:
         spread = f", tensor parallel over {number}" if (number := devices_of(target.model)) > 1 else ""
         return ("kernels none" if target.engine == "eager" else target.engine) + spread

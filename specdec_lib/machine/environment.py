@@ -1,13 +1,11 @@
-"""What a run ran on: written beside the results, so that a number can be traced to its circumstances."""
+"""The machine at hand: its device, versions and commit, and whether a study may run on it."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import subprocess
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,9 @@ import torch
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
 from specdec_lib.hardware.catalog import price
+from specdec_lib.machine.files import now
 from specdec_lib.machine.nvml import NvmlUnavailableError, open_device
-from specdec_lib.study.cell_files import write_at_once
 
-FILE = "environment.json"
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scipy", "safetensors")
 
 
@@ -97,54 +94,6 @@ def describe_environment(params: StudyParams) -> dict[str, Any]:
         "benchmark_version": BENCHMARK_VERSION,
         "params": params.model_dump(),
     }
-
-
-def write_environment(folder: Path, facts: dict[str, object], run_id: str) -> None:
-    """Write `environment.json`: the facts of the latest run, and under `runs` those of every run with rows here.
-
-    `ended` is null until `stamp_end`: a run that was killed has no end.
-    """
-    facts = facts | {"ended": None}
-    _write(folder, {"run_id": run_id, **facts, "runs": read_environment(folder).get("runs", {}) | {run_id: facts}})
-
-
-def adopt_environment(folder: Path, theirs: dict[str, Any]) -> None:
-    """Add what another machine wrote with `write_environment` about its runs of the same study."""
-    _write(folder, theirs | {"runs": read_environment(folder).get("runs", {}) | theirs["runs"]})
-
-
-def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
-    """Weight files that are not the ones that the last run in `folder` loaded."""
-    before: dict[str, str] = read_environment(folder).get("files", files)
-    return sorted(name for name in files.keys() | before.keys() if files.get(name) != before.get(name))
-
-
-def stamp_end(folder: Path, run_id: str) -> None:
-    """Say that a run that wrote its environment has ended now."""
-    add_facts(folder, run_id, ended=now())
-
-
-def add_facts(folder: Path, run_id: str, **facts: object) -> None:
-    """Add to, or replace, what `environment.json` says of a run."""
-    known = read_environment(folder)
-    known["runs"][run_id] |= facts
-    _write(folder, known | (facts if known["run_id"] == run_id else {}))
-
-
-def read_environment(folder: Path) -> dict[str, Any]:
-    """What `write_environment` wrote; empty if there is nothing yet."""
-    path = folder / FILE
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return facts
-
-
-def _write(folder: Path, facts: dict[str, Any]) -> None:
-    write_at_once(folder / FILE, json.dumps(facts, indent=2) + "\n")
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _cuda_facts() -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """What the NVIDIA driver says about the device in use: the only module that talks to NVML.
 
-Every reading may fail for itself - an old driver, a virtual machine, a part of a GPU (MIG). It is then None, and the
-reason is kept beside it.
+Each reading may fail alone - an old driver, a virtual machine, a part of a GPU (MIG). It is then None, and `missing`
+holds the reason.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,42 +128,9 @@ def open_device(uuid: str | None = None) -> Device:
     """
     try:
         pynvml.nvmlInit()
-        return _device(pynvml.nvmlDeviceGetHandleByUUID(uuid or _own_uuid()))
+        return _device(pynvml.nvmlDeviceGetHandleByUUID(uuid or _uuid_of_torch()))
     except pynvml.NVMLError as error:
         raise NvmlUnavailableError(f"no NVIDIA device can be read: {error}") from None
-
-
-def choose_uuid(visible: str | None, uuids: Sequence[str], order: str | None = None) -> str:
-    """The UUID of the first device that CUDA sees, by the value of CUDA_VISIBLE_DEVICES.
-
-    NVML numbers devices by their place on the bus and ignores that variable; CUDA numbers them fastest first unless
-    CUDA_DEVICE_ORDER is PCI_BUS_ID. A number is therefore trusted only where both must agree.
-
-    Args:
-        visible: CUDA_VISIBLE_DEVICES, None if it is not set.
-        uuids: all devices in NVML's order.
-        order: CUDA_DEVICE_ORDER.
-
-    Raises:
-        NvmlUnavailableError: nothing is visible, or the number may mean another device.
-    """
-    first = None if visible is None else visible.split(",")[0].strip()
-    if first is not None and first.startswith("MIG-"):
-        return first
-    if first is not None and first.startswith("GPU-"):
-        matches = [uuid for uuid in uuids if uuid.startswith(first)]
-        if len(matches) == 1:
-            return matches[0]
-        raise NvmlUnavailableError(f"CUDA_VISIBLE_DEVICES names {first}, and the driver knows {', '.join(uuids)}")
-    index = 0 if first is None else int(first) if first.isdigit() else -1
-    if not 0 <= index < len(uuids):
-        raise NvmlUnavailableError(f"CUDA_VISIBLE_DEVICES is {visible!r}, and the driver has {len(uuids)} device(s)")
-    if len(uuids) > 1 and order != "PCI_BUS_ID":
-        raise NvmlUnavailableError(
-            "several GPUs, and CUDA may number them otherwise than the driver: "
-            "set CUDA_VISIBLE_DEVICES to a UUID (nvidia-smi -L), or CUDA_DEVICE_ORDER=PCI_BUS_ID"
-        )
-    return uuids[index]
 
 
 def throttle_names(bits: int) -> list[str]:
@@ -177,19 +143,13 @@ def is_throttled(reasons: Sequence[str]) -> bool:
     return any(reason != POWER_CAP for reason in reasons)
 
 
-def _own_uuid() -> str:
-    if torch.cuda.is_available():
-        uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        return uuid if uuid.startswith(("GPU-", "MIG-")) else _with_prefix(uuid)
-    uuids = [
-        pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))
-        for index in range(pynvml.nvmlDeviceGetCount())
-    ]
-    return choose_uuid(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids, os.environ.get("CUDA_DEVICE_ORDER"))
-
-
-def _with_prefix(uuid: str) -> str:
-    """PyTorch drops the prefix that tells a whole GPU from a part: the driver knows one of the two."""
+def _uuid_of_torch() -> str:
+    """PyTorch may drop the prefix that tells a whole GPU from a part: the driver knows one of the two."""
+    if not torch.cuda.is_available():
+        raise NvmlUnavailableError("PyTorch sees no CUDA device")
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    if uuid.startswith(("GPU-", "MIG-")):
+        return uuid
     try:
         pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except pynvml.NVMLError:

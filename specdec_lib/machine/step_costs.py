@@ -1,9 +1,8 @@
-"""What the pieces of a decoding step cost: the target's pass over 1 to 16 tokens, drafting, sampling.
+"""What the pieces of a decoding step cost: the target's pass over 1 to 16 tokens, each way to propose, everything else.
 
-The pieces are timed inside the very steps that the sweep runs, with the device synchronised around each, so that
-whatever a step does is in one of them. Where the sweep's steps were captured and replayed, so are whole steps and
-pieces here (`replayed_steps`). Acceptance is switched off - each step emits one token - so that every point has the
-same number of steps at the same context.
+The pieces are those of `decoding.step`, operator for operator, over rows that are done: such a step does the same work
+and moves nothing, so that a piece can be timed again and again at the same context. Where the sweep's steps are
+captured and replayed, so are the pieces.
 """
 
 from __future__ import annotations
@@ -13,30 +12,33 @@ import json
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.baseline import BaselineStep
-from specdec_lib.decoding.proposers import NgramProposer, Proposal, Proposer, make_proposer
-from specdec_lib.decoding.speculative import SpeculativeStep
-from specdec_lib.decoding.state import DecodeState, check_context
-from specdec_lib.decoding.streams import RowStreams
-from specdec_lib.decoding.verification import Verification, verify
-from specdec_lib.machine.replayed_steps import replayed_pieces
-from specdec_lib.machine.stopwatch import Rounds, Stopwatch, seconds, timed_as_run
+from specdec_lib.decoding.call import Call
+from specdec_lib.decoding.captured_loop import round_up
+from specdec_lib.decoding.checks import check_context
+from specdec_lib.decoding.counters import Counters
+from specdec_lib.decoding.ops import choose_ops
+from specdec_lib.decoding.proposers.proposer import Drafting, Proposal
+from specdec_lib.decoding.rows import Rows
+from specdec_lib.decoding.step import emit, prefill
+from specdec_lib.decoding.uniforms import Uniforms
+from specdec_lib.machine.files import write_atomically
+from specdec_lib.machine.stopwatch import Rounds, Stopwatch, timed_as_run
+from specdec_lib.methods import METHODS, RULES, make_proposer
 from specdec_lib.models.pair import Pair
-from specdec_lib.models.runner import LanguageModel, Step
-from specdec_lib.study.cell_files import Row, write_at_once
 
-WARM_UP, STEPS = 6, 3  # steps of each call that are run, and then timed: those behind a prefill take longer
+WARM_UP, STEPS = 3, 3  # times that the pieces are run, and then timed: the first after a prefill take longer
 REPETITIONS = 6
 FILE = "step_costs.json"
+TARGET, SAMPLING = "target", "sampling"
 
+Row = dict[str, object]
 Point = tuple[int, int, int, float]  # batch size, context, tokens of a pass, temperature
 Key = tuple[str, int, int, int, float]  # the piece, and its point
 KEY = ("model", "batch_size", "context_tokens", "num_tokens", "temperature")
@@ -48,38 +50,33 @@ def measure_step_costs(
     contexts: Sequence[int],
     max_tokens: int = 16,
     *,
-    token_counts: Sequence[int] | None = None,
+    methods: Sequence[str] = ("draft", "ngram"),
     temperatures: Sequence[float] = (1.0,),
     repetitions: int = REPETITIONS,
-    seed: int = 0,
 ) -> list[Row]:
     """Time the pieces of a step at every batch size and context, in interleaved repetitions.
 
     Args:
         contexts: tokens of every row's prompt, random ids.
         max_tokens: the target's passes take 1 to this many tokens.
-        token_counts: the numbers of tokens instead, if not all of them are wanted.
+        methods: whose proposals to time.
 
     Returns:
-        One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`, with `samples_ms`, in every
-        repetition the median of three steps, and their geometric mean `ms`, as the times of rows are averaged:
-        "target" is a pass of the target over `num_tokens` tokens of each row, logits included; "draft" and "ngram" are
-        a proposal of `num_tokens` tokens, the choice of them included; "sampling" is everything else of a step whose
-        pass took `num_tokens` tokens: probabilities, verification or choice, bookkeeping, and the host's look.
-        `replayed` says whether they were captured and replayed, as the steps of rows with the same mark.
+        One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`. `samples_ms` holds for
+        every repetition the median of three times, and `ms` their geometric mean, as the times of rows are averaged.
+        "target" is a pass of the target over `num_tokens` tokens of each row, logits included; the name of a method is
+        its proposal of `num_tokens` tokens; "sampling" is everything else of a step whose pass took `num_tokens`
+        tokens: probabilities, verification or choice, and bookkeeping. `replayed` says whether they were captured and
+        replayed, as the steps of rows with the same mark.
     """
-    points = [
-        (batch, context, tokens, temperature)
-        for batch in batch_sizes
-        for context in contexts
-        for tokens in token_counts or range(1, max_tokens + 1)
-        for temperature in temperatures
-    ]
-    return timed_as_run(pair.target, lambda watch: step_costs_in_rounds(pair, watch, points, repetitions, seed).whole())
+    points = list(itertools.product(batch_sizes, contexts, range(1, max_tokens + 1), temperatures))
+    return timed_as_run(
+        pair.target, lambda watch: step_costs_in_rounds(pair, watch, methods, points, repetitions).whole()
+    )
 
 
 def step_costs_in_rounds(
-    pair: Pair, watch: Stopwatch, points: Sequence[Point], repetitions: int = REPETITIONS, seed: int = 0
+    pair: Pair, watch: Stopwatch, methods: Sequence[str], points: Sequence[Point], repetitions: int = REPETITIONS
 ) -> Rounds[list[Row]]:
     """The same at these points, to be taken round by round, with other work in between.
 
@@ -92,162 +89,147 @@ def step_costs_in_rounds(
     too_large: set[Point] = set()
     for model, (_, context, tokens, _) in itertools.product((pair.target, pair.draft), points):
         check_context(model, context, new_tokens(tokens))
-    if watch.graphs is not None:
-        pair.target.kept = None  # what the sweep captured has had its time; its memory is needed
+    captured = watch.graphs is not None
+    if captured:
+        pair.target.kept = None  # the sweep needs its captures no more, and their memory is needed here
 
     @torch.inference_mode()
     def time_point(point: Point, samples: int) -> None:
         if point in too_large:
             return
         try:
-            for key, spent in _time_point(pair, watch, *point, seed, samples):
+            for key, spent in _time_point(pair, watch, methods, point, samples):
                 seen[key].append(spent * 1e3)
         except torch.OutOfMemoryError:
             too_large.add(point)
             torch.cuda.empty_cache()
 
     def rows() -> list[Row]:
-        timed = {"replayed": watch.graphs is not None}
         return [
-            dict(zip(KEY, key, strict=True)) | {"ms": _mean(ms), "samples_ms": [round(each, 4) for each in ms]} | timed
+            dict(zip(KEY, key, strict=True))
+            | {"ms": statistics.geometric_mean(ms), "samples_ms": [round(each, 4) for each in ms]}
+            | {"replayed": captured and _is_capturable(key[0])}
             for key, ms in sorted(seen.items())
         ]
 
     rounds: list[Callable[[], None]] = []
-    times, samples = (repetitions, 1) if watch.graphs is None else (1, repetitions)
+    times, samples = (1, repetitions) if captured else (repetitions, 1)
     for repetition in range(times):
-        order = list(points)
-        random.Random(f"{seed} {repetition}").shuffle(order)
+        order = random.Random(repetition).sample(list(points), len(points))
         rounds += [partial(time_point, point, samples) for point in order]
     return Rounds(rounds, rows)
 
 
 def new_tokens(tokens: int) -> int:
-    """How many tokens a call must have room for whose passes take `tokens` tokens: all its steps draft whole."""
-    return WARM_UP + STEPS + 1 + tokens
-
-
-def _mean(ms: Sequence[float]) -> float:
-    """Geometric; of differences, which noise may turn negative, arithmetic."""
-    return statistics.geometric_mean(ms) if min(ms) > 0 else statistics.fmean(ms)
+    """How many tokens a call must have room for whose passes take `tokens` tokens."""
+    return 1 + tokens
 
 
 def write_step_costs(folder: Path, rows: Sequence[Row]) -> None:
-    """Write `step_costs.json` into a run's folder, at once; with no rows, if the costs could not be measured."""
-    write_at_once(Path(folder) / FILE, json.dumps({"evidence": "measured", "rows": rows}, indent=1) + "\n")
-
-
-class _TimedTarget:
-    """The target, with the seconds of each of its passes."""
-
-    def __init__(self, target: LanguageModel):
-        self.target = target
-        self.seconds: list[float] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.target, name)
-
-    def forward(self, *arguments: Any) -> Step:
-        spent, step = seconds(self.target.device, lambda: self.target.forward(*arguments))
-        self.seconds.append(spent)
-        return step
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        spent, logits = seconds(self.target.device, lambda: self.target.logits(hidden))
-        self.seconds[-1] += spent
-        return logits
-
-
-class _TimedProposer:
-    """The pair's draft, with the seconds of each proposal, and of one by n-gram lookup beside it."""
-
-    def __init__(self, proposer: Proposer):
-        self.proposer, self.lookup = proposer, NgramProposer()
-        self.seconds: list[float] = []
-        self.lookup_seconds: list[float] = []
-
-    def start(self, state: DecodeState) -> None:
-        self.proposer.start(state)
-
-    def read_prompt(self, state: DecodeState, start: int, end: int, features: torch.Tensor) -> None:
-        self.proposer.read_prompt(state, start, end, features)
-
-    def propose(
-        self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
-    ) -> Proposal:
-        arguments = (state, num_draft_tokens, sampling, generator)
-        spent, _ = seconds(state.tokens.device, lambda: self.lookup.propose(*arguments))
-        self.lookup_seconds.append(spent)
-        spent, proposal = seconds(state.tokens.device, lambda: self.proposer.propose(*arguments))
-        self.seconds.append(spent)
-        return proposal
+    """Write `step_costs.json` into a run's folder; with no rows, if the costs could not be measured."""
+    write_atomically(Path(folder) / FILE, json.dumps({"evidence": "measured", "rows": rows}, indent=1) + "\n")
 
 
 def _time_point(
-    pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float, seed: int, samples: int
-) -> Iterator[tuple[Key, float]]:
-    """Seconds of each piece, `samples` times: the median over `STEPS` steps."""
-    ids = torch.Generator().manual_seed(seed)
-    prompts = [torch.randint(0, pair.target.vocab_size, (context,), generator=ids) for _ in range(batch)]
-    generator, sampling = torch.Generator(pair.target.device).manual_seed(seed), SamplingConfig(temperature=temperature)
-    time_steps = _time_called if watch.graphs is None else _time_replayed
-    steps = time_steps(pair, watch, prompts, tokens, sampling, generator)
-    proposed = {"draft": tokens - 1, "ngram": tokens - 1}
-    for _ in range(samples):
-        taken = list(itertools.islice(steps, STEPS))
-        for piece in taken[0]:
-            spent = statistics.median(step[piece] for step in taken)
-            yield (piece, batch, context, proposed.get(piece, tokens), temperature), spent
-
-
-def _time_called(
-    pair: Pair,
-    watch: Stopwatch,
-    prompts: list[torch.Tensor],
-    tokens: int,
-    sampling: SamplingConfig,
-    generator: torch.Generator,
-) -> Iterator[dict[str, float]]:
-    """Seconds of the pieces of steps that decode `prompts`, all of which have room for another whole step."""
-    target, proposer = _TimedTarget(pair.target), _TimedProposer(make_proposer("draft", pair))
-    stand_in = cast("LanguageModel", target)
-    state = DecodeState(stand_in, prompts, max_new_tokens=new_tokens(tokens), stop_token_ids=(), slack=tokens)
-    streams = RowStreams.of(generator, len(prompts), tokens)
-    step: BaselineStep | SpeculativeStep = BaselineStep(stand_in, state, sampling, streams)
-    if tokens > 1:
-        step = SpeculativeStep(stand_in, proposer, _accept_nothing, state, tokens - 1, sampling, streams)
-    step.start()
-    state.look()
+    pair: Pair, watch: Stopwatch, methods: Sequence[str], point: Point, samples: int
+) -> list[tuple[Key, float]]:
+    """Seconds of each piece, `samples` times: the median over `STEPS` times, in the order of a step."""
+    batch, context, tokens, temperature = point
+    call = _call(pair, watch, batch, context, tokens, temperature)
+    called = Stopwatch(watch.device)
+    timers = {
+        name: (watch if _is_capturable(name) else called).ready(piece)
+        for name, piece in step_pieces(pair, call, methods).items()
+    }
     for _ in range(WARM_UP):
-        step()
-        state.look()
-    for _ in range(STEPS):
-        whole, _ = seconds(watch.device, lambda: (step(), state.look()))
-        spent = {"target": target.seconds[-1]}
-        if tokens > 1:
-            spent |= {"draft": proposer.seconds[-1], "ngram": proposer.lookup_seconds[-1]}
-        yield spent | {"sampling": whole - sum(spent.values())}
+        for timer in timers.values():
+            timer()
+    found = []
+    for _ in range(samples):
+        taken = [{name: timer() for name, timer in timers.items()} for _ in range(STEPS)]
+        for name in timers:
+            count = tokens if name in (TARGET, SAMPLING) else tokens - 1
+            spent = statistics.median(step[name] for step in taken)
+            found.append(((name, batch, context, count, temperature), spent))
+    return found
 
 
-def _time_replayed(
-    pair: Pair,
-    watch: Stopwatch,
-    prompts: list[torch.Tensor],
-    tokens: int,
-    sampling: SamplingConfig,
-    generator: torch.Generator,
-) -> Iterator[dict[str, float]]:
-    """The same of a captured step and of its pieces, captured too, as often as asked for."""
-    timers = replayed_pieces(pair, watch, prompts, tokens, sampling, generator, _accept_nothing)
-    while True:
-        spent = {name: timer() for name, timer in timers.items()}
-        whole = spent.pop("step")  # no lookup is in it
-        yield spent | {"sampling": whole - spent["target"] - spent.get("draft", 0.0)}
+def _is_capturable(piece: str) -> bool:
+    return piece in (TARGET, SAMPLING) or METHODS[piece].capturable
 
 
-def _accept_nothing(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
-) -> Verification:
-    """Do all the work of verification and keep one token, so that every call takes the same number of steps."""
-    verdict = verify(target_probs, draft_probs, draft_tokens, generator)
-    return Verification(torch.zeros_like(verdict.num_accepted), verdict.next_token)
+def _call(pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float) -> Call:
+    """A call over random prompts whose rows are done once they are read, with the bounds that the sweep's steps have.
+
+    Its caches stay where they are if pieces are captured.
+    """
+    target, captured = pair.target, watch.graphs is not None
+    sampling = SamplingConfig(temperature=temperature)
+    positions = context + new_tokens(tokens)
+    capacity = round_up(positions) if captured else positions
+    rows = Rows(target, batch_size=batch, capacity=capacity, width=tokens, num_stops=0)
+    ids = torch.Generator().manual_seed(0)
+    rows.fill([torch.randint(target.vocab_size, (context,), generator=ids) for _ in range(batch)], 1, ())
+    uniforms = SameUniforms(torch.rand(batch, 1, tokens, dtype=torch.float64, generator=ids).to(target.device))
+    counters = Counters(tokens - 1, target.device)
+    ops = choose_ops(target, sampling)
+    return Call(target, sampling, tokens - 1, ops, rows, counters, uniforms, {} if captured else None)
+
+
+class SameUniforms(Uniforms):
+    """Every draw takes the same numbers, so that a piece may run as often as it likes."""
+
+    def next(self) -> torch.Tensor:
+        return self.table[:, 0]
+
+
+def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Callable[[], object]]:
+    """Read the prompts of `call`; then the pieces of its step, in their order: proposals, "target", "sampling".
+
+    The last two take what the others gave when they first ran, so that all may run in any order.
+    """
+    target, rows, ops, gamma = pair.target, call.rows, call.ops, call.num_draft_tokens
+    drafting = {name: make_proposer(name, pair).start(call) for name in methods if gamma}
+
+    def read_prompt(start: int, end: int, features: torch.Tensor) -> None:
+        for each in drafting.values():
+            each.read_prompt(rows, start, end, features)
+
+    cache = prefill(call, read_prompt)
+    rows.max_length = _bound(call)
+
+    def propose(each: Drafting) -> Proposal:
+        return each.propose(rows, gamma, call.uniforms.next())
+
+    draft_tokens, draft_probs = rows.tokens[:, :0], torch.empty(0)
+    for each in drafting.values():
+        draft_tokens, draft_probs = propose(each)
+
+    def target_pass() -> tuple[torch.Tensor, torch.Tensor]:  # features, logits
+        cache.set_lengths(rows.lengths - 1, rows.max_length - 1)
+        last = rows.last_token()
+        passed = target.forward(torch.cat([last, draft_tokens], dim=1) if gamma else last, cache)
+        return passed.features, target.logits(passed.hidden)
+
+    features, logits = target_pass()
+    verify = ops.verification(RULES["token"])
+
+    def everything_else() -> None:
+        target_probs = ops.probabilities(logits)
+        if gamma == 0:
+            emit(call, target_probs)
+            return
+        verification = verify(target_probs, draft_probs, draft_tokens, call.uniforms.next())
+        rows.features.copy_(features)
+        ops.append(rows, call.counters, draft_tokens, draft_probs, target_probs, verification)
+
+    proposals = {name: partial(propose, each) for name, each in drafting.items()}
+    return {**proposals, TARGET: target_pass, SAMPLING: everything_else}
+
+
+def _bound(call: Call) -> int:
+    """The bound of the rows' lengths that a step of the sweep would have here."""
+    longest, width = call.rows.max_length + 1, call.rows.width
+    if call.caches is None:
+        return longest
+    return min(round_up(longest + 2 * width), call.rows.capacity) - width

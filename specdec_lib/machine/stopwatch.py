@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 
 import torch
 
-from specdec_lib.decoding.cuda_graphs import CudaGraphs, Replay
-from specdec_lib.decoding.step_loop import new_graphs
+from specdec_lib.decoding.captured_loop import new_graphs
+from specdec_lib.decoding.cuda_graphs import CudaGraphs
 from specdec_lib.models.runner import LanguageModel
 
-REPLAYS = 5  # behind one another, as in a sweep, where the device never waits for the host
+REPLAYS = 5  # one after another, as in a sweep, where the device never waits for the host
 
 T = TypeVar("T")
 Timer = Callable[[], float]  # runs a piece, and returns its seconds
@@ -21,7 +21,7 @@ Timer = Callable[[], float]  # runs a piece, and returns its seconds
 
 @dataclass(frozen=True)
 class Rounds(Generic[T]):
-    """A measurement in rounds of a second or so, between which other work may run; then there is a result."""
+    """A measurement in rounds of seconds, between which other work may run; then there is a result."""
 
     rounds: list[Callable[[], None]]
     result: Callable[[], T]
@@ -54,27 +54,24 @@ class Stopwatch:
             CaptureError: it is to be captured, and cannot be.
         """
         if self.graphs is None:
-            return lambda: seconds(self.device, piece)[0]
+            return lambda: seconds(self.device, piece)
 
         def step() -> None:
             piece()
 
         try:
             self.graphs.warm_up(step)
-            return self.of_replay(self.graphs.capture(step))
+            replay = self.graphs.capture(step)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise CaptureError(str(error).strip().splitlines()[0]) from error
 
-    def of_replay(self, replay: Replay) -> Timer:
-        """The same for what was captured before."""
-
         def replays() -> None:
             for _ in range(REPLAYS):
                 replay()
 
-        return lambda: seconds(self.device, replays)[0] / REPLAYS
+        return lambda: seconds(self.device, replays) / REPLAYS
 
 
 def timed_as_run(target: LanguageModel, measure: Callable[[Stopwatch], T]) -> T:
@@ -87,13 +84,13 @@ def timed_as_run(target: LanguageModel, measure: Callable[[Stopwatch], T]) -> T:
         return measure(Stopwatch(target.device))
 
 
-def seconds(device: torch.device, call: Callable[[], T]) -> tuple[float, T]:
-    """How long `call` takes with the device idle before and after, and what it returns."""
+def seconds(device: torch.device, call: Callable[[], object]) -> float:
+    """How long `call` takes with the device idle before and after."""
     _synchronise(device)
     started = time.perf_counter()
-    result = call()
+    call()
     _synchronise(device)
-    return time.perf_counter() - started, result
+    return time.perf_counter() - started
 
 
 def _synchronise(device: torch.device) -> None:

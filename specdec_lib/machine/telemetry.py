@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
+import statistics
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,35 +21,33 @@ from specdec_lib.machine.nvml import Device, NvmlUnavailableError, is_throttled,
 SAMPLE_SECONDS = 0.1
 ENERGY_SECONDS = 0.5  # a shorter window is mostly the counter's own step of up to 0.1 s
 UTILIZATION_SECONDS = 1.0  # the driver averages over up to a second: a shorter window shows what ran before it
-NO_PEAK = "this system tells no peak, so that it is what the process held when the call had ended"
-NO_RESET = "its peak cannot be reset here, so that it is that of the whole life of the process"
+NO_PEAK = "this system reports no peak: it is what the process held after the call"
+NO_RESET = "its peak cannot be reset here: it is that of the whole life of the process"
 _PROC = Path("/proc/self")
 
 Column = float | int | str | bool | None
 
 
 class Telemetry:
-    """Watches a device from entering to leaving a `with` block; then `columns` says what it saw.
+    """Watches a device during a `with` block; `columns` are its findings.
 
     Energy is the difference of the driver's counter. The counter lags by up to 0.1 s at either end, which cancels on
     average: the mean over repetitions is worth more than one row. On other devices than CUDA only the memory of the
     process is known, and the note says so.
+
+    Args:
+        uuid: of the device as the driver names it; by default PyTorch's, on CUDA.
     """
 
-    def __init__(self, device: torch.device | str):
+    def __init__(self, device: torch.device | str, uuid: str | None = None):
         self.device = torch.device(device)
         self.nvml: Device | None = None
-        self.absent = f"{self.device.type} has no NVIDIA driver to ask"
-        if self.device.type == "cuda":
-            self.watch()
-
-    def watch(self, uuid: str | None = None) -> Self:
-        """Ask the driver for the device with this UUID, by default PyTorch's."""
-        try:
-            self.nvml = open_device(uuid)
-        except NvmlUnavailableError as error:
-            self.absent = str(error)
-        return self
+        self.unavailable = f"{self.device.type} has no NVIDIA driver to ask"
+        if self.device.type == "cuda" or uuid:
+            try:
+                self.nvml = open_device(uuid)
+            except NvmlUnavailableError as error:
+                self.unavailable = str(error)
 
     def __enter__(self) -> Self:
         self.peak_note = reset_peaks(self.device)
@@ -70,7 +71,7 @@ class Telemetry:
             self.samples.append(self._sample(self.nvml))
 
     def columns(self, new_tokens: int) -> dict[str, Column]:
-        """The telemetry columns of a row; `telemetry_note` says why some are null.
+        """The telemetry columns of a row; `telemetry_note` gives the reason for each null.
 
         Args:
             new_tokens: what the call emitted; energy is spread over these, prefill included.
@@ -78,11 +79,11 @@ class Telemetry:
         notes = {"process memory": self.peak_note} if self.peak_note else {}
         columns: dict[str, Column] = {**memory_columns(self.device)}
         if self.nvml is None:
-            notes["telemetry"] = self.absent
+            notes["telemetry"] = self.unavailable
             return columns | dict.fromkeys(_DRIVER_COLUMNS) | {"telemetry_note": _text(notes)}
         foreign = self._foreign(self.nvml, notes)
         bits = self._seen("throttle_bits")
-        reasons = throttle_names(_union(bits)) if bits else None
+        reasons = throttle_names(functools.reduce(operator.or_, bits)) if bits else None
         used = self._seen("memory_used_bytes")
         columns |= {
             "device_memory_used_bytes": max(used) if used else columns["device_memory_used_bytes"],
@@ -90,7 +91,7 @@ class Telemetry:
             "energy_joules_per_token": self._energy(foreign, notes, new_tokens),
             "throttled": None if reasons is None else is_throttled(reasons),
             "throttle_reasons": ", ".join(reasons) if reasons else None,
-            "sm_clock_mhz": _median(self._seen("sm_clock_mhz")),
+            "sm_clock_mhz": statistics.median_low(clocks) if (clocks := self._seen("sm_clock_mhz")) else None,
             "foreign_processes": foreign,
         }
         notes = {**self.nvml.missing, **notes}
@@ -169,8 +170,8 @@ _SUMS = (*MEMORY, "energy_joules_per_token", "foreign_processes")
 def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     """The columns of a call that several processes made together, each on a device of its own.
 
-    Bytes, joules and strangers are summed, utilisation is the mean, the clock the slowest one's; throttled is a call if
-    one device was. What one device cannot tell is null.
+    Bytes, joules and foreign processes are summed; utilisation is the mean, the clock the lowest. A call is throttled
+    if one device was. A value that one device lacks is null.
     """
     known = {name: [columns[name] for columns in each] for name in each[0] if name in (*_SUMS, *_DRIVER_COLUMNS)}
     whole = {name: values for name, values in known.items() if None not in values}
@@ -222,17 +223,6 @@ def _peak_rss() -> int | None:
         return None
     kilobytes = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(kilobytes[0]) * 1024 if kilobytes else None
-
-
-def _union(bits: list[int]) -> int:
-    union = 0
-    for value in bits:
-        union |= value
-    return union
-
-
-def _median(values: list[int]) -> float | None:
-    return float(sorted(values)[len(values) // 2]) if values else None
 
 
 def _text(notes: dict[str, str]) -> str | None:

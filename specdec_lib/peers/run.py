@@ -34,7 +34,7 @@ from specdec_lib.peers.ways import (
     same_draft_pair,
     transformers_ways,
 )
-from specdec_lib.study.cell_files import Row
+from specdec_lib.study.schema import Row
 from specdec_lib.study.prompts import Prompt, encode_prompts, load_prompts, random_prompts
 from specdec_lib.study.timing import latency_columns
 

@@ -1,53 +1,25 @@
-"""Rows on disk: one small file for each finished cell. What measures writes these, and loads no library of tables."""
+"""Rows on disk: one small file for each finished cell. Writing them loads no library of tables."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
-
-Row = dict[str, object]
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a file system's refusal into one line that says what to do.
-
-    Raises:
-        RuntimeError: the disk is full, `folder` is read-only, or the like.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise RuntimeError(
-            f"cannot write to {folder} ({error.strerror}): what is finished there is kept; make room or choose another "
-            "folder with --outputs, then run the same command again"
-        ) from error
-
-
-def write_at_once(path: Path, text: str) -> None:
-    """Put a file at its place whole or not at all: a temporary file of this process, then a rename."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+from specdec_lib.machine.files import write_atomically
+from specdec_lib.study.schema import Row, check_columns
 
 
 def write_cell(folder: Path, cell_id: str, rows: list[Row]) -> None:
-    """Put all rows of a finished cell on disk at once, so that a reader sees all of them or none."""
+    """Write all rows of a finished cell at once, so that a reader sees all of them or none.
+
+    Raises:
+        ValueError: a row has a column that the schema does not declare.
+    """
+    for row in rows:
+        check_columns(row)
     cells = folder / "cells"
     cells.mkdir(parents=True, exist_ok=True)
-    write_at_once(cells / f"{cell_id}.json", json.dumps(rows))
+    write_atomically(cells / f"{cell_id}.json", json.dumps(rows))
 
 
 def read_cell(folder: Path, cell_id: str) -> list[Row]:
@@ -77,7 +49,6 @@ def whole_runs(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["run_id"] not in failed]
 
 
-def finished(folder: Path, cell_id: str) -> bool:
-    """Whether the cell has run, and did not fail."""
-    rows = read_cell(folder, cell_id)
+def finished(rows: list[Row]) -> bool:
+    """Whether a cell with these rows has run, and did not fail."""
     return bool(rows) and all(row["status"] == "ok" for row in rows)

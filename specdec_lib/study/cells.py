@@ -1,4 +1,4 @@
-"""What a study consists of: settings to compare methods in, and in each of them the cells to run side by side."""
+"""What a study consists of: settings to compare methods in, and the cells of each setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
-from specdec_lib.study.repetitions import Repetitions
+from specdec_lib.methods import AUTOREGRESSIVE
+
+NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
+GIVEN = "given"  # the `verification` of cells whose acceptance is replayed
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,26 @@ class Source:
     prompt_set_hash: str
 
     def columns(self) -> dict[str, object]:
-        """What rows say of it; the rest is in their cell's id alone."""
-        return {name: value for name, value in asdict(self).items() if name not in _IN_THE_ID_ALONE}
+        """The columns of a row; the rest is in the cell's id only."""
+        return {name: value for name, value in asdict(self).items() if name not in _ONLY_IN_THE_ID}
 
 
-_IN_THE_ID_ALONE = ("weights", "software", "threads", "prompt_set_hash")
+_ONLY_IN_THE_ID = ("weights", "software", "threads", "prompt_set_hash")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the sweep. Its id is a hash of everything that determines it."""
+    """One point of the sweep. Its id is a hash of everything that determines it.
+
+    Attributes:
+        num_draft_tokens, verification: None for the baseline.
+        accepted_per_step: acceptance to replay instead of finding it; None with trained weights.
+    """
 
     source: Source
     engine: str
     method: str
+    verification: str | None
     num_draft_tokens: int | None
     temperature: float
     top_k: int
@@ -67,8 +76,9 @@ class Cell:
     prompt_tokens: int | None
     max_new_tokens: int
     prompt_group: int
-    repetitions: Repetitions
+    repetitions: int
     seed: int
+    accepted_per_step: tuple[int, ...] | None = None
     benchmark_version: int = BENCHMARK_VERSION
 
     @cached_property
@@ -119,23 +129,26 @@ def settings(params: StudyParams) -> list[Setting]:
 
 
 def prompt_groups(params: StudyParams, setting: Setting) -> list[list[int]]:
-    """Indices of the prompts of each group: `num_prompts` or half as many, in batches, going round the prompt set."""
+    """Numbers of the prompts of each group: `num_prompts` at the headline setting, half of them elsewhere, in batches."""
     num_prompts = params.num_prompts if setting.headline else -(-params.num_prompts // 2)
     count = -(-num_prompts // setting.batch_size)
     return [[group * setting.batch_size + row for row in range(setting.batch_size)] for group in range(max(count, 2))]
 
 
 def block(params: StudyParams, source: Source, setting: Setting, prompt_group: int) -> list[Cell]:
-    """The cells that are run interleaved: the baseline first, then every way of speculating."""
-    ways: list[tuple[str, str, int | None]] = [("specdec_lib", "autoregressive", None)]
-    ways += [("specdec_lib", method, gamma) for method in params.methods for gamma in setting.num_draft_tokens]
+    """The cells that are run interleaved: the baseline first, then every speculative one."""
+    variants: list[tuple[str, str, int | None]] = [("specdec_lib", AUTOREGRESSIVE, None)]
+    variants += [("specdec_lib", method, gamma) for method in params.methods for gamma in setting.num_draft_tokens]
     if setting.headline and params.compare_transformers:
-        ways.append(("transformers", "autoregressive", None))
+        variants.append(("transformers", AUTOREGRESSIVE, None))
+    given = tuple(params.accepted_per_step) if params.accepted_per_step else None
+    rule = GIVEN if given else params.verification
     return [
         Cell(
             source=source,
             engine=engine,
             method=method,
+            verification=None if gamma is None else rule,
             num_draft_tokens=gamma,
             temperature=setting.temperature,
             top_k=params.top_k,
@@ -144,8 +157,9 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
             prompt_tokens=setting.prompt_tokens,
             max_new_tokens=setting.max_new_tokens,
             prompt_group=prompt_group,
-            repetitions=Repetitions(params.repetitions, params.repetitions, width=0.0),
+            repetitions=params.repetitions,
             seed=params.seed,
+            accepted_per_step=None if gamma is None else given,
         )
-        for engine, method, gamma in ways
+        for engine, method, gamma in variants
     ]

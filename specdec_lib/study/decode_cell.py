@@ -7,11 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import make_proposer
+from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.decoding.streams import RowStreams
+from specdec_lib.methods import make_proposer
 from specdec_lib.models.pair import Pair
 from specdec_lib.study.cells import Cell
 from specdec_lib.study.given_acceptance import GivenAcceptance
@@ -26,24 +24,28 @@ def decode_cell(
     max_new_tokens: int,
     seed: int,
     rows: Sequence[int] | None = None,
-    accepted_per_step: Sequence[int] | None = None,
 ) -> DecodeResult:
     """Decode as `cell` says; seed and rows decide every random number.
 
     Args:
-        prompts: those of the cell, or some of them.
+        prompts: those of the cell, or some of them; 1-D int64 tensors.
         rows: which rows of the cell the prompts are; by default all. `transformers` draws for all rows together and
-            takes no notice.
-        accepted_per_step: acceptance to replay instead of finding it; null with trained weights.
+            ignores it.
     """
     target, sampling = pair.target, cell.sampling
     if cell.engine == "transformers":
         return transformers_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-    streams = RowStreams(seed, range(len(prompts)) if rows is None else rows, target.device)
+    generator = torch.Generator().manual_seed(seed)
     if cell.num_draft_tokens is None:
         return autoregressive_decode(
-            target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, generator=streams
+            target,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            generator=generator,
+            row_numbers=rows,
         )
+    assert cell.verification is not None, "only the baseline has no verification rule"
     return speculative_decode(
         target,
         make_proposer(cell.method, pair),
@@ -51,8 +53,9 @@ def decode_cell(
         max_new_tokens=max_new_tokens,
         num_draft_tokens=cell.num_draft_tokens,
         sampling=sampling,
-        generator=streams,
-        verification=GivenAcceptance(accepted_per_step) if accepted_per_step else "token",
+        generator=generator,
+        row_numbers=rows,
+        verification=GivenAcceptance(cell.accepted_per_step) if cell.accepted_per_step else cell.verification,
     )
 
 

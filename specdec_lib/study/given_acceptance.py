@@ -2,58 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from specdec_lib.decoding.state import DecodeState
-from specdec_lib.decoding.verification import Verification, verify
-from specdec_lib.study.cell_files import Row
-
-GIVEN = "given"  # the `verification` of rows whose acceptance was replayed
-RATES = ("acceptance_rate", "draft_efficiency", "mean_acceptance_length")
+from specdec_lib.decoding.call import Call
+from specdec_lib.decoding.sampling import RandomOps
+from specdec_lib.decoding.verification import RANDOM, Verification, verify
 
 
+@dataclass(frozen=True)
 class GivenAcceptance:
-    """A verifier that does all the work of verification, then keeps a stated number of draft tokens.
+    """A verification rule that does all the work of `verify`, then keeps a stated number of draft tokens.
 
     Step n of row b keeps number (n + b) of the sequence, so that the rows of a batch advance differently; never more
     than were drafted.
 
     Args:
-        accepted_per_step: draft tokens to keep in successive steps; begins anew when it ends.
+        accepted_per_step: draft tokens to keep in successive steps; starts over at its end.
     """
 
-    def __init__(self, accepted_per_step: Sequence[int]):
-        self.accepted_per_step = tuple(accepted_per_step)
-        self.place = self.sequence = torch.zeros(0, dtype=torch.int64)
+    accepted_per_step: tuple[int, ...]
+    capturable = True
+    state: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
 
-    @property
-    def capture_key(self) -> tuple[int, ...]:
-        return self.accepted_per_step
-
-    def restart(self, state: DecodeState) -> None:
-        """Begin anew; what counts the steps lies on the device, so that a step can be captured."""
-        device = state.tokens.device
-        if len(self.place) != state.batch_size:
-            self.sequence = torch.tensor(self.accepted_per_step, device=device)
-            self.place = torch.zeros(state.batch_size, dtype=torch.int64, device=device)
-        self.place.copy_(torch.arange(state.batch_size))
+    def start(self, call: Call) -> None:
+        """Begin a call. What counts the steps is on the device and stays in place, so that a step can be captured."""
+        tokens = call.rows.tokens  # [B, capacity]
+        place = torch.arange(len(tokens), device=tokens.device)
+        if "place" in self.state and len(self.state["place"]) == len(place):
+            self.state["place"].copy_(place)
+        else:
+            self.state.update(place=place, sequence=torch.tensor(self.accepted_per_step, device=tokens.device))
 
     def __call__(
         self,
         target_probs: torch.Tensor,  # [B, gamma+1, V]
         draft_probs: torch.Tensor,  # [B, gamma, V]
         draft_tokens: torch.Tensor,  # [B, gamma]
-        generator: torch.Generator,
+        uniforms: torch.Tensor,  # [B, gamma+1]
+        ops: RandomOps = RANDOM,
     ) -> Verification:
-        verdict = verify(target_probs, draft_probs, draft_tokens, generator)
+        next_token = verify(target_probs, draft_probs, draft_tokens, uniforms, ops).next_token
         drafted = draft_probs.gather(2, draft_tokens[:, :, None])[:, :, 0] > 0  # [B, gamma]
-        given = self.sequence[self.place % len(self.sequence)]
-        self.place += 1
-        return Verification(torch.minimum(given, drafted.long().cumprod(dim=1).sum(dim=1)), verdict.next_token)
-
-
-def given_columns(row: Row) -> Row:
-    """Mark a speculative row as one whose acceptance was given: its counters stay, its rates are no result."""
-    return {} if row["verification"] is None else {"verification": GIVEN} | dict.fromkeys(RATES)
+        sequence, place = self.state["sequence"], self.state["place"]
+        given = sequence[place % len(sequence)]
+        place += 1
+        return Verification(torch.minimum(given, drafted.long().cumprod(dim=1).sum(dim=1)), next_token)

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 
 from specdec_lib.config import params_of_run
-from specdec_lib.machine.environment import check_device, read_environment
+from specdec_lib.machine.environment import check_device
 from specdec_lib.models.pair import load_study_pair
-from specdec_lib.study.blocks import BlockRunner
-from specdec_lib.study.cell_files import Row, read_cell
+from specdec_lib.study.cell_files import read_cell
 from specdec_lib.study.cells import Cell
 from specdec_lib.study.decode_cell import decode_cell, fingerprint
+from specdec_lib.study.environment_file import read_environment
+from specdec_lib.study.runner import BlockRunner
+from specdec_lib.study.schema import Row
 
-MATCHED = ["engine", "method", "num_draft_tokens", "temperature", "top_k", "top_p", "batch_size", "prompt_tokens"]
-MATCHED += ["max_new_tokens", "prompt_group"]
+MATCHED = (
+    *("engine", "method", "verification", "num_draft_tokens", "temperature", "top_k", "top_p", "batch_size"),
+    *("prompt_tokens", "max_new_tokens", "prompt_group"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Rerun:
     Attributes:
         compared: decoded rows that were compared, over all repetitions.
         different: those whose tokens differ, each as "repetition r row b".
-        changed: what of the cell's circumstances is not as it was, such as another version of PyTorch.
+        changed: what determines the cell and is not as it was, such as another version of PyTorch.
     """
 
     cell_id: str
@@ -57,7 +61,7 @@ def find_run(outputs: Path, cell_id: str) -> Path:
 
 
 def rerun(folder: Path, cell_id: str, *, alone: bool = False) -> Rerun:
-    """Decode all repetitions of a cell again, after nothing else, and compare the tokens; writes nothing.
+    """Decode all repetitions of a cell again, without the rest of the sweep, and compare the tokens; writes nothing.
 
     Args:
         folder: of the run.
@@ -111,14 +115,13 @@ def _fingerprint(
             max_new_tokens=cell.max_new_tokens,
             seed=seed,
             rows=rows,
-            accepted_per_step=runner.params.accepted_per_step,
         )
         found += fingerprint(result.tokens).split()
     return found
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs of what decides a cell's numbers."""
+    """What determines a cell's numbers and differs."""
     return [
         f"{name} from {before[name]} to {now[name]}" for name in now if name in before and before[name] != now[name]
     ]

@@ -1,4 +1,4 @@
-"""Run a study's sweep: its cells in a process of their own, then one table of all of them."""
+"""Run a study's sweep: its cells in a process of their own, then one table of all of them. Or read a finished one."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import torch
 
-from specdec_lib.config import StudyParams
+from specdec_lib.config import StudyParams, params_of_run
 from specdec_lib.hardware.catalog import price
-from specdec_lib.machine.environment import add_facts, check_device, read_environment, stamp_end
+from specdec_lib.machine.files import writing
+from specdec_lib.study import environment_file
 from specdec_lib.study.blocks import plan
-from specdec_lib.study.cell_files import cells_on_disk, remove_temporary_files, writing
+from specdec_lib.study.cell_files import cells_on_disk, remove_temporary_files
 from specdec_lib.study.cells import Source
+from specdec_lib.study.environment_file import read_environment
 from specdec_lib.study.lock import locked
-from specdec_lib.study.table import write_results
-from specdec_lib.study.workers.cluster import ADDRESS, run_blocks_on_cluster
-from specdec_lib.study.workers.heartbeat import forget
-from specdec_lib.study.workers.supervisor import COMMAND, run_blocks
-from specdec_lib.study.workers.worker import Order, work
+from specdec_lib.study.table import FILE, read_results, write_results
 
 LOCK = "sweep"
 
 
 def run_sweep(
-    params: StudyParams, folder: Path, *, limit_s: float | None = None, command: Sequence[str] = COMMAND
+    params: StudyParams, folder: Path, *, limit_s: float | None = None, command: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
-    Cells run in a worker process, which loads the weights once; what kills it costs the cell it was in, which leaves a
-    failed row, and the sweep goes on. With `SPECDEC_CLUSTER` set to a Ray cluster's address, each of its devices of the
-    wanted type has such a worker. Also writes `results.parquet`, `environment.json`, `step_costs.json` and
-    `calibration.json`.
+    A finished study is only read, without weights, device or compiler; see `is_finished`.
+
+    Cells run in a worker process, which loads the weights once. What kills it costs the cell that it was in, which
+    leaves a failed row, and the sweep goes on. With `SPECDEC_CLUSTER` set to a Ray cluster's address, each of its
+    devices of the wanted type has such a worker. Also writes `environment.json`, `step_costs.json`, `calibration.json`
+    and `transcripts.json`.
 
     Args:
         limit_s: the longest that one repetition of a cell may take; by default ten minutes and two seconds per token.
@@ -45,21 +45,57 @@ def run_sweep(
             fit the models, or another run is at work in `folder`.
         RuntimeError: the folder cannot be written, or workers die before their first cell.
     """
-    with _alone(params, folder):
-        if address := os.environ.get(ADDRESS):
-            run_blocks_on_cluster(params, folder, address, limit_s=limit_s, command=command)
+    if is_finished(params, folder):
+        print(f"{folder} holds this study whole: it is read, and nothing is measured", flush=True)
+        return read_results(folder)
+    from specdec_lib.study.workers import cluster, supervisor  # they load PyTorch
+
+    start = command or supervisor.COMMAND
+    with _exclusively(params, folder):
+        if address := os.environ.get(cluster.ADDRESS):
+            cluster.run_blocks_on_cluster(params, folder, address, limit_s=limit_s, command=start)
         else:
-            run_blocks(params, folder, limit_s=limit_s, command=command)
+            supervisor.run_blocks(params, folder, limit_s=limit_s, command=start)
         return gather(params, folder)
 
 
 def run_sweep_here(params: StudyParams, folder: Path) -> pd.DataFrame:
-    """As `run_sweep`, but in this process, which dies of what kills a cell: for debuggers and tests of toys."""
-    with _alone(params, folder):
-        work(Order(params, folder))
-        stamp_end(folder, read_environment(folder)["run_id"])
-        forget(folder)
+    """Measure what is missing in this process, which dies of what kills a cell: for debuggers and tests of toys."""
+    from specdec_lib.study.workers import heartbeat
+    from specdec_lib.study.workers.worker import WorkerTask, work
+
+    with _exclusively(params, folder):
+        work(WorkerTask(params, folder))
+        environment_file.stamp_end(folder, read_environment(folder)["run_id"])
+        heartbeat.remove_heartbeat(folder)
         return gather(params, folder)
+
+
+def is_finished(params: StudyParams, folder: Path) -> bool:
+    """Whether `folder` holds this very study, measured to its end.
+
+    The params that the run kept decide, not today's code: a folder of an earlier version is finished too. Where cells
+    failed or the machine was not measured, the study is finished only for a machine that cannot measure them again.
+    """
+    facts = read_environment(folder)
+    if not facts.get("ended") or not (folder / FILE).exists():
+        return False
+    try:
+        same = params_of_run(facts, environment_file.FILE) == params
+    except ValueError:
+        return False
+    return same and (facts.get("complete", True) or not _can_measure_here(params, facts))
+
+
+def _can_measure_here(params: StudyParams, facts: dict[str, Any]) -> bool:
+    """Whether this may be the device of the run; on a GPU the worker looks closer."""
+    import torch
+
+    from specdec_lib.machine.environment import device_name
+
+    if params.device == "cuda":
+        return torch.cuda.is_available()
+    return device_name("cpu") == facts["device_name"]
 
 
 def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
@@ -72,17 +108,26 @@ def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
     ids = [cell.id for block in plan(params, Source(**facts["source"])) for cell in block.cells]
     if others := len(cells_on_disk(folder) - set(ids)):
         print(f"{others} cells of other params, weights, versions or devices are kept, out of the table", flush=True)
-    add_facts(folder, facts["run_id"], cells_of_other_studies=others)
-    return write_results(folder, ids, price(params.price).times(params.num_devices).usd_per_hour)
+    from specdec_lib.study.machine_measurement import KEY_FILE
+
+    rows = write_results(folder, ids, price(params.price).times(params.num_devices).usd_per_hour)
+    all_ok = set(rows["cell_id"]) == set(ids) and bool((rows["status"] == "ok").all())
+    complete = all_ok and (folder / KEY_FILE).exists()
+    environment_file.add_facts(folder, facts["run_id"], cells_of_other_studies=others, complete=complete)
+    return rows
 
 
 @contextlib.contextmanager
-def _alone(params: StudyParams, folder: Path) -> Iterator[None]:
+def _exclusively(params: StudyParams, folder: Path) -> Iterator[None]:
     """Refuse what is wrong for sure, then hold the folder's lock.
 
-    This process must not start CUDA: the worker would see a stranger on its device, and its rows would count as
+    This process must not start CUDA: the worker would see a foreign process on its device, and its rows would count as
     disturbed. So on such a machine the worker checks the device.
     """
+    import torch
+
+    from specdec_lib.machine.environment import check_device
+
     price(params.price)
     if params.device == "cpu" or not torch.cuda.is_available():
         check_device(params)

@@ -1,7 +1,8 @@
-"""The table that the rows of a run's finished cells are gathered into."""
+"""The table that the rows of a run's cells are gathered into."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -11,59 +12,70 @@ import pyarrow.parquet as pq
 from specdec_lib.hardware.catalog import usd_per_million_tokens
 from specdec_lib.study.cell_files import read_cell
 from specdec_lib.study.drift import mark_drift
+from specdec_lib.study.schema import BOOLEAN, COLUMNS, INTEGER, INTEGERS, NUMBER, NUMBERS, TEXT, Row, check_columns
 
-INTEGERS = pa.list_(pa.int64())
-NUMBERS = pa.list_(pa.float64())
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("run_id", "cell_id")]
-    + [("benchmark_version", pa.int64())]
-    + [(name, pa.string()) for name in ("status", "error", "evidence", "gpu", "device_name", "host")]
-    + [(name, pa.string()) for name in ("engine", "pair")]
-    + [(name, pa.string()) for name in ("target_id", "draft_id", "method", "verification")]
-    + [("num_draft_tokens", pa.int64()), ("temperature", pa.float64()), ("top_k", pa.int64()), ("top_p", pa.float64())]
-    + [("dtype", pa.string()), ("compiled", pa.bool_()), ("replayed", pa.bool_())]
-    + [(name, pa.int64()) for name in ("batch_size", "prompt_tokens", "max_new_tokens")]
-    + [("mean_prompt_tokens", pa.float64()), ("prompt_set", pa.string()), ("prompt_group", pa.int64())]
-    + [("prompt_ids", pa.string()), ("category", pa.string()), ("repetition", pa.int64()), ("seed", pa.int64())]
-    + [("tokens_sha256", pa.string())]
-    + [(name, pa.int64()) for name in ("new_tokens", "steps", "drafted_tokens", "tested_tokens", "accepted_tokens")]
-    + [("accepted_by_position", INTEGERS), ("tested_by_position", INTEGERS)]
-    + [(name, pa.float64()) for name in ("acceptance_rate", "draft_efficiency", "mean_acceptance_length")]
-    + [(name, pa.float64()) for name in ("ttft_ms", "tpot_ms", "itl_p50_ms", "itl_p90_ms", "itl_p99_ms")]
-    + [("tokens_per_second", pa.float64()), ("step_ms", NUMBERS), ("step_tokens", NUMBERS)]
-    + [(f"{name}_bytes", pa.int64()) for name in ("peak_memory_allocated", "peak_memory_reserved")]
-    + [(f"{name}_bytes", pa.int64()) for name in ("device_memory_used", "process_peak_rss")]
-    + [(name, pa.float64()) for name in ("gpu_utilization_percent", "energy_joules_per_token")]
-    + [("throttled", pa.bool_()), ("throttle_reasons", pa.string()), ("sm_clock_mhz", pa.float64())]
-    + [("foreign_processes", pa.int64()), ("telemetry_note", pa.string()), ("drifted", pa.bool_())]
-    + [("cost_usd_per_million_tokens", pa.float64())]
-)
+FILE = "results.parquet"
+_ARROW = {
+    TEXT: pa.string(),
+    INTEGER: pa.int64(),
+    NUMBER: pa.float64(),
+    BOOLEAN: pa.bool_(),
+    INTEGERS: pa.list_(pa.int64()),
+    NUMBERS: pa.list_(pa.float64()),
+}
+_NULLABLE = {
+    pa.string(): pd.StringDtype(),
+    pa.int64(): pd.Int64Dtype(),
+    pa.float64(): pd.Float64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
+}
+SCHEMA = pa.schema([pa.field(each.name, _ARROW[each.type], nullable=each.nullable) for each in COLUMNS])
 
 
 def write_results(folder: Path, cell_ids: list[str], usd_per_hour: float) -> pd.DataFrame:
-    """Gather the rows of these cells into `results.parquet`, priced, with `drifted` marked; returns the table."""
+    """Gather the rows of these cells into `results.parquet`, priced, with `drifted` marked; returns the table.
+
+    Raises:
+        ValueError: a row has a column that the schema does not declare.
+    """
     rows = [row for cell_id in cell_ids for row in read_cell(folder, cell_id)]
     mark_drift(rows)
     for row in rows:
         if row["status"] == "ok":
             rate = float(str(row["tokens_per_second"]))
             row["cost_usd_per_million_tokens"] = usd_per_million_tokens(rate, usd_per_hour)
-    columns = {field.name: [row.get(field.name) for row in rows] for field in SCHEMA}
-    table = pa.table(columns, schema=SCHEMA)
-    temporary = folder / "results.parquet.tmp"
-    pq.write_table(table, temporary)
-    temporary.replace(folder / "results.parquet")
+    temporary = folder / f"{FILE}.tmp"
+    pq.write_table(as_table(rows), temporary)
+    temporary.replace(folder / FILE)
     return read_results(folder)
 
 
+def as_table(rows: Iterable[Row]) -> pa.Table:
+    """Rows as a table of the schema; what a row leaves out is null.
+
+    Raises:
+        ValueError: a row has a column that the schema does not declare.
+    """
+    rows = list(rows)
+    check_columns({name for row in rows for name in row})
+    return pa.table({name: [row.get(name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA)
+
+
 def read_results(folder: Path) -> pd.DataFrame:
-    """The table of a run; numbers that are undefined are null.
+    """The table of a run, with the columns of today's schema; numbers that are undefined are null.
+
+    A table of an earlier version loses columns that are gone and has nulls in those that came later.
 
     Raises:
         ValueError: there is no table yet.
     """
-    path = Path(folder) / "results.parquet"
+    path = Path(folder) / FILE
     if not path.exists():
         raise ValueError(f"{path} is missing: run the sweep first, with make run GPU=<name>")
-    table = pd.read_parquet(path, dtype_backend="numpy_nullable")
-    return table.assign(**{name: pd.NA for name in SCHEMA.names if name not in table})  # columns that came later
+    found = pq.read_table(path)
+    columns = {
+        field.name: found[field.name] if field.name in found.column_names else pa.nulls(len(found), field.type)
+        for field in SCHEMA
+    }
+    table: pd.DataFrame = pa.table(columns).to_pandas(types_mapper=_NULLABLE.get)
+    return table

@@ -29,7 +29,7 @@ def result_of_arrivals(tokens: list[torch.Tensor], arrivals: Sequence[Arrival]) 
 
 
 def latency_columns(result: DecodeResult) -> dict[str, float | list[float] | None]:
-    """TTFT, TPOT, ITL percentiles (milliseconds) and throughput of one decoding call.
+    """TTFT, TPOT, E2E, ITL percentiles (milliseconds) and throughput of one decoding call.
 
     `tpot_ms` is (t_last - t_first) / (n - 1) for each row, then the mean over rows. The inter-token latencies are
     pooled over rows; tokens of one step arrive together, so speculation has many zeros and some long gaps.
@@ -43,6 +43,7 @@ def latency_columns(result: DecodeResult) -> dict[str, float | list[float] | Non
     return {
         "ttft_ms": result.ttft_s * 1e3,
         "tpot_ms": float(np.mean(tpot)) * 1e3 if tpot else None,
+        "e2e_ms": (result.ttft_s + sum(result.step_s)) * 1e3,
         **{f"itl_p{p}_ms": v if v is None else float(v) for p, v in zip((50, 90, 99), percentiles, strict=True)},
         "tokens_per_second": result.tokens_per_second,
         "step_ms": [seconds * 1e3 for seconds in result.step_s],

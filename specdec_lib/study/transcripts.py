@@ -1,41 +1,77 @@
-"""One generation to look at for each kind of prompt: recorded, and decoded without speculation beside it."""
+"""`transcripts.json`: a generation or two to read, step by step, with the baseline's times for the same tokens."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from specdec_lib.config import SamplingConfig, StudyParams
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import make_proposer
-from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.decoding.transcript import Recording, transcript
-from specdec_lib.models.pair import Pair, load_study_pair
-from specdec_lib.report.transcript_html import Transcript
+from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
+from specdec_lib.decoding.recording import Recording, Transcript, TranscriptToken, transcript
+from specdec_lib.machine.files import write_atomically
+from specdec_lib.methods import RULES, make_proposer
+from specdec_lib.models.pair import Pair
 from specdec_lib.study.prompts import Prompt, encode_prompts, load_prompts, random_prompts
+from specdec_lib.study.runner import BlockRunner
+from specdec_lib.study.workers import heartbeat
 
+FILE = "transcripts.json"
+MOST = 2  # transcripts
 MAX_NEW_TOKENS = 40
 WARM_UP_TOKENS = 4
+TITLE_LENGTH = 160
+
+
+def measure_transcripts(runner: BlockRunner) -> None:
+    """Write the transcripts of a run's pair; none of a target that several processes share.
+
+    What fails is printed, and the file is left out: the rows of the sweep stand without it.
+    """
+    if runner.team.size > 1:
+        return
+    heartbeat.write_heartbeat(runner.folder, heartbeat.MACHINE, runner.run_id)
+    try:
+        write_transcripts(runner.folder, example_transcripts(runner.pair, runner.params))
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - out of memory or anything else
+        (runner.folder / FILE).unlink(missing_ok=True)
+        print(f"no transcripts: {type(error).__name__}: {error}", flush=True)
+
+
+def write_transcripts(folder: Path, transcripts: list[Transcript]) -> None:
+    """Write `transcripts.json` into a run's folder."""
+    facts = {"evidence": "measured", "transcripts": [asdict(each) for each in transcripts]}
+    write_atomically(folder / FILE, json.dumps(facts) + "\n")
+
+
+def read_transcripts(folder: Path) -> list[Transcript]:
+    """What `write_transcripts` wrote; empty for a run without them, as those of earlier versions."""
+    path = Path(folder) / FILE
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))["transcripts"]
+    steps = [[[TranscriptToken(*token) for token in step] for step in each["steps"]] for each in found]
+    return [Transcript(**each | {"steps": read}) for each, read in zip(found, steps, strict=True)]
 
 
 def prompt_ids(pair: Pair, text: str, seed: int = 0) -> torch.Tensor:
-    """What the target reads when a user says `text`; a few random ids for a toy, which has no words."""
+    """What the target reads when a user says `text`, int64 `[T]`; random ids for a toy, which has no words."""
     if pair.tokenizer is None:
         return random_prompts(pair.target.vocab_size, 1, 8, torch.Generator().manual_seed(seed))[0]
     return encode_prompts([Prompt("typed", "typed", text)], pair.tokenizer, 0)[0]
 
 
-def study_transcripts(params: StudyParams) -> list[Transcript]:
-    """The `example_transcripts` of a study's pair, loaded in this process; none of a target that several share."""
-    return example_transcripts(load_study_pair(params), params) if params.tensor_parallel == 1 else []
-
-
 def example_transcripts(pair: Pair, params: StudyParams) -> list[Transcript]:
-    """A transcript of the first prompt of each category, at the highest temperature and the headline gamma.
+    """Transcripts of the first prompts of different categories, at the highest temperature and the headline gamma.
 
-    Each is a single call of the first method, stop tokens on, to be looked at and not averaged.
+    Each is a single call of the first method, stop tokens on: an example, no measurement to average.
     """
     first = {prompt.category: prompt for prompt in reversed(load_prompts(params.prompt_set))}
-    prompts = sorted(first.values(), key=lambda prompt: prompt.id)
+    prompts = sorted(first.values(), key=lambda prompt: prompt.id)[:MOST]
     if pair.tokenizer is None:
         prompts = [Prompt("random", "toy", "random tokens")]
     _transcript(pair, params, prompts[0], WARM_UP_TOKENS)
@@ -43,20 +79,18 @@ def example_transcripts(pair: Pair, params: StudyParams) -> list[Transcript]:
 
 
 def _transcript(pair: Pair, params: StudyParams, prompt: Prompt, max_new_tokens: int) -> Transcript:
-    method, temperature = params.methods[0], max(params.temperatures)
-    sampling = SamplingConfig(temperature, params.top_k, params.top_p)
-    prompts = [prompt_ids(pair, prompt.text, params.seed).to(pair.target.device)]
-    stops, recording = pair.stop_token_ids, Recording()
-    generators = [torch.Generator(pair.target.device).manual_seed(params.seed) for _ in range(2)]
+    sampling = SamplingConfig(max(params.temperatures), params.top_k, params.top_p)
+    prompts = [prompt_ids(pair, prompt.text, params.seed)]
+    recording = Recording(RULES[params.verification].load())
     result = speculative_decode(
         pair.target,
-        make_proposer(method, pair),
+        make_proposer(params.methods[0], pair),
         prompts,
         max_new_tokens=max_new_tokens,
         num_draft_tokens=params.headline_num_draft_tokens,
         sampling=sampling,
-        generator=generators[0],
-        stop_token_ids=stops,
+        generator=torch.Generator().manual_seed(params.seed),
+        stop_token_ids=pair.stop_token_ids,
         verification=recording,
     )
     baseline = autoregressive_decode(
@@ -64,8 +98,8 @@ def _transcript(pair: Pair, params: StudyParams, prompt: Prompt, max_new_tokens:
         prompts,
         max_new_tokens=len(result.tokens[0]),
         sampling=sampling,
-        generator=generators[1],
+        generator=torch.Generator().manual_seed(params.seed),
     )
-    said = " ".join(prompt.text.split())
-    title = f"{prompt.category}: {said if len(said) <= 160 else said[:159] + '…'}"
-    return transcript(result, pair.tokenizer, recording, baseline, title=title)
+    text = " ".join(prompt.text.split())
+    shown = text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…"
+    return transcript(result, pair.tokenizer, recording, baseline, title=f"{prompt.category}: {shown}")

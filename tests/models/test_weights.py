@@ -9,7 +9,7 @@ import pytest
 from test_pair import write_checkpoint
 
 import specdec_lib
-from specdec_lib.machine.environment import changed_files, write_environment
+from specdec_lib.study.environment_file import changed_files, write_environment
 from specdec_lib.models.embedded import GGUF_SHA256, WHEEL_SHA256
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS

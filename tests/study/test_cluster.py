@@ -11,11 +11,11 @@ import pytest
 from toy_sweep import cells_in, determined, toy_params
 
 from specdec_lib.config import load_params
-from specdec_lib.machine.environment import read_environment
+from specdec_lib.study.environment_file import read_environment
 from specdec_lib.study.sweep import gather, run_sweep_here
 from specdec_lib.study.workers import cluster
 from specdec_lib.study.workers.cluster import Device, run_blocks_on_cluster
-from specdec_lib.study.workers.cluster_task import Report, Task, carry_out, code_hash
+from specdec_lib.study.workers.cluster_task import GroupTask, Report, code_hash, run_group
 from specdec_lib.study.workers.supervisor import COMMAND
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: make cluster installs it")
@@ -84,7 +84,7 @@ def test_a_killed_machine_and_a_killed_worker_lose_nothing(nodes, params, tmp_pa
     """Both in the middle of a group of blocks of their own; the table is the one of a run at home."""
     machines, with_h100 = nodes
     gate = tmp_path / "gate"
-    gated = (sys.executable, str(ROOT / "tests" / "gated_worker.py"), str(gate))
+    gated = (sys.executable, str(ROOT / "tests" / "support" / "gated_worker.py"), str(gate))
     with ThreadPoolExecutor(1) as other:
         killing = other.submit(kill_half_way, tmp_path, with_h100[0], machines, gate)
         run_blocks_on_cluster(params, tmp_path, "auto", device=H100, command=gated)
@@ -100,23 +100,23 @@ def test_a_killed_machine_and_a_killed_worker_lose_nothing(nodes, params, tmp_pa
 
 def task(params, code=None):
     """The first block, for a machine that has nothing of it."""
-    return Task(params, (0,), False, {}, {}, code or code_hash(), threads=None, command=COMMAND, limit_s=None)
+    return GroupTask(params, (0,), False, {}, code or code_hash(), threads=None, command=COMMAND, limit_s=None)
 
 
 def test_a_machine_with_another_device_than_its_type_says_is_refused_by_the_task(params, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     study = params.model_copy(update={"device_name": "H100"})
     with pytest.raises(ValueError, match="needs a device whose name contains 'H100', but this machine has"):
-        list(carry_out(task(study), {}))
+        list(run_group(task(study), {}))
 
 
 def test_a_machine_with_another_version_of_the_library_is_refused_by_the_task(params):
     with pytest.raises(ValueError, match="has another specdec_lib: check out the same commit on every machine"):
-        list(carry_out(task(params, code="0" * 16), {}))
+        list(run_group(task(params, code="0" * 16), {}))
 
 
 def test_machines_that_compute_with_something_else_do_not_stand_in_one_table(params, tmp_path):
-    run = cluster._Run(ray, params, tmp_path, H100, COMMAND, None)
+    run = cluster._Run(ray, params, tmp_path, H100)
     facts = {"run_id": "1", "runs": {"1": {}}, "source": {"device_name": "NVIDIA H100 PCIe"}}
     run._adopt(Report(environment=facts))
     other = facts | {"source": {"device_name": "NVIDIA H100 80GB HBM3"}}

@@ -6,11 +6,11 @@ import pytest
 from quick_worker import QUICK
 from toy_sweep import toy_params
 
-from specdec_lib.machine.environment import read_environment
-from specdec_lib.study import blocks
+from specdec_lib.study import runner
+from specdec_lib.study.environment_file import read_environment
 from specdec_lib.study.sweep import run_sweep_here
 from specdec_lib.study.workers.cluster import Device, _Run
-from specdec_lib.study.workers.cluster_task import carry_out
+from specdec_lib.study.workers.cluster_task import run_group
 
 
 class RayHere:
@@ -32,7 +32,7 @@ class RayHere:
 
     def _start(self, task):
         self.sent.append(task.blocks)
-        return carry_out(task, {"node": "here", "worker": 1})
+        return run_group(task, {"node": "here", "worker": 1})
 
     def wait(self, streams, num_returns, timeout):
         return streams[:num_returns], []
@@ -49,10 +49,10 @@ def test_a_finished_study_is_measured_again_if_the_cluster_computes_otherwise_by
     """One machine is asked before anything is planned: what the last run computed with is no news."""
     with monkeypatch.context() as then:
         if kernels:
-            then.setattr(blocks, "compiler_of", lambda target: kernels)
+            then.setattr(runner, "compiler_of", lambda target: kernels)
         run_sweep_here(toy_params(), tmp_path)
     ray = RayHere()
-    run = _Run(ray, toy_params(), tmp_path, Device(None, gpus=0, cpus=1), QUICK, None)
+    run = _Run(ray, toy_params(), tmp_path, Device(None, gpus=0, cpus=1), QUICK)
     assert run.missing() == missing
     assert ray.sent == [()]
     assert run.missing() == missing
@@ -61,6 +61,6 @@ def test_a_finished_study_is_measured_again_if_the_cluster_computes_otherwise_by
 
 
 def test_a_study_that_never_ran_asks_nobody(tmp_path):
-    run = _Run(RayHere(), toy_params(), tmp_path, Device(None, gpus=0, cpus=1), QUICK, None)
+    run = _Run(RayHere(), toy_params(), tmp_path, Device(None, gpus=0, cpus=1), QUICK)
     assert run.missing() == [0, 1, 2, 3]
     assert not run.ray.sent

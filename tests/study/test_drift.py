@@ -1,17 +1,15 @@
 """A block whose baseline ends at another speed than it began is flagged, shown, and kept out of every line."""
 
-from dataclasses import dataclass
-
 import pytest
 from synthetic_rows import synthetic_rows
+from toy_sweep import toy_params
 
 from specdec_lib.analysis import metrics
+from specdec_lib.models.pair import load_pair
 from specdec_lib.report.tables import sweep as tables
-from specdec_lib.study.blocks import Block
-from specdec_lib.study.cell_files import write_cell
-from specdec_lib.study.drift import LIMIT, mark_drift, steady_runs
-from specdec_lib.study.repetitions import Repetitions
-from specdec_lib.study.table import read_results, write_results
+from specdec_lib.study import runner
+from specdec_lib.study.cell_files import read_cell
+from specdec_lib.study.drift import LIMIT, mark_drift, unsteady
 
 
 def call(method, repetition, tpot_ms, group=0, run="r", **changes):
@@ -21,7 +19,7 @@ def call(method, repetition, tpot_ms, group=0, run="r", **changes):
 
 
 def block(*baseline_ms, **changes):
-    """A baseline with these times and a draft beside it."""
+    """A baseline with these times, and a draft."""
     rows = [call("autoregressive", i, tpot, **changes) for i, tpot in enumerate(baseline_ms)]
     return rows + [call("draft", i, 5.0, **changes) for i in range(len(baseline_ms))]
 
@@ -53,56 +51,48 @@ def test_a_block_is_judged_by_its_own_baseline_of_its_own_run():
     assert "drifted" not in failed
 
 
-@dataclass(frozen=True)
-class StandIn:
-    """What a block asks of a cell."""
-
-    id: str
-    repetitions: Repetitions
-
-
-def missing(folder, rows):
-    """The cells of a block of two that are to be measured when these rows are all that `folder` holds."""
-    for method in ("autoregressive", "draft"):
-        write_cell(folder, method, [row for row in rows if row["method"] == method])
-    cells = [StandIn(method, Repetitions(3, 3, 1.0)) for method in ("autoregressive", "draft")]
-    this = Block(setting=None, prompts=[0], cells=cells)
-    return [cell.id for cell in this.missing(folder)]
-
-
-def test_a_block_that_drifted_is_missing_until_it_has_been_measured_without(tmp_path):
-    """The rule looks at the baseline alone, so that it favours no ratio."""
-    assert missing(tmp_path, block(10, 10, 15)) == ["autoregressive", "draft"]
-    assert missing(tmp_path, block(10, 10, 10, run="again")) == []
-    drifting, steady = block(10, 10, 15)[:3], block(10, 10, 10, run="again")[:3]
-    assert steady_runs(drifting + steady) == steady
-
-
-@pytest.mark.parametrize("disturbance", [{"throttled": True}, {"foreign_processes": 1}])
 @pytest.mark.parametrize(
-    ("disturbed", "wanted"), [("autoregressive", ["autoregressive", "draft"]), ("draft", ["draft"])]
+    ("baseline_ms", "changes", "expected"),
+    [
+        ([10, 10, 15], {}, True),
+        ([10, 10, 10], {}, False),
+        ([10], {}, False),  # that cannot be said
+        ([10, 10, 10], {"throttled": True}, True),
+        ([10, 10, 10], {"foreign_processes": 1}, True),
+        ([10, 10, 10], {"throttled": False, "foreign_processes": 0}, False),
+    ],
 )
-def test_a_cell_that_was_disturbed_is_missing_until_it_and_its_baseline_are_measured_without(
-    tmp_path, disturbance, disturbed, wanted
+def test_a_block_is_unsteady_if_its_baseline_drifted_or_the_device_was_shared_or_throttled(
+    baseline_ms, changes, expected
 ):
-    """Of a baseline's runs the disturbed make room, and the others stay with the cells beside them."""
-    rows = block(10, 10, 10)
-    of_cell = [row for row in rows if row["method"] == disturbed]
-    of_cell[1] |= disturbance
-    assert missing(tmp_path, rows) == wanted
-    baseline = [row for row in rows if row["method"] == "autoregressive"]
-    again = block(10, 10, 10, run="again")
-    assert missing(tmp_path, [*steady_runs(baseline), *again]) == []
-    quiet = call("autoregressive", 0, 10, run="quiet", throttled=False, foreign_processes=0)
-    assert steady_runs([*of_cell, quiet]) == [quiet]
+    assert unsteady(block(*baseline_ms, **changes)) == expected
 
 
-def test_the_flag_is_in_the_table(tmp_path):
-    rows = [row | {"tokens_per_second": 100.0} for row in block(10, 10, 15)]
-    write_cell(tmp_path, "a", rows)
-    table = write_results(tmp_path, ["a"], usd_per_hour=1.0)
-    assert table["drifted"].all()
-    assert read_results(tmp_path)["drifted"].all()
+def test_failed_rows_say_nothing_about_the_machine():
+    assert not unsteady([*block(10, 10), call("draft", 1, None, status="failed")])
+
+
+def measure_a_block(folder, monkeypatch, verdicts):
+    """Run one block of toys, which is found unsteady or not as `verdicts` say; returns its runner and its rows."""
+    verdicts = iter(verdicts)
+    monkeypatch.setattr(runner, "unsteady", lambda rows: next(verdicts))
+    blocks = runner.BlockRunner(toy_params(), folder, load_pair("toy"))
+    blocks.run([0])
+    assert not [*verdicts], "asked once for each measurement, but never for more than the first"
+    return [read_cell(folder, cell.id) for cell in blocks.blocks[0].cells]
+
+
+def test_an_unsteady_block_is_measured_once_more_and_what_comes_out_stays(tmp_path, monkeypatch, capsys):
+    found = measure_a_block(tmp_path, monkeypatch, [True])
+    assert "measured once more" in capsys.readouterr().out
+    assert [len(rows) for rows in found] == [toy_params().repetitions] * 3
+    again = runner.BlockRunner(toy_params(), tmp_path, load_pair("toy"))
+    assert not again.blocks[0].missing(tmp_path), "no later run measures it again"
+
+
+def test_a_steady_block_is_measured_once(tmp_path, monkeypatch, capsys):
+    measure_a_block(tmp_path, monkeypatch, [False])
+    assert "once more" not in capsys.readouterr().out
 
 
 def test_drifted_rows_are_kept_out_of_lines_and_listed_once_a_block():

@@ -38,4 +38,4 @@ def test_a_worker_refuses_it_before_it_loads_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(worker, "describe_environment", lambda params: {"cuda": {"product": "h100-pcie"}})
     monkeypatch.setattr(worker, "load_study_pair", lambda params: pytest.fail("weights were loaded"))
     with pytest.raises(ValueError, match=REFUSAL):
-        worker._work(worker.Order(H100, tmp_path), Team())
+        worker._work(worker.WorkerTask(H100, tmp_path), Team())

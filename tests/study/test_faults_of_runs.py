@@ -35,15 +35,15 @@ def start(tmp_path):
 def start_and_wait_until_stuck(start, folder):
     """A run whose worker hangs in mid-sweep; returns it and the process number of the worker."""
     run = start(TOY_WORKER=json.dumps(STUCK))
-    while not is_stuck(beat := read_heartbeat(folder)):
+    while not is_stuck(seen := read_heartbeat(folder)):
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.05)
-    return run, beat.pid
+    return run, seen.pid
 
 
-def is_stuck(beat):
-    row = (beat and beat.row) or {}
-    return (row.get("method"), row.get("temperature"), row.get("prompt_group")) == ("draft", 0, 1) and alive(beat.pid)
+def is_stuck(seen):
+    row = (seen and seen.row) or {}
+    return (row.get("method"), row.get("temperature"), row.get("prompt_group")) == ("draft", 0, 1) and alive(seen.pid)
 
 
 def gone(pid, seconds):
@@ -55,7 +55,7 @@ def gone(pid, seconds):
 
 @pytest.mark.slow
 def test_killed_interrupted_and_started_twice_a_run_loses_nothing(start, tmp_path):
-    """One study's life: killed outright, started again, a second run beside it refused, Ctrl-C, and completed.
+    """One study's life: killed outright, started again, a second run refused, Ctrl-C, and completed.
 
     Ctrl-C ends it within two seconds, worker included, without a traceback. At the end the table is the undisturbed
     one, no cell that had finished was run again, and the run's page never showed a report that was not there.
@@ -70,7 +70,7 @@ def test_killed_interrupted_and_started_twice_a_run_loses_nothing(start, tmp_pat
     assert "missing: this part did not run to its end" in (folder / "index.html").read_text()
 
     run, worker = start_and_wait_until_stuck(start, folder)
-    refusal = rf"{folder} is in use by process \d+ on .* since .*: wait until it ends"
+    refusal = f"{folder} is in use by another run: wait until it ends"
     with pytest.raises(ValueError, match=refusal):
         make_reports(toy_params(), tmp_path)
     with pytest.raises(ValueError, match=refusal):

@@ -8,7 +8,7 @@ from toy_sweep import run_interrupted
 
 from specdec_lib.__main__ import main
 from specdec_lib.config import load_params
-from specdec_lib.study import blocks
+from specdec_lib.study import runner
 from specdec_lib.study.cell_files import read_cell, write_cell
 from specdec_lib.study.rerun import rerun
 from specdec_lib.study.sweep import run_sweep_here
@@ -52,9 +52,9 @@ def tokens_of(rows):
 
 def test_neither_order_nor_interruption_changes_tokens(params, run, tmp_path, monkeypatch):
     """Blocks backwards, cells in another order within each, interrupted after seven cells and resumed."""
-    whole, plan = tokens_of(run[1]), blocks.plan
-    monkeypatch.setattr(blocks, "plan", lambda *arguments: plan(*arguments)[::-1])
-    monkeypatch.setattr(blocks.random, "Random", lambda text: Random(f"another order {text}"))
+    whole, plan = tokens_of(run[1]), runner.plan
+    monkeypatch.setattr(runner, "plan", lambda *arguments: plan(*arguments)[::-1])
+    monkeypatch.setattr(runner.random, "Random", lambda text: Random(f"another order {text}"))
     run_interrupted(lambda: run_sweep_here(params, tmp_path), cells=7)
     assert tokens_of(run_sweep_here(params, tmp_path)).equals(whole)
 

@@ -1,4 +1,4 @@
-"""The pieces of a step, timed inside the decoding loops."""
+"""The pieces of a step, timed over rows that are done."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,19 +6,22 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.analysis.statistics import median_interval
 from specdec_lib.analysis.step_table import COLUMNS, StepTable, read_step_costs
 from specdec_lib.config import load_params
-from specdec_lib.decoding.state import DecodeState
-from specdec_lib.machine import measurement as machine
+from specdec_lib.decoding.proposers.ngram import NgramProposer
+from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
 from specdec_lib.machine import step_costs
 from specdec_lib.machine.calibration import calibrate, read_calibration
-from specdec_lib.machine.measurement import MachineMeasurement
 from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
-from specdec_lib.machine.stopwatch import Rounds
+from specdec_lib.machine.stopwatch import Rounds, Stopwatch
+from specdec_lib.methods import METHODS, RULES, Method, make_proposer, pieces
 from specdec_lib.models.pair import load_pair
-from specdec_lib.study.blocks import BlockRunner
+from specdec_lib.study import machine_measurement as machine
+from specdec_lib.study.machine_measurement import MachineMeasurement
+from specdec_lib.study.runner import BlockRunner
 
 
 def measured(pair, *arguments, **options):
@@ -48,18 +51,70 @@ def test_what_is_written_is_read_back(costs, tmp_path):
 
 
 def test_a_point_that_does_not_fit_the_memory_is_left_out(monkeypatch):
-    real = step_costs.SpeculativeStep
+    real = step_costs.step_pieces
 
-    def too_large(target, proposer, verifier, state, *more):
-        if state.batch_size > 1:
+    def too_large(pair, call, methods):
+        if call.rows.batch_size > 1:
             raise torch.OutOfMemoryError("no memory for this")
-        return real(target, proposer, verifier, state, *more)
+        return real(pair, call, methods)
 
-    monkeypatch.setattr(step_costs, "SpeculativeStep", too_large)
+    monkeypatch.setattr(step_costs, "step_pieces", too_large)
     costs = measured(load_pair("toy"), [1, 2], [8], max_tokens=3, repetitions=2)
     target = costs[costs["model"] == "target"]
     assert target[target["batch_size"] == 1]["num_tokens"].tolist() == [1, 2, 3]
-    assert target[target["batch_size"] == 2]["num_tokens"].tolist() == [1]
+    assert target[target["batch_size"] == 2].empty
+
+
+class Operators(TorchDispatchMode):
+    """Notes every operator that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gamma", [0, 3])
+def test_the_pieces_are_the_step_operator_for_operator(gamma):
+    """So that nothing of a step is left out of its pieces, and nothing else is in them."""
+    pair = load_pair("toy")
+    calls = [step_costs._call(pair, Stopwatch(torch.device("cpu")), 2, 8, gamma + 1, 1.0) for _ in range(2)]
+    step = BaselineStep(calls[0])
+    if gamma:
+        step = SpeculativeStep(calls[0], make_proposer("draft", pair), RULES["token"])
+    with torch.inference_mode():
+        step.start()
+        calls[0].rows.max_length += 1
+        pieces = step_costs.step_pieces(pair, calls[1], ["draft"])
+        with Operators() as of_step:
+            step()
+        with Operators() as of_pieces:
+            for piece in pieces.values():
+                piece()
+    assert of_pieces.seen == of_step.seen
+
+
+def test_the_pieces_of_rows_that_are_done_move_nothing():
+    pair = load_pair("toy")
+    call = step_costs._call(pair, Stopwatch(torch.device("cpu")), 2, 8, 4, 1.0)
+    with torch.inference_mode():
+        pieces = step_costs.step_pieces(pair, call, ["draft", "ngram"])
+        assert list(pieces) == ["draft", "ngram", "target", "sampling"]
+        for _ in range(2):
+            for piece in pieces.values():
+                piece()
+    assert call.rows.lengths.tolist() == [9, 9]
+    assert call.rows.done.all()
+
+
+def test_a_method_of_ones_own_is_a_piece(monkeypatch):
+    mine = Method("mine", "my lookup", "#000000", "x", lambda pair: NgramProposer(), ("mine",), capturable=True)
+    monkeypatch.setitem(METHODS, "mine", mine)
+    costs = measured(load_pair("toy"), [1], [8], max_tokens=2, methods=pieces(["mine"]), repetitions=1)
+    assert set(costs["model"]) == {"mine", "target", "sampling"}
 
 
 def table():
@@ -101,7 +156,7 @@ def test_the_machine_is_measured_again_only_when_something_else_computes(tmp_pat
     assert len(written) == 2
 
 
-def test_behind_each_block_as_much_of_the_machine_is_measured_as_is_done_of_the_sweep(tmp_path, monkeypatch):
+def test_after_each_block_as_much_of_the_machine_is_measured_as_is_done_of_the_sweep(tmp_path, monkeypatch):
     """Of calibration and of the costs of a step alike, in parts of a second; the files come at the end."""
     runner, order = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy")), []
     costs = Rounds([partial(order.append, f"cost {n}") for n in range(4)], list)
@@ -133,15 +188,6 @@ def test_intervals_of_passes_are_known_at_every_batch_size(tmp_path, monkeypatch
     )
 
 
-def test_what_noise_turns_negative_still_has_a_mean(monkeypatch):
-    """Where steps are replayed, sampling is what a step takes longer than its pieces."""
-    spent = iter([{"target": 2.0, "sampling": s} for s in (-0.3, 0.6, 0.6) for _ in range(step_costs.STEPS)])
-    monkeypatch.setattr(step_costs, "_time_called", lambda *_: spent)
-    costs = measured(load_pair("toy"), [1], [8], max_tokens=1, repetitions=3).set_index("model")
-    assert costs.loc["sampling", "ms"] == pytest.approx(300.0)
-    assert costs.loc["target", "samples_ms"] == [2000.0] * 3
-
-
 def test_a_context_without_room_for_the_steps_is_refused():
     pair = load_pair("toy")
     with pytest.raises(ValueError, match="exceed the context of"):
@@ -160,13 +206,3 @@ def test_a_failure_while_measuring_the_machine_is_printed_and_stops_only_that(tm
     assert "not measured: RuntimeError: no such instruction" in capsys.readouterr().out
     assert read_step_costs(tmp_path).empty
     assert MachineMeasurement(runner).needed
-
-
-def test_timed_steps_have_room_for_all_that_they_draft(monkeypatch):
-    """A row near its end has less to do: its drafts are cut short."""
-    rooms = []
-    real = DecodeState.all_have_room
-    monkeypatch.setattr(DecodeState, "all_have_room", lambda self, n: rooms.append(real(self, n)) or rooms[-1])
-    measure_step_costs(load_pair("toy"), [1], [8], token_counts=[2, 5], repetitions=1)
-    assert len(rooms) == 2 * (step_costs.WARM_UP + step_costs.STEPS)
-    assert all(rooms)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from specdec_lib.machine import telemetry
-from specdec_lib.machine.nvml import NvmlUnavailableError, choose_uuid, throttle_names
+from specdec_lib.machine.nvml import throttle_names
 from specdec_lib.machine.telemetry import Telemetry, of_all_devices
 
 FOLDER = Path(__file__).parents[1] / "support" / "stub_nvml"
@@ -123,9 +123,9 @@ def test_a_machine_without_gpu_says_so_and_knows_the_memory_of_the_process():
 @pytest.mark.parametrize(
     ("status", "peak", "note"),
     [
-        ("VmHWM:\t2048 kB\n", 2 * 2**20, "its peak cannot be reset here, so that it is that of the whole life"),
-        ("VmRSS:\t2048 kB\n", None, "this system tells no peak, so that it is what the process held when"),  # gVisor
-        (None, None, "this system tells no peak"),  # no Linux
+        ("VmHWM:\t2048 kB\n", 2 * 2**20, "its peak cannot be reset here: it is that of the whole life"),
+        ("VmRSS:\t2048 kB\n", None, "this system reports no peak: it is what the process held after"),  # gVisor
+        (None, None, "this system reports no peak"),  # no Linux
     ],
 )
 def test_where_the_system_keeps_no_peak_of_a_call_the_row_says_what_its_memory_is(
@@ -140,32 +140,6 @@ def test_where_the_system_keeps_no_peak_of_a_call_the_row_says_what_its_memory_i
     columns = watched.columns(new_tokens=1)
     assert columns["process_peak_rss_bytes"] == peak or (peak is None and columns["process_peak_rss_bytes"] > 10e6)
     assert columns["telemetry_note"].startswith(f"process memory: {note}")
-
-
-UUIDS = ["GPU-aa1", "GPU-aa2", "GPU-b"]
-
-
-@pytest.mark.parametrize(
-    ("visible", "uuids", "order", "uuid"),
-    [
-        (None, ["GPU-aa1"], None, "GPU-aa1"),
-        ("GPU-b,GPU-aa1", UUIDS, None, "GPU-b"),
-        ("GPU-aa2", UUIDS, None, "GPU-aa2"),
-        ("MIG-7", UUIDS, None, "MIG-7"),
-        ("2,0", UUIDS, "PCI_BUS_ID", "GPU-b"),
-    ],
-)
-def test_the_visible_device_is_found_by_uuid(visible, uuids, order, uuid):
-    assert choose_uuid(visible, uuids, order) == uuid
-
-
-@pytest.mark.parametrize(
-    ("visible", "message"),
-    [("2", "number them otherwise"), ("GPU-aa", "names GPU-aa"), ("", "has 3 device"), ("7", "has 3 device")],
-)
-def test_a_device_that_may_be_another_is_refused(visible, message):
-    with pytest.raises(NvmlUnavailableError, match=message):
-        choose_uuid(visible, UUIDS)
 
 
 def test_idle_and_clock_settings_are_no_throttling():

@@ -1,7 +1,7 @@
 """A worker that real faults befall: `python faulty_worker.py FAULTS ...`, then as the worker itself.
 
 FAULTS is JSON: for the name of a cell, what happens to the process when it decodes it; for "machine", what happens when
-it measures the machine, behind one of the blocks.
+it measures the machine, after one of the blocks.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from quick_worker import hurry
 
 from specdec_lib.machine import calibration
 from specdec_lib.machine.stopwatch import Rounds
-from specdec_lib.study.blocks import BlockRunner
+from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import worker
 
 

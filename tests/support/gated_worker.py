@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from specdec_lib.study.blocks import BlockRunner
+from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import worker
 
 if __name__ == "__main__":

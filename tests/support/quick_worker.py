@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from specdec_lib.machine import calibration, step_costs
-from specdec_lib.machine import measurement as machine
+from specdec_lib.study import machine_measurement as machine
 from specdec_lib.study.workers import worker
 
 QUICK = (sys.executable, str(Path(__file__)))

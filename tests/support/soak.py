@@ -1,4 +1,4 @@
-"""A long sweep of toys with random real faults: `python tests/soak.py --minutes 60`, or `make soak`.
+"""A long sweep of toys with random real faults: `python tests/support/soak.py --minutes 60`, or `make soak`.
 
 First the study runs undisturbed, then again while workers are killed, stopped and short of memory, and the whole run is
 killed and started again. Nothing may be lost or doubled, and no process may grow. A round that ended too early is
@@ -28,7 +28,7 @@ from quick_worker import hurry
 from toy_sweep import cells_in, determined
 
 from specdec_lib.config import StudyParams, load_params
-from specdec_lib.study.blocks import BlockRunner
+from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.sweep import run_sweep, run_sweep_here
 from specdec_lib.study.table import read_results
 from specdec_lib.study.workers import heartbeat, worker

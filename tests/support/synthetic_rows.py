@@ -7,11 +7,10 @@ import io
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specdec_lib.config import StudyParams, validate_params
-from specdec_lib.study.table import SCHEMA
+from specdec_lib.study.table import as_table
 
 STUDY = {  # what differs from the defaults
     "gpu": "synthetic",
@@ -48,7 +47,6 @@ def synthetic_rows(params: StudyParams | None = None) -> pd.DataFrame:
         rows += [_row(params, rng, method=m, gamma=g, **setting) for m in params.methods for g in gammas]
         if is_headline and params.compare_transformers:
             rows.append(_row(params, rng, method="autoregressive", gamma=None, engine="transformers", **setting))
-    assert set(rows[0]) <= set(SCHEMA.names), set(rows[0]) - set(SCHEMA.names)
     return as_read_back(rows)
 
 
@@ -66,9 +64,8 @@ def step_costs(host_ms: float = 0.0) -> pd.DataFrame:
 
 def as_read_back(rows: list[dict[str, object]]) -> pd.DataFrame:
     """The table as `read_results` returns it from disk."""
-    table = pa.table({field.name: [row.get(field.name) for row in rows] for field in SCHEMA}, schema=SCHEMA)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(as_table(rows), buffer)
     return pd.read_parquet(buffer, dtype_backend="numpy_nullable")
 
 
@@ -108,7 +105,7 @@ def _row(params, rng, *, method, gamma, temperature, batch, prompt, length, grou
         "mean_prompt_tokens": float(prompt or 32), "new_tokens": batch * length,
         **{name: counts[name] for name in counts if name != "step_tokens"},
         "step_tokens": counts["step_tokens"], "step_ms": step_ms.tolist(), "ttft_ms": ttft,
-        "tpot_ms": step_ms.sum() / (length - 1), "itl_p50_ms": np.quantile(gaps, 0.5),
+        "e2e_ms": ttft + step_ms.sum(), "tpot_ms": step_ms.sum() / (length - 1), "itl_p50_ms": np.quantile(gaps, 0.5),
         "itl_p90_ms": np.quantile(gaps, 0.9), "itl_p99_ms": np.quantile(gaps, 0.99),
         "tokens_per_second": batch * length / (ttft + step_ms.sum()) * 1e3, "peak_memory_allocated_bytes": None,
         "peak_memory_reserved_bytes": None, "device_memory_used_bytes": None,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from specdec_lib.config import load_params
-from specdec_lib.study import blocks
+from specdec_lib.study import runner
 
 FAULTY_WORKER = str(Path(__file__).parent / "faulty_worker.py")
 DETERMINED = [  # the columns that the same study has the same, run where and when it may be
@@ -51,7 +51,7 @@ def cells_in(folder):
 
 def run_interrupted(run, cells):
     """Press Ctrl-C in `run` when so many cells are written."""
-    written, write = iter(range(10**6)), blocks.write_cell
+    written, write = iter(range(10**6)), runner.write_cell
 
     def stop_at_last(*arguments):
         if next(written) == cells:
@@ -59,7 +59,7 @@ def run_interrupted(run, cells):
         write(*arguments)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(blocks, "write_cell", stop_at_last)
+        patched.setattr(runner, "write_cell", stop_at_last)
         with pytest.raises(KeyboardInterrupt):
             run()
 

@@ -1,10 +1,10 @@
 """Spread a study's blocks over the machines of a Ray cluster: `make run GPU=<name> CLUSTER=<address>`.
 
 Groups of blocks are tasks, each on one device of the type that the params ask for, or on as many of one machine as the
-target is spread over. Cells come back as they end and are put at their place whole, by cell id, so that sending a group
-again is harmless: what its lost machine had finished is here already and is not run again. The first group measures its
-machine as well. Ray's ports ask for no password: use it on private networks only. Start its nodes with
-RAY_worker_niceness=0: by default Ray gives its workers a low priority.
+target is spread over. Cells come back as they end and are written by cell id, so that a group may be sent again: what
+its lost machine had finished is here already and is not run again. The first group measures its machine as well.
+Ray's ports ask for no password: use it on private networks only. Start its nodes with RAY_worker_niceness=0: by default
+Ray gives its workers a low priority.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import Any
 import torch
 
 from specdec_lib.config import StudyParams
-from specdec_lib.machine.environment import adopt_environment, read_environment
+from specdec_lib.machine.files import write_atomically
 from specdec_lib.study.blocks import num_blocks, plan
-from specdec_lib.study.cell_files import read_cell, write_at_once, write_cell
+from specdec_lib.study.cell_files import write_cell
 from specdec_lib.study.cells import Source
-from specdec_lib.study.workers.cluster_task import MACHINE_FILES, Report, Task, carry_out, code_hash, machine_files
+from specdec_lib.study.environment_file import adopt_environment, read_environment
+from specdec_lib.study.workers.cluster_task import MACHINE_FILES, GroupTask, Report, code_hash, machine_files, run_group
 from specdec_lib.study.workers.supervisor import COMMAND
 
-ADDRESS = "SPECDEC_CLUSTER"  # the cluster's address, for whoever runs a sweep in a process of its own
+ADDRESS = "SPECDEC_CLUSTER"  # environment variable with the cluster's address
 GROUPS_PER_DEVICE = 2  # each loads the weights once; more of them balance better
 LOSSES = 3  # of one group before the run gives up
-LOOK_S = 2.0  # between looks at whether the cluster still has what is waited for
+POLL_S = 2.0  # between checks whether the cluster still has the devices
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run_blocks_on_cluster(
     if ours:
         _connect(ray, address)
     try:
-        run = _Run(ray, params, folder, device or Device.of(params), tuple(command), limit_s)
+        run = _Run(ray, params, folder, device or Device.of(params), command, limit_s)
         while todo := run.missing():
             run.groups(todo)
     finally:
@@ -88,7 +89,7 @@ def run_blocks_on_cluster(
 
 
 class _Run:
-    """A study in progress on a cluster."""
+    """A study in progress on a cluster; arguments as of `run_blocks_on_cluster`."""
 
     def __init__(
         self,
@@ -96,19 +97,19 @@ class _Run:
         params: StudyParams,
         folder: Path,
         device: Device,
-        command: tuple[str, ...],
-        limit_s: float | None,
+        command: Sequence[str] = COMMAND,
+        limit_s: float | None = None,
     ):
         self.ray, self.params, self.folder, self.device = ray, params, folder, device
-        self.command, self.limit_s = command, limit_s
+        self.command, self.limit_s = tuple(command), limit_s
         self.code, self.attempted = code_hash(), set[int]()
         self.source: dict[str, Any] | None = None  # what the machines of this run compute with
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not finished and were not tried yet.
 
-        Finished is what was computed as it would be now. Where there is something from an earlier run, a machine is
-        asked with what it computes: it may have another version of PyTorch since.
+        Where an earlier run left something, a machine first says what it computes with: it may have another version of
+        PyTorch since, and then nothing is finished.
         """
         if self.source is None and "source" in read_environment(self.folder):
             self._devices()
@@ -121,7 +122,7 @@ class _Run:
         return sorted(numbers - self.attempted)
 
     def groups(self, numbers: list[int]) -> None:
-        """Run these blocks, in as many groups as the cluster has use for."""
+        """Run these blocks, in as many groups as the cluster can use."""
         devices = self._devices()
         count = min(len(numbers), devices * GROUPS_PER_DEVICE)
         groups = [tuple(numbers[part::count]) for part in range(count)]
@@ -129,10 +130,10 @@ class _Run:
         self._run(groups)
 
     def _run(self, groups: list[tuple[int, ...]]) -> None:
-        """Send these groups, and adopt what they report until all have ended; one without blocks tells its source."""
+        """Send these groups, and write what they report until all end. A group without blocks reports its source."""
         running = {self._send(group, first=group == groups[0]): (group, 0) for group in groups}
         while running:
-            ready, _ = self.ray.wait(list(running), num_returns=1, timeout=LOOK_S)
+            ready, _ = self.ray.wait(list(running), num_returns=1, timeout=POLL_S)
             if not ready:
                 self._devices()
             for stream in ready:
@@ -155,7 +156,7 @@ class _Run:
         """How many devices of the wanted type the cluster has.
 
         Raises:
-            ValueError: none, for which Ray would wait for ever.
+            ValueError: there are none; Ray itself would wait without end.
         """
         wanted = self.device
         kinds = self.ray.cluster_resources()
@@ -172,29 +173,26 @@ class _Run:
         return count
 
     def _send(self, group: tuple[int, ...], first: bool) -> Any:
-        """Start a task; returns the stream of its reports."""
-        facts = read_environment(self.folder)
-        kept = {}
-        if "source" in facts:
-            blocks = plan(self.params, Source(**facts["source"]))
-            ids = [cell.id for number in group for cell in blocks[number].cells]
-            kept = {cell_id: rows for cell_id in ids if (rows := read_cell(self.folder, cell_id))}
-        threads = os.environ.get("OMP_NUM_THREADS")
+        """Start a task with the blocks of a group that are missing; returns the stream of its reports."""
+        if self.source is not None:
+            blocks = plan(self.params, Source(**self.source))
+            group = tuple(number for number in group if blocks[number].missing(self.folder))
         measures = first and bool(group)
         files = machine_files(self.folder) if measures else {}
-        task = Task(self.params, group, measures, kept, files, self.code, threads, self.command, self.limit_s)
+        threads = os.environ.get("OMP_NUM_THREADS")
+        task = GroupTask(self.params, group, measures, files, self.code, threads, self.command, self.limit_s)
         wanted = self.device
         options: dict[str, Any] = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "max_retries": 0}
         if wanted.accelerator_type:
             options["accelerator_type"] = wanted.accelerator_type
-        remote = self.ray.remote(_carry_out).options(**options, num_returns="streaming", scheduling_strategy="SPREAD")
+        remote = self.ray.remote(_run_on_node).options(**options, num_returns="streaming", scheduling_strategy="SPREAD")
         return remote.remote(task)
 
     def _adopt(self, report: Report) -> None:
-        """Put at their place what a task reports.
+        """Write what a task reports.
 
         Raises:
-            ValueError: its machine computes with something else than the others: its numbers do not compare.
+            ValueError: its machine computes with something else than the others, so that their numbers do not compare.
         """
         if report.environment:
             source = report.environment["source"]
@@ -210,15 +208,15 @@ class _Run:
             write_cell(self.folder, cell_id, rows)
         for name, text in report.files.items():
             assert name in MACHINE_FILES
-            write_at_once(self.folder / name, text)
+            write_atomically(self.folder / name, text)
 
 
-def _carry_out(task: Task) -> Any:
+def _run_on_node(task: GroupTask) -> Any:
     """The task itself, on its machine."""
     import ray
 
     context = ray.get_runtime_context()
-    yield from carry_out(task, {"node": context.get_node_id(), "worker": os.getpid()})
+    yield from run_group(task, {"node": context.get_node_id(), "worker": os.getpid()})
 
 
 def _ray() -> Any:

@@ -1,6 +1,6 @@
-"""What a machine of a cluster does with a group of blocks: the very same as a run at home, in a folder of its own.
+"""What a machine of a cluster does with a group of blocks: the same as a run at home, in a folder of its own.
 
-What there is to report is sent as it comes, so that a machine that is lost takes no finished cell with it.
+Reports are sent as soon as there is something new, so that a machine that is lost loses no finished cell.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from specdec_lib.config import StudyParams
-from specdec_lib.machine import calibration, environment, step_costs
-from specdec_lib.machine import measurement as machine
-from specdec_lib.study.cell_files import Row, read_cell, write_cell
+from specdec_lib.machine import calibration, step_costs
+from specdec_lib.study import machine_measurement, transcripts
+from specdec_lib.study.cell_files import read_cell
+from specdec_lib.study.environment_file import read_environment
+from specdec_lib.study.schema import Row
 from specdec_lib.study.workers.supervisor import PACKAGES, run_blocks
 
-LOOK_S = 0.5  # between looks at what a worker has written
-MACHINE_FILES = (calibration.FILE, step_costs.FILE, machine.KEY_FILE)
+POLL_S = 0.5
+MACHINE_FILES = (calibration.FILE, step_costs.FILE, machine_measurement.KEY_FILE, transcripts.FILE)
 CODE = (".py", ".cpp", ".yaml", ".jsonl")
 Cells = dict[str, list[Row]]
 
 
 @dataclass(frozen=True)
-class Task:
+class GroupTask:
     """A group of blocks, with all that decides how they run."""
 
     params: StudyParams
     blocks: tuple[int, ...]
-    machine: bool  # also measure calibration and the costs of a step
-    kept: Cells  # of these blocks, what is finished already
+    machine: bool  # also measure calibration, costs of a step and transcripts
     files: dict[str, str]  # what is known of the machine
-    code: str  # `code_hash` of who sends it
+    code: str  # `code_hash` of the sender
     threads: str | None  # its OMP_NUM_THREADS
     command: tuple[str, ...]  # what starts a worker
     limit_s: float | None
@@ -60,7 +61,7 @@ def code_hash() -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
-def carry_out(task: Task, place: Mapping[str, object]) -> Iterator[Report]:
+def run_group(task: GroupTask, place: Mapping[str, object]) -> Iterator[Report]:
     """Run a task's blocks on this machine, and report each cell as it ends.
 
     Args:
@@ -72,15 +73,14 @@ def carry_out(task: Task, place: Mapping[str, object]) -> Iterator[Report]:
     """
     if code_hash() != task.code:
         raise ValueError(f"{socket.gethostname()} has another specdec_lib: check out the same commit on every machine")
-    _as_at_home(task.threads)
+    _undo_ray_defaults(task.threads)
     place = {**place, "niceness": os.getpriority(os.PRIO_PROCESS, 0)}
     with tempfile.TemporaryDirectory(prefix="specdec-") as work, ThreadPoolExecutor(1) as pool:
         folder = Path(work)
-        for cell_id, rows in task.kept.items():
-            write_cell(folder, cell_id, rows)
         for name, text in task.files.items():
             (folder / name).write_text(text, encoding="utf-8")
-        sent, known = dict(task.kept), Report()
+        sent: Cells = {}
+        known = Report()
         run = pool.submit(
             run_blocks,
             task.params,
@@ -91,7 +91,7 @@ def carry_out(task: Task, place: Mapping[str, object]) -> Iterator[Report]:
             command=task.command,
         )
         while True:
-            ended = bool(wait([run], LOOK_S).done)
+            ended = bool(wait([run], POLL_S).done)
             report = _news(folder, sent, known, place)
             if report != Report():
                 yield report
@@ -100,7 +100,7 @@ def carry_out(task: Task, place: Mapping[str, object]) -> Iterator[Report]:
             sent |= report.cells
             if ended:
                 break
-        run.result()  # raises what it raised
+        run.result()  # raises its error
         yield Report(files=machine_files(folder))
 
 
@@ -112,7 +112,7 @@ def machine_files(folder: Path) -> dict[str, str]:
 
 def _news(folder: Path, sent: Cells, known: Report, place: Mapping[str, object]) -> Report:
     found = {path.stem: read_cell(folder, path.stem) for path in sorted((folder / "cells").glob("*.json"))}
-    facts = environment.read_environment(folder)
+    facts = read_environment(folder)
     for run in facts.get("runs", {}).values():
         run["place"] = dict(place)
     return Report(
@@ -121,8 +121,8 @@ def _news(folder: Path, sent: Cells, known: Report, place: Mapping[str, object])
     )
 
 
-def _as_at_home(threads: str | None) -> None:
-    """Undo what Ray does to its workers: as many threads as the task has CPUs, and (where permitted) a low priority."""
+def _undo_ray_defaults(threads: str | None) -> None:
+    """Undo Ray's number of threads and (where permitted) its low priority."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, min(0, os.getpriority(os.PRIO_PROCESS, 0)))
     if threads is None:

@@ -1,8 +1,8 @@
 """How a worker is started, in one process or several, and how it ends: `python launch.py NUMBER COMMAND...`.
 
-Started so, this file watches over NUMBER processes that run COMMAND, as torchrun does it and by torchrun's own agent,
-for a target that is spread over several devices. They live and die together: when one dies all are killed, and this
-process ends with what the first one died of. It needs nothing of the package, whose imports take seconds.
+Started so, this file supervises NUMBER processes that run COMMAND, with torchrun's own agent, for a target that is
+spread over several devices. When one process dies all are killed, and this process ends with the reason of the first.
+It imports nothing of the package, whose imports take seconds.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import contextlib
 import ctypes
 import logging
 import os
+import select
 import signal
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,12 +21,12 @@ from typing import Any
 REFUSED, UNWRITABLE, LOST = 2, 3, 4  # exit codes with a last line that begins with ERROR
 ERROR = "error: "
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
-ANSWER_S = 1.5  # for all processes to say where they are and end
-LEASHED = "leashed"  # what this file starts itself with, once for each process
+TRACEBACK_S = 0.5  # for a process to print where it is and end
+RANK_PROCESS = "rank-process"  # what this file starts itself with, once for each process
 DEATHS: dict[int, str] = {
-    signal.SIGKILL: "killed by SIGKILL - perhaps for want of memory",
+    signal.SIGKILL: "killed by SIGKILL - perhaps because memory ran out",
     signal.SIGSEGV: "killed by SIGSEGV - a crash in native code",
-    signal.SIGABRT: "killed by SIGABRT - native code gave up, perhaps for want of memory",
+    signal.SIGABRT: "killed by SIGABRT - native code gave up, perhaps because memory ran out",
 }
 
 
@@ -36,30 +35,21 @@ def in_processes(command: Sequence[str], number: int) -> tuple[str, ...]:
     return tuple(command) if number == 1 else (sys.executable, "-P", __file__, str(number), *command)
 
 
-def death(number: int) -> str:
+def describe_death(number: int) -> str:
     """What it means that a process was killed by this signal."""
     known = {each.value: f"killed by {each.name}" for each in signal.Signals} | DEATHS
     return known.get(number, f"killed by signal {number}")
 
 
-def leash() -> None:
-    """End this process with who started it, however that ended: standard input is a pipe that they never write to.
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends, for whatever reason; on Linux only.
 
-    On Linux the kernel sees to it too, also where native code hangs and lets no other thread run.
+    Standard input is a pipe of the parent that never gets data: if it has ended, so has the parent.
     """
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
-    _ask_the_kernel()
-
-
-def _ask_the_kernel() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _end_with_stdin() -> None:
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    os._exit(1)
+    if select.select([sys.stdin], [], [], 0)[0]:
+        os._exit(1)
 
 
 def launch(number: int, command: Sequence[str]) -> int:
@@ -68,7 +58,7 @@ def launch(number: int, command: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what happened is said below, in a line
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # one line below says what happened
     config = LaunchConfig(  # as torchrun --standalone
         min_nodes=1,
         max_nodes=1,
@@ -77,52 +67,50 @@ def launch(number: int, command: Sequence[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
-        max_restarts=0,  # of these processes; who watches starts fresh ones
+        max_restarts=0,  # of these processes; the supervisor starts fresh ones
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
     try:
-        elastic_launch(config, sys.executable)("-P", __file__, LEASHED, str(os.getpid()), *command)
+        elastic_launch(config, sys.executable)("-P", __file__, RANK_PROCESS, str(os.getpid()), *command)
     except ChildFailedError as error:
-        return _say_why({rank: failure.exitcode for rank, failure in error.failures.items()}, number)
+        return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, number)
     return 0
 
 
-def _say_why(codes: Mapping[int, int], number: int) -> int:
-    """The exit code for those of processes that failed, by rank: a signal from outside comes before what it led to.
+def _exit_code(codes: Mapping[int, int], number: int) -> int:
+    """The exit code for the failed processes, by rank; prints the reason where the process could not.
 
-    Last comes SIGTERM, with which the agent ends the others.
+    A signal from outside comes first, because it led to the others. SIGTERM, with which the agent ends processes,
+    comes last.
     """
     rank, code = min(codes.items(), key=lambda failure: (failure[1] == -signal.SIGTERM, failure[1] >= 0))
     if code >= 0:
         return code  # the process has said why
-    print(f"{ERROR}process {rank} of {number} was {death(-code)}", file=sys.stderr, flush=True)
+    print(f"{ERROR}process {rank} of {number} was {describe_death(-code)}", file=sys.stderr, flush=True)
     return LOST
 
 
-def _ask_where_they_are(*_: Any) -> None:
-    """Pass on the question to the processes: their faulthandlers answer, one after another, for they share a stream."""
+def _print_tracebacks(*_: Any) -> None:
+    """Let the faulthandler of each process print where it is, one after another, because they share a stream."""
     import psutil
 
-    processes = psutil.Process().children()
-    for process in processes:
-        deadline = time.monotonic() + ANSWER_S / len(processes)
+    for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # it has ended
             process.send_signal(signal.SIGABRT)
-            while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-                time.sleep(0.01)
+            process.wait(TRACEBACK_S)
 
 
-def _become(command: Sequence[str], parent: int) -> None:
-    """Run `command` in place of this process, to end with its parent from now on: imports take seconds."""
-    _ask_the_kernel()
-    if os.getppid() == parent:  # else it ended before the kernel was asked
+def _run_as_rank(command: Sequence[str], parent: int) -> None:
+    """Replace this process by `command`, to end with its parent from now on: imports take seconds."""
+    end_with_parent()
+    if os.getppid() == parent:
         os.execv(command[0], [*command])  # noqa: S606 - the command that this file was given
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == LEASHED:
-        _become(sys.argv[3:], parent=int(sys.argv[2]))
+    if sys.argv[1] == RANK_PROCESS:
+        _run_as_rank(sys.argv[3:], parent=int(sys.argv[2]))
         sys.exit(1)
-    leash()
-    signal.signal(signal.SIGABRT, _ask_where_they_are)
+    end_with_parent()
+    signal.signal(signal.SIGABRT, _print_tracebacks)
     sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))

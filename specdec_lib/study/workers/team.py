@@ -1,14 +1,14 @@
 """Several processes that run the same blocks in step, because each holds a part of the target.
 
-Whatever could turn out differently in them - what is on disk, what took how long, what failed - is decided by the first
-and told to the others, through the store that torchrun keeps for its processes. The first alone writes.
+The first process decides whatever could differ between them, such as what is on disk and what took how long. It tells
+the others through the store that torchrun keeps for its processes. Only the first writes. A process that fails ends,
+and the supervisor ends the others, because they may hang in an exchange with it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -19,13 +19,10 @@ from torch.distributed import PrefixStore, TCPStore
 from specdec_lib.config import StudyParams
 from specdec_lib.machine.telemetry import of_all_devices
 from specdec_lib.models.tensor_parallel import check_processes
-from specdec_lib.study.cell_files import Row
+from specdec_lib.study.schema import Row
 
 T = TypeVar("T")
-FOR_LONG = timedelta(days=30)  # who watches the processes ends them sooner
-ALONE_S = 10.0  # how long a process that failed waits for the others to come as well
-LOOK_S = 0.02  # between looks whether they have
-LOST, GO_ON = "lost", "go on"
+NO_LIMIT = timedelta(days=30)  # the supervisor ends the processes sooner
 
 
 class LostError(RuntimeError):
@@ -33,11 +30,11 @@ class LostError(RuntimeError):
 
 
 class Team:
-    """The processes of one worker; by default it is alone.
+    """The processes of one worker; by default there is one.
 
     Args:
         rank: of this process.
-        store: where the processes leave what they tell each other.
+        store: a store of torch.distributed, through which the processes exchange values.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None):
@@ -48,55 +45,40 @@ class Team:
         """Whether this process decides and writes."""
         return self.rank == 0
 
-    def share(self, value: Any, failure: object = None) -> list[Any]:
+    def share(self, value: Any) -> list[Any]:
         """What each process gave here, by rank; waits for all of them.
 
         Args:
             value: JSON-ready.
-            failure: why this process failed. The others may hang in the middle of an exchange with it, and are not
-                waited for longer than `ALONE_S`.
-
-        Raises:
-            LostError: this process failed and the others did not.
         """
         if self.size == 1:
             return [value]
-        keys = [self._key(rank) for rank in range(self.size)]
-        self.store.set(keys[self.rank], json.dumps([value, bool(failure)]))
-        if failure:
-            self._wait_for_others_to_fail(keys, failure)
-        self.store.wait(keys, FOR_LONG)
-        shared = [json.loads(self.store.get(key)) for key in keys]
-        if any(failed for _, failed in shared) and self._settle(GO_ON) == LOST:
-            raise LostError(f"process {self.rank} of {self.size} came too late to one that had failed")
+        keys = [f"{self.round} {rank}" for rank in range(self.size)]
+        self.store.set(keys[self.rank], json.dumps(value))
+        self.store.wait(keys, NO_LIMIT)
+        values = [json.loads(self.store.get(key)) for key in keys]
         if self.round:
-            self.store.delete_key(self._key(self.rank, self.round - 1))  # all have been here since, and have read it
+            self.store.delete_key(f"{self.round - 1} {self.rank}")  # all have read it since
         self.round += 1
-        return [value for value, _ in shared]
-
-    def _key(self, rank: int, turn: int | None = None) -> str:
-        return f"{self.round if turn is None else turn} {rank}"
-
-    def _wait_for_others_to_fail(self, keys: list[str], failure: object) -> None:
-        end = time.monotonic() + ALONE_S
-        while not self.store.check(keys):
-            if time.monotonic() > end and self._settle(LOST) == LOST:
-                raise LostError(f"process {self.rank} of {self.size} failed alone: {failure}")
-            time.sleep(LOOK_S)
-
-    def _settle(self, verdict: str) -> str:
-        """What becomes of a round in which one failed: whoever comes first says it for all."""
-        settled: bytes = self.store.compare_set(f"{self.round} verdict", "", verdict)
-        return settled.decode()
+        return values
 
     def decide(self, make: Callable[[], T]) -> T:
-        """What the first process makes of it; JSON-ready."""
+        """What `make` returns in the first process; JSON-ready."""
         made: T = self.share(make() if self.leads else None)[0]
         return made
 
+    def check(self, error: object) -> None:
+        """End this process if it failed and others share the target with it.
+
+        Raises:
+            LostError: naming the process and `error`.
+        """
+        if error and self.size > 1:
+            raise LostError(f"process {self.rank} of {self.size} failed: {error}")
+
 
 def join(params: StudyParams) -> Team:
-    """The team of this process, by the environment that torchrun made; takes the device that is this process's own.
+    """The team of this process, by the environment that torchrun made; takes the device of this process.
 
     Raises:
         ValueError: the study needs another number of processes, or more devices than there are.
@@ -110,25 +92,14 @@ def join(params: StudyParams) -> Team:
     return Team(int(os.environ["RANK"]), params.tensor_parallel, PrefixStore("specdec", store))
 
 
-def together(outcomes: Sequence[Row]) -> Row:
-    """The columns of a repetition from what each process has to say of it.
+def merge_ranks(columns: Sequence[Row]) -> Row:
+    """The columns of a repetition from those of each process, by rank.
 
-    Times and counters are the first one's; bytes and joules are the sums over all. Where one failed, all did.
+    Times and counters are the first one's; bytes and joules are the sums over all.
     """
-    first = outcomes[0]
-    if len(outcomes) == 1:
+    first = columns[0]
+    if len(columns) == 1:
         return first
-    if failure := first_failure([outcome.get("error") for outcome in outcomes]):
-        return {"status": "failed", "error": failure}
-    if len({str(outcome["tokens_sha256"]) for outcome in outcomes}) > 1:
+    if len({str(each["tokens_sha256"]) for each in columns}) > 1:
         return {"status": "failed", "error": "the processes decoded different tokens, so that none is to be trusted"}
-    return first | of_all_devices(outcomes)
-
-
-def first_failure(failures: Sequence[object]) -> str | None:
-    """Of what each process failed of, by rank, the first; says whose if not all failed alike."""
-    found = [(rank, failure) for rank, failure in enumerate(failures) if failure]
-    if not found:
-        return None
-    rank, failure = found[0]
-    return str(failure) if len({*failures}) == 1 else f"{failure} (process {rank} of {len(failures)})"
+    return first | of_all_devices(columns)

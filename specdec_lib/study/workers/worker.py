@@ -1,11 +1,11 @@
-"""A process that loads a study's pair once and runs blocks of it: `python -m specdec_lib.study.workers.worker ORDER`.
+"""A process that loads a study's pair once and runs blocks of it: `python -m specdec_lib.study.workers.worker TASK`.
 
-Where the target is spread over several devices there are as many of it, which torchrun started (see `launch.py`). All
-decode alike; the first decides and writes.
+TASK is the JSON of a `WorkerTask`. A target that is spread over several devices has as many processes, which torchrun
+started (see `launch.py`). All decode alike; the first decides and writes.
 
-ORDER is the JSON of an `Order`. All that the worker has to say lies in the order's folder: a file for each finished
-cell, its environment, and a heartbeat. It ends with 0 when its blocks are done, and with one line on
-standard error and 2 if the study cannot run here, 3 if the folder cannot be written, 4 if it lost its team.
+The worker leaves everything in the task's folder: a file for each finished cell, its environment, and a heartbeat. It
+ends with 0 when its blocks are done. With one line on standard error it ends with 2 if the study cannot run here, 3 if
+the folder cannot be written, and 4 if another process of its team was lost.
 """
 
 from __future__ import annotations
@@ -26,70 +26,89 @@ import transformers
 
 from specdec_lib.config import StudyParams, validate_params
 from specdec_lib.machine.engine_facts import engine_facts
-from specdec_lib.machine.environment import (
-    add_facts,
-    changed_files,
-    check_device,
-    check_product,
-    describe_environment,
-    write_environment,
-)
-from specdec_lib.machine.measurement import MachineMeasurement
+from specdec_lib.machine.environment import check_device, check_product, describe_environment
+from specdec_lib.machine.files import writing
 from specdec_lib.models.pair import load_study_pair
-from specdec_lib.study.blocks import BlockRunner
-from specdec_lib.study.cell_files import writing
+from specdec_lib.study import transcripts
+from specdec_lib.study.environment_file import add_facts, changed_files, write_environment
+from specdec_lib.study.machine_measurement import MachineMeasurement
+from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import heartbeat
-from specdec_lib.study.workers.launch import ERROR, LOST, REFUSED, UNWRITABLE, leash
+from specdec_lib.study.workers.launch import ERROR, LOST, REFUSED, UNWRITABLE, end_with_parent
 from specdec_lib.study.workers.team import LostError, Team, join
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a worker is told."""
+class WorkerTask:
+    """What a worker does.
+
+    Attributes:
+        blocks: numbers of blocks in the study's plan; None for all.
+        skip: ids of cells not to be tried.
+        machine: also measure calibration, costs of a step and transcripts.
+    """
 
     params: StudyParams
     folder: Path
-    blocks: tuple[int, ...] | None = None  # numbers of blocks in the study's plan; None for all
-    skip: tuple[str, ...] = ()  # ids of cells not to be tried
-    machine: bool = True  # measure calibration and the costs of a step too
+    blocks: tuple[int, ...] | None = None
+    skip: tuple[str, ...] = ()
+    machine: bool = True
 
     def to_json(self) -> str:
         facts = {"folder": str(self.folder), "blocks": self.blocks, "skip": self.skip, "machine": self.machine}
         return json.dumps(facts | {"params": self.params.model_dump()})
 
     @classmethod
-    def from_json(cls, text: str) -> Order:
+    def from_json(cls, text: str) -> WorkerTask:
         facts = json.loads(text)
         facts["blocks"] = None if facts["blocks"] is None else tuple(facts["blocks"])
-        params = validate_params(facts.pop("params"), source="the worker's order")
+        params = validate_params(facts.pop("params"), source="the worker's task")
         return cls(params, Path(facts.pop("folder")), skip=tuple(facts.pop("skip")), **facts)
 
 
-def work(order: Order) -> None:
-    """Carry out an order in this process; the rows are in its folder afterwards.
+def work(task: WorkerTask) -> None:
+    """Do a task in this process; the rows are in its folder afterwards.
 
     Raises:
         ValueError: the study cannot run here at all: wrong device, a price of another product, damaged weights, prompts
             that do not fit the models.
         RuntimeError: the folder cannot be written, or another process of the team was lost.
     """
-    team = join(order.params)
+    team = join(task.params)
     if team.leads:
-        _work(order, team)
+        _work(task, team)
     else:
         transformers.utils.logging.disable_progress_bar()
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            _work(order, team)
+            _work(task, team)
     if team.size > 1:
         torch.distributed.destroy_process_group()
 
 
-def _work(order: Order, team: Team) -> None:
-    params, folder = order.params, order.folder
+def _work(task: WorkerTask, team: Team) -> None:
+    runner = _load(task, team)
+    folder = task.folder
+    with writing(folder):
+        if team.leads:
+            # The supervisor notes the end of this run by its id, even if nothing is left to run.
+            heartbeat.write_heartbeat(folder, heartbeat.LOAD, runner.run_id)
+        machine = MachineMeasurement(runner) if task.machine else None
+        runner.run(task.blocks, task.skip, machine.take if machine else lambda share: None)
+        if team.leads:
+            add_facts(folder, runner.run_id, **engine_facts(runner.pair))  # what was compiled and captured by now
+        if machine:
+            machine.finish()
+            if machine.needed or not (folder / transcripts.FILE).exists():
+                transcripts.measure_transcripts(runner)
+
+
+def _load(task: WorkerTask, team: Team) -> BlockRunner:
+    """Check the machine, load the pair, and write what the run computes with."""
+    params, folder = task.params, task.folder
     check_device(params)
     with writing(folder):
         if team.leads:
-            heartbeat.beat(folder, heartbeat.LOAD)
+            heartbeat.write_heartbeat(folder, heartbeat.LOAD)
     facts = describe_environment(params)
     check_product(params, (facts["cuda"] or {}).get("product"))
     started = time.monotonic()
@@ -102,40 +121,30 @@ def _work(order: Order, team: Team) -> None:
     with writing(folder):
         if team.leads:
             write_environment(folder, facts | {"source": asdict(runner.source)}, runner.run_id)
-            heartbeat.beat(folder, heartbeat.LOAD, runner.run_id)  # whose end is noted even if nothing is left to run
-        machine = MachineMeasurement(runner) if order.machine else None
-        runner.run(order.blocks, order.skip, machine.take if machine else lambda share: None)
-        if team.leads:
-            add_facts(folder, runner.run_id, **engine_facts(pair))  # what was compiled and captured on the way
-        if machine:
-            machine.finish()
+    return runner
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m specdec_lib.study.workers.worker", description=__doc__)
     parser.add_argument(
-        "order", type=Order.from_json, metavar="ORDER", help="JSON: params, folder, blocks, skip, machine"
+        "task", type=WorkerTask.from_json, metavar="TASK", help="JSON: params, folder, blocks, skip, machine"
     )
     parser.add_argument(
-        "--leash", action="store_true", help="end at once when standard input ends, as it does with who"
+        "--end-with-parent", action="store_true", help="end when the process that started this one ends"
     )
     options = parser.parse_args(arguments)
-    if options.leash:
-        leash()
+    if options.end_with_parent:
+        end_with_parent()
+    codes = {ValueError: REFUSED, LostError: LOST, RuntimeError: UNWRITABLE}
     try:
-        work(options.order)
-    except ValueError as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return REFUSED
-    except LostError as error:
-        print(f"{ERROR}{error}", file=sys.stderr)
-        return LOST
-    except RuntimeError as error:
-        if not isinstance(error.__cause__, OSError):
+        work(options.task)
+    except tuple(codes) as error:
+        code = next(code for kind, code in codes.items() if isinstance(error, kind))
+        if code == UNWRITABLE and not isinstance(error.__cause__, OSError):
             raise
         print(f"{ERROR}{error}", file=sys.stderr)
-        return UNWRITABLE
+        return code
     return 0
 
 

@@ -12,12 +12,12 @@ LONG = ("healthy", "no_energy")  # long enough for utilisation and energy
 seen = {}
 for case in sys.argv[1:]:
     os.environ["STUB_NVML"] = case
-    os.environ["CUDA_VISIBLE_DEVICES"] = "MIG-5555" if case == "mig" else "GPU-11"
-    telemetry = Telemetry("cpu").watch()
+    uuid = "MIG-5555" if case == "mig" else "GPU-1111"
+    telemetry = Telemetry("cpu", uuid)
     with telemetry:
         time.sleep(1.05 if case in LONG else 0)
     try:
-        facts = open_device().facts()
+        facts = open_device(uuid).facts()
     except NvmlUnavailableError as error:
         facts = {"unavailable": str(error)}
     seen[case] = {"columns": telemetry.columns(new_tokens=300), "facts": facts}

@@ -1,8 +1,8 @@
-"""What a run keeps about its machine beside the rows of the sweep: the cost of each piece of a step, and a calibration.
+"""What a run measures of its machine next to the rows: the costs of the pieces of a step, and a calibration.
 
-Both are measured by the process that runs the sweep, and again only if what determines them has changed. A machine
-that others use too is not the same from one minute to the next, so a part of both is measured behind each block of the
-sweep. Where steps are captured on a GPU, all of it comes behind the sweep: what that captured is dropped for it.
+The process that runs the sweep measures both, and again only if what determines them has changed. The speed of a shared
+machine changes from minute to minute, so a part of both is measured after each block of the sweep. Where steps are
+captured on a GPU, all of it comes after the sweep, because the captures of the sweep must be dropped first.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from specdec_lib.config import StudyParams
-from specdec_lib.decoding.step_loop import new_graphs
+from specdec_lib.decoding.captured_loop import new_graphs
 from specdec_lib.machine import calibration, step_costs
 from specdec_lib.machine.calibration import Calibration
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch, timed_as_run
+from specdec_lib.methods import pieces
 from specdec_lib.models.pair import Pair
-from specdec_lib.study.blocks import BlockRunner, evenly
-from specdec_lib.study.cell_files import Row
+from specdec_lib.study.blocks import spread_evenly
+from specdec_lib.study.cells import NATURAL_PROMPT
+from specdec_lib.study.runner import BlockRunner
+from specdec_lib.study.schema import Row
 from specdec_lib.study.workers import heartbeat
-from specdec_lib.study.workers.team import first_failure
 
-NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
 MAX_TOKENS = 16
 KEY_FILE = "machine.key"  # a hash of what determined the two files
-PROTOCOL = 2  # how they are measured: files of another protocol are measured again
+PROTOCOL = 3  # how they are measured: files of another protocol are measured again
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
 Measured = tuple[Calibration | None, list[Row]]  # the latter the costs of a step
 
 
 class MachineMeasurement:
-    """Leaves `calibration.json` and `step_costs.json` beside the rows, unless those of this study are there.
+    """Writes `calibration.json` and `step_costs.json`, unless those of this study are there.
 
     What cannot be measured is printed and left empty: the rows of the sweep stand without it. A target that is spread
-    over several devices has costs of a step and no calibration: the cost model knows of one device.
+    over several devices has costs of a step and no calibration, because the cost model describes one device.
     """
 
     def __init__(self, runner: BlockRunner):
@@ -51,32 +52,26 @@ class MachineMeasurement:
         self.taken = 0
 
     def take(self, share: float) -> None:
-        """Measure on, until this share of everything has been; nothing yet, where steps are captured."""
-        if self.needed and new_graphs(self.pair.target) is None:
+        """Measure on until this share of everything is done; nothing yet where steps are captured."""
+        if new_graphs(self.pair.target) is None:
             self._try(lambda: self._take(share))
 
     def finish(self) -> None:
         """Measure what is left, and write all of it."""
-        if not self.needed:
-            return
-        self.take(1.0)
-        self._try(self._write)
-        if self.failure is None and self.runner.team.leads:
-            (self.runner.folder / KEY_FILE).write_text(self.key, encoding="utf-8")
+        self._try(self._finish)
 
     def _try(self, measure: Callable[[], None]) -> None:
-        """Unless something failed before: that stops all processes of the team, and the sweep stands without it."""
-        if self.failure:
+        """Unless it is needless or something failed before."""
+        if self.failure or not self.needed:
             return
         runner = self.runner
         if runner.team.leads:
-            heartbeat.beat(runner.folder, heartbeat.MACHINE, runner.run_id)
+            heartbeat.write_heartbeat(runner.folder, heartbeat.MACHINE, runner.run_id)
         try:
             measure()
         except Exception as error:  # noqa: BLE001 - out of memory or anything else
             self.failure = f"{type(error).__name__}: {error}"
-        self.failure = first_failure(runner.team.share(self.failure, self.failure))
-        if self.failure and runner.team.leads:
+            runner.team.check(self.failure)
             leave_unmeasured(runner.folder, self.failure)
 
     def _take(self, share: float) -> None:
@@ -87,19 +82,19 @@ class MachineMeasurement:
             one()
         self.taken = due
 
-    def _write(self) -> None:
-        if self.parts is not None:
-            calibrated, costs = self.parts.result()
-        else:
+    def _finish(self) -> None:
+        if self.parts is None:
             calibrated, costs = timed_as_run(self.pair.target, lambda watch: self._rounds(watch).whole())
-        if not self.runner.team.leads:
-            return
-        folder = self.runner.folder
-        if calibrated is None:
-            (folder / calibration.FILE).unlink(missing_ok=True)
         else:
-            calibration.write_calibration(folder, calibrated)
-        step_costs.write_step_costs(folder, costs)
+            self._take(1.0)
+            calibrated, costs = self.parts.result()
+        folder = self.runner.folder
+        if self.runner.team.leads:
+            (folder / calibration.FILE).unlink(missing_ok=True)
+            if calibrated is not None:
+                calibration.write_calibration(folder, calibrated)
+            step_costs.write_step_costs(folder, costs)
+            (folder / KEY_FILE).write_text(self.key, encoding="utf-8")
 
     def _rounds(self, watch: Stopwatch) -> Rounds[Measured]:
         """Calibration and costs of a step, each spread over the whole."""
@@ -107,7 +102,7 @@ class MachineMeasurement:
         if self.runner.team.size > 1:
             return Rounds(costs.rounds, lambda: (None, costs.result()))
         calibrated = calibration.calibration_in_rounds(self.pair, watch)
-        return Rounds(evenly([calibrated.rounds, costs.rounds]), lambda: (calibrated.result(), costs.result()))
+        return Rounds(spread_evenly([calibrated.rounds, costs.rounds]), lambda: (calibrated.result(), costs.result()))
 
 
 def leave_unmeasured(folder: Path, reason: str) -> None:
@@ -131,4 +126,4 @@ def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> Rounds[lis
     crossed = contexts if params.design == "factorial" else contexts[:1]
     every = itertools.product([first], contexts, range(1, MAX_TOKENS + 1), params.temperatures)
     some = itertools.product(others, crossed, sparse, params.temperatures[:1])
-    return step_costs.step_costs_in_rounds(pair, watch, [*every, *some])
+    return step_costs.step_costs_in_rounds(pair, watch, pieces(params.methods), [*every, *some])

@@ -1,0 +1,46 @@
+"""Files that are there whole or not at all, and one clear line where the file system refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a refusal of the file system into one line that says what to do.
+
+    Raises:
+        RuntimeError: the disk is full, `folder` is read-only, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise RuntimeError(
+            f"cannot write to {folder} ({error.strerror}): what is finished there is kept; make room or choose another "
+            "folder with --outputs, then run the same command again"
+        ) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a temporary file of this process, then rename it to `path`: readers see the old text or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def now() -> str:
+    """The time in UTC, to the second, as files note it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,55 @@
+"""`environment.json`: what each run of a folder ran on. Reading it loads neither PyTorch nor a device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from specdec_lib.machine.files import now, write_atomically
+
+FILE = "environment.json"
+
+
+def write_environment(folder: Path, facts: dict[str, object], run_id: str) -> None:
+    """Write the facts of the latest run, and under `runs` those of every run with rows here.
+
+    `ended` is null until `stamp_end`: a run that was killed has no end. `complete` is false until the table is written
+    and holds every cell.
+    """
+    facts = facts | {"ended": None, "complete": False}
+    _write(folder, {"run_id": run_id, **facts, "runs": read_environment(folder).get("runs", {}) | {run_id: facts}})
+
+
+def adopt_environment(folder: Path, theirs: dict[str, Any]) -> None:
+    """Add what another machine wrote with `write_environment` about its runs of the same study."""
+    _write(folder, theirs | {"runs": read_environment(folder).get("runs", {}) | theirs["runs"]})
+
+
+def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
+    """Weight files that are not the ones that the last run in `folder` loaded."""
+    before: dict[str, str] = read_environment(folder).get("files", files)
+    return sorted(name for name in files.keys() | before.keys() if files.get(name) != before.get(name))
+
+
+def stamp_end(folder: Path, run_id: str) -> None:
+    """Note that a run that wrote its environment ends now."""
+    add_facts(folder, run_id, ended=now())
+
+
+def add_facts(folder: Path, run_id: str, **facts: object) -> None:
+    """Add facts of a run, or replace them."""
+    known = read_environment(folder)
+    known["runs"][run_id] |= facts
+    _write(folder, known | (facts if known["run_id"] == run_id else {}))
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What `write_environment` wrote; empty if there is nothing yet."""
+    path = folder / FILE
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return facts
+
+
+def _write(folder: Path, facts: dict[str, Any]) -> None:
+    write_atomically(folder / FILE, json.dumps(facts, indent=2) + "\n")
