@@ -21,7 +21,7 @@ from specdec_lib.machine.environment import device_name, now
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch, Timer, timed_as_run
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
-from specdec_lib.models.engines import kernels as fused
+from specdec_lib.models.engines import kernels
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import ModelShape
@@ -77,7 +77,7 @@ def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
 def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Rounds[Calibration]:
     """The same, to be taken round by round, with other work in between."""
     target = pair.target
-    multiply = linear if target.fused is None else fused.linear
+    multiply = kernels.linear if target.engine == "kernels" else linear
     weights, of_draft = [(weight,) for weight in matrix_weights(target)], draft_weights(pair.draft)
     matrix = _Repeated(lambda: _matrix_timers(weights, multiply, rows, target.dtype, watch), watch)
     drafting = _Repeated(lambda: _matrix_timers(of_draft, multiply, rows, target.dtype, watch), watch)
