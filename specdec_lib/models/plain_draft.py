@@ -69,9 +69,8 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
     Raises:
         ValueError: a missing or truncated file, or a draft made for another target.
     """
-    draft = _load(folder, target)
-    model = _causal_model(draft, target, tied=False)
-    model.lm_head = rows = ScoredRows(_embeddings(target), draft.scored_ids.to(target.device))
+    model, scored_ids = _with_embedding(folder, target, tie_word_embeddings=False, attn_implementation=our_attention())
+    model.lm_head = rows = ScoredRows(model.model.embed_tokens.weight, scored_ids)
     host_memory.move(rows)
     language_model = LanguageModel(model, name=Path(folder).name, compiled=target.compiled)
     if language_model.engine == "kernels":
@@ -81,36 +80,25 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
 
 def export_plain_draft(folder: Path, out: Path, target: LanguageModel) -> None:
     """Write the draft in `folder` as an ordinary checkpoint with the full tied embedding."""
-    model = _causal_model(_load(folder, target), target, tied=True)
+    model, _ = _with_embedding(folder, target, tie_word_embeddings=True, attn_implementation="sdpa")
     model.to(device="cpu", dtype=torch.bfloat16).save_pretrained(out)
 
 
-def _embeddings(target: LanguageModel) -> torch.Tensor:  # [V, H]
-    return target.model.get_input_embeddings().weight
-
-
-def _load(folder: Path, target: LanguageModel) -> PlainDraft:
+def _with_embedding(
+    folder: Path, target: LanguageModel, **changes: object
+) -> tuple[transformers.LlamaForCausalLM, torch.Tensor]:
+    """The draft as a causal LM with the target's embedding, and the ids that it scores."""
     settings = read_config(folder, "plain_draft")
-    config = transformers.LlamaConfig(**settings["llama"])
+    config = transformers.LlamaConfig(**{**settings["llama"], **changes})
     check_target(folder, target, config.hidden_size, config.vocab_size)
     draft = PlainDraft(config, settings["num_scored"])
     load_weights(draft, folder)
     draft.to(device=target.device, dtype=target.dtype)
     host_memory.move(draft)
     draft.body.rotary_emb = type(draft.body.rotary_emb)(config).to(target.device)  # its frequencies stay float32
-    return draft
-
-
-def _causal_model(draft: PlainDraft, target: LanguageModel, tied: bool) -> transformers.LlamaForCausalLM:
-    config = transformers.LlamaConfig(**{**draft.config.to_diff_dict(), "tie_word_embeddings": tied})
-    config._attn_implementation = "sdpa" if tied else our_attention()
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(config)
-    draft.body.config = config
-    for layer in draft.body.layers:
-        layer.self_attn.config = config
     model.model = draft.body
-    model.model.embed_tokens = nn.Embedding.from_pretrained(_embeddings(target))
-    model.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=target.device)
+    model.model.embed_tokens = nn.Embedding.from_pretrained(target.model.get_input_embeddings().weight)
     model.lm_head.weight = model.model.embed_tokens.weight
-    return model
+    return model, draft.scored_ids
