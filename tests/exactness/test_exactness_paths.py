@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-
 from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
 from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.decoding.streams import CountedStreams
+
+from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
 from specdec_lib.decoding.verification import verify
 from specdec_lib.exactness import mutants
 from specdec_lib.exactness.adversaries import FILTERS, PLAIN, PROMPTS, adversarial_pairs, enumeration_line

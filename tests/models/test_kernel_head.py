@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_kernels import needs_kernels, seeded
-from tiny_models import save_head, tiny_llama
+from tiny_models import needs_kernels, save_head, seeded, tiny_llama
 
 from specdec_lib.distill.students import layers_of_target
 from specdec_lib.models.draft_head import DraftHead

@@ -8,25 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_llama
+from tiny_models import needs_kernels, seeded, tiny_llama
 from torch.utils import cpp_extension
 
 from specdec_lib.kernels import build
 from specdec_lib.models.engines import kernels
 from specdec_lib.models.runner import LanguageModel
 
-REASON = build.why_no_kernels()
-needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no kernels: {REASON}")
 HEADS = {  # of queries, of keys and values, and their size
     "two to a key": (4, 2, 32),
     "three to a key": (9, 3, 64),
     "all to one key, more than a tile": (8, 1, 96),
     "each its own, and wide": (2, 2, 320),
 }
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def with_heads(heads, keys, size):
@@ -156,7 +150,7 @@ def test_models_that_the_kernels_cannot_compute_run_eagerly():
 )
 def test_the_kernels_compile_where_they_can():
     """Otherwise every other test of them is skipped."""
-    assert REASON is None
+    assert build.why_no_kernels() is None
     facts = build.kernel_facts()
     assert facts["kernels"].startswith("kernels-")
     assert facts["compile_s"] is None or facts["compile_s"] > 0
