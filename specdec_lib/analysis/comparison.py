@@ -16,7 +16,7 @@ from specdec_lib.analysis.cost import on_front
 from specdec_lib.analysis.gpu_predictions import predict
 from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
 from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price, usd_per_million_tokens
-from specdec_lib.models.random_pair import PAIR_MODELS
+from specdec_lib.models.presets import PRESETS
 from specdec_lib.study.table import read_results
 
 SKIPPED = ("smoke",)  # toys, which say nothing of a machine
@@ -103,7 +103,7 @@ def absent_presets(runs: Iterable[Run], gpus: Sequence[str] = ()) -> list[StudyP
     there = {run.params.gpu for run in runs}
     names = [name for name in gpus or available_params() if name not in there and name in available_params()]
     known = [params for params in map(load_params, names) if params.num_devices == 1]
-    return [params for params in known if params.device == "cuda" and params.pair in PAIR_MODELS]
+    return [params for params in known if params.device == "cuda" and params.pair in PRESETS]
 
 
 def headlines_if_eager(presets: Iterable[StudyParams]) -> pd.DataFrame:

@@ -19,9 +19,9 @@ from specdec_lib.analysis.cost_model import BYTES, Machine, SpeculativeStep, spe
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Gpu, Price, load_gpus, usd_per_million_tokens
-from specdec_lib.study.cells import NATURAL_PROMPT
-from specdec_lib.models.random_pair import PAIR_MODELS
+from specdec_lib.models.presets import PRESETS
 from specdec_lib.models.shape import ModelShape, known_shape
+from specdec_lib.study.cells import NATURAL_PROMPT
 
 ALL_REDUCE_SECONDS = 10e-6  # of a small tensor over NVLink; two in each layer of a model that is split
 
@@ -114,10 +114,10 @@ def predict(
     gpus = load_gpus()
     if price.gpu not in gpus:
         raise ValueError(f"a price of {price.gpu!r} is of no GPU: predictions need a product of hardware/gpus.yaml")
-    if params.pair not in PAIR_MODELS:
-        known = ", ".join(PAIR_MODELS)
+    if params.pair not in PRESETS:
+        known = ", ".join(PRESETS)
         raise ValueError(f"nothing is known of the size of pair {params.pair!r}: choose one of {known}")
-    target, draft = (known_shape(name) for name in PAIR_MODELS[params.pair])
+    target, draft = (known_shape(name) for name in PRESETS[params.pair])
     points = itertools.product(params.batch_sizes, params.prompt_tokens, [0, *params.num_draft_tokens])
     lines = [_line(params, price, gpus[price.gpu], target, draft, acceptance, start, *point) for point in points]
     return pd.DataFrame(lines)
@@ -232,7 +232,7 @@ def _break_even(
     params: StudyParams, cheaper: str, dearer: str, acceptance_rates: Sequence[float], batch: int
 ) -> Iterator[dict[str, object]]:
     gpus = load_gpus()
-    target, draft = (known_shape(name) for name in PAIR_MODELS[params.pair])
+    target, draft = (known_shape(name) for name in PRESETS[params.pair])
     prompt, length = params.prompt_tokens[0] or NATURAL_PROMPT, params.max_new_tokens[0]
     at = {"batch": batch, "prompt": prompt, "length": length}
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from specdec_lib.decoding.sampling import draw
+from specdec_lib.decoding.sampling import invert
 from specdec_lib.models.runner import LanguageModel
 
 CONVERSATION_TOKENS = 448
@@ -165,7 +165,8 @@ def write_shard(path: Path, target: LanguageModel, talk: _Conversations, generat
         proposal = []
         for rows in torch.arange(BATCH_SIZE).split(16):  # larger buffers leave the allocator's cache: page faults
             probs = torch.softmax(scores[rows].float().div_(temperatures[rows]), dim=-1)
-            proposal += draw(probs, generator).tolist()
+            numbers = torch.rand(probs.shape[:-1], dtype=torch.float64, generator=generator)
+            proposal += invert(probs, numbers).tolist()
     assert features is not None
     temporary = path.with_suffix(".tmp")
     save_file({"tokens": tokens, "sampled": sampled, "features": features}, temporary)

@@ -14,7 +14,7 @@ import torch
 from specdec_lib.distill.corpus import write_corpus
 from specdec_lib.distill.data import Corpus
 from specdec_lib.distill.evaluate import Acceptance, measure
-from specdec_lib.distill.students import HeadStudent, PlainStudent, layers_of_target, narrower
+from specdec_lib.distill.students import HeadStudent, PlainStudent, layers_of_target
 from specdec_lib.distill.train import Recipe, start_from_regression, train
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.plain_draft import load_plain_draft
@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 FEATURE_LAYERS = (9, 19)
 GAMMA = 5  # drafted positions that are measured; few runs of the target's own text get further
-HEAD, LAYERS, NARROW = "smollm2-135m-eagle", "smollm2-135m-2layer", "smollm2-135m-narrow"
+HEAD, LAYERS = "smollm2-135m-eagle", "smollm2-135m-2layer"
 SHAPES = {
     HEAD: "(c) one-layer head on the target's hidden states (EAGLE-style)",
     LAYERS: "(a) the target's width, its layers 0 and 29",
-    NARROW: "(b) half the target's width, four new layers",
 }
-NUM_SCORED = {HEAD: 8192, LAYERS: 8192, NARROW: 8192}
+NUM_SCORED = {HEAD: 8192, LAYERS: 8192}
 RECIPES = {  # one after another, each with its own warm-up
     HEAD: (
         Recipe(num_batches=600, steps=3, unroll_from=0.4),
@@ -43,7 +42,6 @@ RECIPES = {  # one after another, each with its own warm-up
         Recipe(num_batches=8600, steps=2, unroll_from=0.45, learning_rate=8e-4),
     ),
     LAYERS: (Recipe(num_batches=530),),
-    NARROW: (Recipe(num_batches=330),),
 }
 
 log = logging.getLogger(__name__)
@@ -75,8 +73,6 @@ def new_student(
         torch.manual_seed(0)  # what a module's constructor draws has no other handle
         if name == LAYERS:
             return layers_of_target(target.model, (0, -1), scored_ids)
-        if name == NARROW:
-            return narrower(target.model, width=target.hidden_size // 2, num_layers=4, scored_ids=scored_ids)
         student = HeadStudent(target.model, FEATURE_LAYERS, scored_ids)
     start_from_regression(student, next(corpus.batches(256, torch.Generator().manual_seed(0))))
     return student

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
 from transformers import LlamaConfig, PreTrainedModel
 
 from specdec_lib.distill.data import Batch
@@ -50,18 +50,12 @@ class PlainStudent(nn.Module):
     def __init__(self, target: PreTrainedModel, config: LlamaConfig, scored_ids: torch.Tensor):
         super().__init__()
         self.embeddings = (target.get_input_embeddings().weight.detach(),)
-        self.draft = PlainDraft(config, target.config.hidden_size, len(scored_ids))
+        self.draft = PlainDraft(config, len(scored_ids))
         self.draft.scored_ids.copy_(scored_ids)
-        if config.hidden_size != target.config.hidden_size:
-            _, _, basis = torch.linalg.svd(self.embeddings[0].float(), full_matrices=False)
-            assert isinstance(self.draft.projection, nn.Linear)
-            self.draft.projection.weight.data.copy_(basis[: config.hidden_size])
 
     def unroll(self, batch: Batch, steps: int) -> torch.Tensor:  # [steps, B, T - 1, H]
-        embedded = self.draft.projection(embedding(batch.tokens, self.embeddings[0]).float())
+        embedded = embedding(batch.tokens, self.embeddings[0]).float()
         hidden = self.draft.body(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, 1:]
-        if isinstance(self.draft.projection, nn.Linear):
-            hidden = linear(hidden, self.draft.projection.weight.T)
         return hidden.expand(steps, *hidden.shape)
 
 
@@ -73,19 +67,6 @@ def layers_of_target(target: PreTrainedModel, layers: tuple[int, ...], scored_id
         student.draft.body.layers[mine].load_state_dict(target.base_model.layers[theirs].state_dict())
     student.draft.body.norm.load_state_dict(target.base_model.norm.state_dict())
     return student
-
-
-def narrower(target: PreTrainedModel, width: int, num_layers: int, scored_ids: torch.Tensor) -> PlainStudent:
-    """Shape (b): fewer channels, from random weights; the embedding starts from its principal components."""
-    scale = width / target.config.hidden_size
-    config = _llama_config(
-        target,
-        num_hidden_layers=num_layers,
-        hidden_size=width,
-        intermediate_size=int(target.config.intermediate_size * scale),
-        head_dim=width // target.config.num_attention_heads,
-    )
-    return PlainStudent(target, config, scored_ids)
 
 
 def _llama_config(target: PreTrainedModel, **changes: int) -> LlamaConfig:

@@ -210,7 +210,7 @@ def _joint_law_tests(
         samples = study.correctness_samples * effort.pair
         fewer = samples if effort.thorough else -(-samples // FEWER)
         first, *others = study.methods
-        engine = pair if rounding.target.fused is None else rounding
+        engine = rounding if rounding.target.engine == "kernels" else pair
         runs += [(engine, first, GAMMA, FILTERS[0], samples)]
         runs += [(engine, first, GAMMA, sampling, fewer) for sampling in FILTERS[1 : 3 if effort.thorough else 2]]
         runs += [(engine, method, GAMMA, FILTERS[0], fewer) for method in others]

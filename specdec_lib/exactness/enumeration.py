@@ -236,7 +236,7 @@ class _Decoder:
     def decode(self, prompt: torch.Tensor, streams: RowStreams, verifier: Verifier) -> DecodeResult:
         prompts = [self.prompts[index] for index in prompt.tolist()]
         options: dict[str, Any] = self.options | {"generator": streams, "verification": verifier}
-        with vocabulary.serving_from(vocabulary.SMALLEST if self.target.fused is None else 1):
+        with vocabulary.serving_from(vocabulary.SMALLEST if self.target.engine != "kernels" else 1):
             return speculative_decode(self.target, self.proposer, prompts, **options)
 
     def look_at(self, boxes: _Boxes) -> tuple[DecodeResult, _Script]:

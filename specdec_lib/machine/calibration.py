@@ -22,7 +22,7 @@ from specdec_lib.machine.files import now, write_atomically
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch, Timer, timed_as_run
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
-from specdec_lib.models.engines import kernels as fused
+from specdec_lib.models.engines import kernels
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import ModelShape

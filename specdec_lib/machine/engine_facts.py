@@ -38,7 +38,7 @@ def path_of(target: LanguageModel) -> str:
 
 def compiler_of(target: LanguageModel) -> str:
     """What decides a cell's numbers next to the versions of packages; names several devices only."""
-    if target.fused is None:
+    if target.engine != "kernels":
         spread = f", tensor parallel over {number}" if (number := devices_of(target.model)) > 1 else ""
         return ("kernels none" if target.engine == "eager" else target.engine) + spread
     return f"kernels {kernel_facts()['kernels']}"

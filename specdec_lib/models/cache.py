@@ -1,9 +1,9 @@
 """A key/value cache in which every row of the batch has its own length.
 
 Speculative decoding accepts a different number of tokens in every row, so after each step the rows end at different
-places. `RaggedStaticCache` keeps one preallocated block per layer and one length per row. A forward pass writes behind
-the lengths without moving them; `commit` then says how much of what was written is kept. Rolling back is therefore no
-operation at all: whatever lies at or behind a row's length is never read, and is overwritten by the next pass.
+places. `RaggedStaticCache` keeps one preallocated block per layer and one length per row. A forward pass writes after
+the lengths without moving them; `commit` then keeps some of the written positions. Rolling back needs no operation:
+what lies at or after a row's length is never read, and the next pass overwrites it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ VIEW_MULTIPLE = 64  # attention reads a prefix of the cache, rounded up to this 
 
 @dataclass
 class Placement:
-    """Where the next tokens go; shared by a cache and its layers, which therefore need no reference to the cache.
+    """Where the next tokens go. A cache and its layers share this object, so that no layer refers to the cache.
 
-    (A cycle between them would keep the memory of every dropped cache until Python's garbage collector comes by.)
+    (A reference cycle would keep the memory of a dropped cache until Python's garbage collector runs.)
     """
 
     rows: torch.Tensor  # [B, 1]
@@ -30,32 +30,11 @@ class Placement:
     view: int  # attention reads positions 0..view
 
 
-def write_and_view(
-    kept: torch.Tensor,  # [B, H, capacity, D]
-    states: torch.Tensor,  # [B, H, m, D]
-    rows: torch.Tensor,  # [B, 1]
-    positions: torch.Tensor,  # [B, m]
-    view: int,
-) -> torch.Tensor:  # [B, H, view, D]
-    """Write m positions of each row, and return the prefix that attention may read."""
-    kept[rows, :, positions] = states.transpose(1, 2)
-    return kept[:, :, :view]
-
-
-class RaggedLayer(CacheLayerMixin):
-    """One layer's keys and values, `[B, H, capacity, D]`, written at the positions that its cache dictates."""
-
-    is_compileable = True
-    is_sliding = False
+class KeysAndValues:
+    """One layer's keys and values, `[B, H, capacity, D]` each, written at the positions of `placement`."""
 
     def __init__(self, placement: Placement, keys: torch.Tensor, values: torch.Tensor):
-        super().__init__()
         self.placement, self.keys, self.values = placement, keys, values
-        self.batch_size, _, self.capacity, _ = keys.shape
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        raise AssertionError("a RaggedLayer is allocated when it is made")
 
     def update(
         self,
@@ -64,12 +43,27 @@ class RaggedLayer(CacheLayerMixin):
         *args: object,
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # 2 x [B, H, view, D]
-        """Write m positions behind each row's length and return the prefix that attention may read."""
+        """Write m positions of each row and return the prefix that attention may read."""
         where = self.placement
-        return (
-            write_and_view(self.keys, key_states, where.rows, where.positions, where.view),
-            write_and_view(self.values, value_states, where.rows, where.positions, where.view),
-        )
+        self.keys[where.rows, :, where.positions] = key_states.transpose(1, 2)
+        self.values[where.rows, :, where.positions] = value_states.transpose(1, 2)
+        return self.keys[:, :, : where.view], self.values[:, :, : where.view]
+
+
+class RaggedLayer(KeysAndValues, CacheLayerMixin):
+    """The same with what transformers asks of a layer in a cache."""
+
+    is_compileable = True
+    is_sliding = False
+
+    def __init__(self, placement: Placement, keys: torch.Tensor, values: torch.Tensor):
+        CacheLayerMixin.__init__(self)
+        KeysAndValues.__init__(self, placement, keys, values)
+        self.batch_size, _, self.capacity, _ = keys.shape
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        raise AssertionError("a RaggedLayer is allocated when it is made")
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.placement.view, 0
@@ -91,8 +85,8 @@ class RaggedStaticCache(Cache):
 
     Attributes:
         lengths: `[B]` int64, the committed positions of each row.
-        max_length: an upper bound of `lengths` known to the host without asking the device.
-        keys, values: `[B, num_heads, capacity, head_dim]` for each layer.
+        max_length: an upper bound of `lengths` that the host knows without asking the device.
+        keys, values: lists of one `[B, num_heads, capacity, head_dim]` a layer.
     """
 
     def __init__(
@@ -113,8 +107,8 @@ class RaggedStaticCache(Cache):
         rows = torch.arange(batch_size, device=device)[:, None]
         self.placement = Placement(rows, rows, view=0)
         shape = (batch_size, num_heads, self.capacity, head_dim)
-        kept = host_memory.zeros([shape] * 2 * num_layers, dtype, device)
-        self.keys, self.values = kept[::2], kept[1::2]
+        blocks = host_memory.zeros([shape] * 2 * num_layers, dtype, device)
+        self.keys, self.values = blocks[::2], blocks[1::2]
         layers = [RaggedLayer(self.placement, *of_layer) for of_layer in zip(self.keys, self.values, strict=True)]
         super().__init__(layers=layers)
 

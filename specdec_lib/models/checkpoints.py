@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,27 +12,28 @@ from safetensors import SafetensorError
 
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention
-from specdec_lib.models.presets import Preset
+from specdec_lib.models.presets import Checkpoint
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
 from specdec_lib.models.weights import check_weight_files
 
 
-def check_preset(preset: Preset, tensor_parallel: int = 1) -> transformers.PreTrainedTokenizerBase:
-    """Refuse what cannot work before any weights are read; returns the target's tokenizer.
+def check_checkpoints(
+    checkpoints: Sequence[Checkpoint], tensor_parallel: int = 1
+) -> transformers.PreTrainedTokenizerBase:
+    """Refuse a target and a draft that cannot work, before any weights are read; returns the target's tokenizer.
 
     Raises:
         ValueError: missing or truncated files, an unsuitable architecture, or vocabularies that differ.
     """
     tokenizers = []
-    for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
-        check_weight_files(where)
-        check_architecture(from_hub(transformers.AutoConfig, where, revision), where)
-        tokenizers.append(from_hub(transformers.AutoTokenizer, where, revision))
-    check_same_vocabulary(tokenizers[0], tokenizers[1], preset.target, preset.draft)
-    check_heads(
-        from_hub(transformers.AutoConfig, preset.target, preset.target_revision), tensor_parallel, preset.target
-    )
+    for checkpoint in checkpoints:
+        check_weight_files(checkpoint.where)
+        check_architecture(from_hub(transformers.AutoConfig, checkpoint), checkpoint.where)
+        tokenizers.append(from_hub(transformers.AutoTokenizer, checkpoint))
+    target, draft = checkpoints
+    check_same_vocabulary(tokenizers[0], tokenizers[1], target.where, draft.where)
+    check_heads(from_hub(transformers.AutoConfig, target), tensor_parallel, target.where)
     return tokenizers[0]
 
 
@@ -42,23 +43,33 @@ def check_same_vocabulary(
     target_id: str,
     draft_id: str,
 ) -> None:
-    """Refuse a draft whose tokens have other ids than the target's.
+    """Refuse a draft whose token ids are not the target's.
 
     Raises:
         ValueError: naming a token whose id differs.
     """
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    for token in sorted(ours.keys() | theirs.keys()):
-        if ours.get(token) != theirs.get(token):
+    of_target, of_draft = target.get_vocab(), draft.get_vocab()
+    for token in sorted(of_target.keys() | of_draft.keys()):
+        if of_target.get(token) != of_draft.get(token):
             raise ValueError(
-                f"{draft_id} does not share the vocabulary of {target_id}: {token!r} is {ours.get(token)} in the "
-                f"target and {theirs.get(token)} in the draft; choose a draft of the same model family"
+                f"{draft_id} does not share the vocabulary of {target_id}: {token!r} is {of_target.get(token)} in the "
+                f"target and {of_draft.get(token)} in the draft; choose a draft of the same model family"
             )
+
+
+def check_architecture(config: Any, where: str) -> None:
+    """Refuse attention that does not see the whole context, and models that are not causal LMs, by a ValueError."""
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    if kinds:
+        raise ValueError(f"{where} has {', '.join(sorted(kinds))} layers: choose a model with full attention only")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise ValueError(f"{where} attends to a sliding window: choose a model with full attention only")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{where} is an encoder-decoder model: choose a causal language model")
 
 
 def load_language_model(
     where: str,
-    revision: str | None,
     device: str,
     dtype: str,
     name: str,
@@ -67,15 +78,14 @@ def load_language_model(
     compiled: bool = True,
     tensor_parallel: int = 1,
 ) -> LanguageModel:
-    """One Hugging Face causal LM from a path or hub id, ready for ragged batches; or this process's part of one.
+    """The causal LM in the folder `where`, ready for ragged batches; with `tensor_parallel`, this process's part of it.
 
     Raises:
         ValueError: missing or truncated weights, or an architecture that the ragged cache cannot serve.
     """
     model = from_hub(
         transformers.AutoModelForCausalLM,
-        where,
-        revision,
+        Checkpoint(where),
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         attn_implementation=our_attention(),
@@ -88,25 +98,15 @@ def load_language_model(
     return language_model
 
 
-def check_architecture(config: Any, where: str) -> None:
-    """Refuse attention that does not see the whole context, and models that are not plain causal LMs."""
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    if kinds:
-        raise ValueError(f"{where} has {', '.join(sorted(kinds))} layers: choose a model with full attention only")
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise ValueError(f"{where} attends to a sliding window: choose a model with full attention only")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{where} is an encoder-decoder model: choose a causal language model")
-
-
-def from_hub(auto_class: Any, where: str, revision: str | None, **kwargs: Any) -> Any:
-    """What an auto class of transformers makes of a path or hub id; code from a hub is never run."""
-    load = partial(auto_class.from_pretrained, where, revision=revision, trust_remote_code=False, **kwargs)
+def from_hub(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
+    """Load a checkpoint with an auto class of transformers; code from a hub is never run."""
+    where, revision = checkpoint
+    load = partial(auto_class.from_pretrained, where, revision=revision, trust_remote_code=False, **options)
     return or_refuse(where, load)
 
 
 def or_refuse(where: str, load: Callable[[], Any]) -> Any:
-    """What `load` returns; whatever a hub or a file can do wrong becomes a ValueError of one line."""
+    """What `load` returns; every failure of a hub or a file becomes a ValueError of one line."""
     try:
         return load()
     except (OSError, ValueError, SafetensorError, KeyError) as error:

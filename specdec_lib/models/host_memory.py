@@ -1,8 +1,7 @@
-"""Memory of the host: huge pages for what every pass on a CPU reads, and none kept for what has ended.
+"""Host memory: huge pages for all that every pass on a CPU reads, and none kept after loading.
 
-A pass reads hundreds of megabytes at tens of GB/s: a page of 4 KiB lasts less than 0.1 us, and then the place of the
-next is needed. Linux gives pages of 2 MiB to who asks for them, unless its administrator forbids it; where there are
-none, the same memory comes in small pages.
+A pass reads hundreds of megabytes at tens of GB/s. A page of 4 KiB lasts less than 0.1 us, and then the processor must
+look up the next one. Linux gives pages of 2 MiB on request, unless its administrator forbids it; then pages are small.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ import torch
 from torch import nn
 
 HUGE = 2**21  # bytes of a page
-LINE = 64  # bytes of a line of the caches, at which each tensor begins
-HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)  # how to ask for them: Linux only
+LINE = 64  # bytes of a cache line, at which each tensor begins
+HUGE_PAGES = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux only
 
 
 def zeros(
     shapes: Sequence[torch.Size | tuple[int, ...]], dtype: torch.dtype, device: torch.device
 ) -> list[torch.Tensor]:
-    """Tensors of these shapes, one behind the other in huge pages if that is a CPU and they fill one."""
+    """Tensors of these shapes, in one block of huge pages if the device is a CPU and they fill a page."""
     sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
     places = [0]
     for size in sizes:
@@ -42,7 +41,7 @@ def zeros(
 
 
 def move(module: nn.Module) -> None:
-    """Move the parameters of a module on a CPU into huge pages, in place; tied ones, which are the same, stay tied."""
+    """Move the parameters of a module on a CPU into huge pages, in place; tied parameters stay tied."""
     weights = [weight for weight in module.parameters() if weight.device.type == "cpu"]
     for dtype in {weight.dtype for weight in weights}:
         of_type = [weight for weight in weights if weight.dtype == dtype]
@@ -51,6 +50,6 @@ def move(module: nn.Module) -> None:
 
 
 def give_back() -> None:
-    """Let the system have what the C library keeps for later: after loading a model, tens of megabytes."""
-    with contextlib.suppress(OSError, AttributeError):  # of another C library than glibc
+    """Return to the system the memory that the C library keeps: tens of megabytes after loading a model."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)

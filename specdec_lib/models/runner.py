@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import transformers
 
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.engines import kernels as fused
-from specdec_lib.models.engines.inductor import CompiledLayers, NotCompiledError
+from specdec_lib.models.engines.eager import EagerEngine
+from specdec_lib.models.engines.engine import Engine, Step
+from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError
+from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.tensor_parallel import key_value_heads
 
-KERNEL_DIFFERENCE = 0.1  # of logits, relative: bfloat16 rounds differently when less often
+TOLERANCE = 0.1  # relative difference of logits between engines: bfloat16 results depend on where they are rounded
 PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
 
 logger = logging.getLogger(__name__)
-
-
-def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Norm of the difference over the norm."""
-    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one forward pass over m tokens computed."""
-
-    hidden: torch.Tensor  # [B, m, hidden_size], what the output layer reads
-    features: torch.Tensor  # [B, m, F], what a draft head reads: chosen layers' states, then `hidden`
 
 
 class LanguageModel:
@@ -38,9 +27,17 @@ class LanguageModel:
 
     Args:
         model: a Hugging Face causal LM, or a toy with the same few attributes.
-        name: how reports call it.
-        feature_layers: layers whose output states a draft head wants to see beside the last one.
-        compiled: compute with the C++ kernels where they can; else, and everywhere else, as the model itself does.
+        name: its name in reports.
+        feature_layers: layers before the last whose states a draft head reads, each once, in rising order.
+        compiled: use the C++ kernels where they can compute this model. Otherwise the model runs eagerly.
+
+    Attributes:
+        active_engine: what computes the passes now: the engine chosen here, or `torch.compile` after `compile()`.
+        why_not_compiled: the reason why `compile()` failed, or None.
+        kept: what decoding keeps for this model between calls.
+
+    Raises:
+        ValueError: `feature_layers` are not as above.
     """
 
     def __init__(
@@ -52,78 +49,50 @@ class LanguageModel:
         compiled: bool = True,
     ):
         self.model = model.eval().requires_grad_(False)
-        self.name = name
-        self.body = model.base_model
-        self.head = model.get_output_embeddings()
+        self.name, self.compiled = name, compiled
+        self.body, self.head = model.base_model, model.get_output_embeddings()
         config = model.config
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
         self.context_length: int = config.max_position_embeddings
         self.device: torch.device = self.head.weight.device
         self.dtype: torch.dtype = self.head.weight.dtype
-        self.feature_layers = tuple(layer % len(self.body.layers) for layer in feature_layers) if feature_layers else ()
+        self.feature_layers = tuple(layer % config.num_hidden_layers for layer in feature_layers)
         if sorted({*self.feature_layers} - {config.num_hidden_layers - 1}) != [*self.feature_layers]:
             raise ValueError(
                 f"feature_layers are {feature_layers}: name layers before the last, each once, in rising order"
             )
-        self.compiled = compiled
-        self.fused = fused.FusedBody.of(self.body) if compiled else None
-        self.inductor: CompiledLayers | None = None
+        self._parts = self.body, self.head, self.feature_layers, self.context_length
+        use_kernels = compiled and KernelEngine.can_compute(self.body)
+        self._engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
+        self.active_engine: Engine = self._engine_at_load
         self.why_not_compiled: str | None = None
-        self.kept: object = None  # what decoding keeps for this model between calls
-        self._tapped: list[torch.Tensor] = []
-        for layer in feature_layers:
-            self.body.layers[layer].register_forward_hook(lambda _, __, output: self._tapped.append(output))
+        self.kept: object = None
 
     @property
     def engine(self) -> str:
-        """What computes the layers: our C++ "kernels", "inductor", or "eager", the model as Hugging Face wrote it."""
-        return "kernels" if self.fused is not None else "eager" if self.inductor is None else "inductor"
+        """The name of the active engine: "kernels" (our C++), "inductor" (`torch.compile`) or "eager"."""
+        return self.active_engine.name
 
     @torch.inference_mode()
-    def compile(self) -> None:
-        """Compute the layers with `torch.compile` from now on, if it can and computes the same; some ten seconds."""
-        tokens = self._some_tokens().view(2, -1)
-        expected = self.forward(tokens, self.new_cache(*tokens.shape)).features
-        try:
-            self.inductor = CompiledLayers(self.body)
-            found = self._compiled_forward(self.inductor, tokens, self.new_cache(*tokens.shape)).features
-            if (difference := relative_difference(found, expected)) > KERNEL_DIFFERENCE:
-                raise NotCompiledError(f"compiled layers compute something else: off by {difference:.1%}")
-        except NotCompiledError as error:
-            self._give_up_compiling(error)
+    def forward(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
+        """Run `tokens` `[B, m]` after each row's committed length.
 
-    def _give_up_compiling(self, error: Exception) -> None:
-        self.inductor = None
-        self.why_not_compiled = str(error)
-        logger.warning("%s runs as it is, slower: it is not compiled (%s)", self.name, self.why_not_compiled)
+        Nothing is committed: call `cache.commit` with the number of tokens to keep.
 
-    def _some_tokens(self) -> torch.Tensor:  # [1, 64]
-        return torch.randint(self.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0)).to(self.device)
-
-    def to(self, device: str) -> LanguageModel:
-        """Move the weights, in place."""
-        self.model.to(device)
-        self.device = self.head.weight.device
-        assert self.fused is None or self.device.type == "cpu", "load a model where it is to run"
-        return self
-
-    @torch.inference_mode()
-    def check_faithful(self) -> None:
-        """Compare the way from tokens to logits here with the model's own.
-
-        Raises:
-            ValueError: they differ, as with models that scale or cap their logits.
+        Args:
+            counts: `[B]`, how many of each row's tokens matter. The rest is padding and may be left out.
         """
-        tokens = self._some_tokens()
-        theirs = self._call(self.model, tokens, self.new_cache(*tokens.shape)).logits.float()
-        hidden = self._call(self.body, tokens, self.new_cache(*tokens.shape)).last_hidden_state
-        if not torch.allclose(self.head(hidden).float(), theirs, rtol=0.01, atol=0.01):
-            raise ValueError(f"{self.name} does more to its logits than an output layer: such models are not supported")
-        if self.fused is not None:
-            ours = self.logits(self.forward(tokens, self.new_cache(*tokens.shape)).hidden)
-            difference = relative_difference(ours, theirs)
-            assert difference < KERNEL_DIFFERENCE, f"the kernels compute another model: off by {difference:.1%}"
+        try:
+            return self.active_engine(tokens, cache, counts)
+        except NotCompiledError as error:  # shapes that torch.compile refuses; nothing is committed yet
+            self._stop_compiling(error)
+            return self.active_engine(tokens, cache, counts)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[..., hidden_size]` to logits `[..., vocab_size]`; float32 from the kernels."""
+        return self.active_engine.logits(hidden)
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` tokens each."""
@@ -139,46 +108,58 @@ class LanguageModel:
         )
 
     @torch.inference_mode()
-    def forward(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
-        """Run `tokens` `[B, m]` behind each row's committed length.
+    def compile(self) -> None:
+        """Use `torch.compile` from now on, if it can do this model and computes the same; takes about ten seconds."""
+        tokens = self._some_tokens().view(2, -1)
+        expected = self.forward(tokens, self.new_cache(*tokens.shape)).features
+        try:
+            engine = InductorEngine(*self._parts)
+            found = engine(tokens, self.new_cache(*tokens.shape)).features
+            if (difference := _relative_difference(found, expected)) > TOLERANCE:
+                raise NotCompiledError(f"compiled layers compute something else: off by {difference:.1%}")
+            self.active_engine = engine
+        except NotCompiledError as error:
+            self._stop_compiling(error)
 
-        Nothing is committed: call `cache.commit` with the number of tokens to keep.
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Within this block, compute with the engine that was chosen at load, without `torch.compile`."""
+        engine, self.active_engine = self.active_engine, self._engine_at_load
+        try:
+            yield
+        finally:
+            self.active_engine = engine
 
-        Args:
-            counts: `[B]`, how many of each row's tokens matter; the others are padding, and may be left out.
-        """
-        if self.fused is not None:
-            told = tokens, self._place(tokens, cache), cache, self.feature_layers
-            return Step(*(self.fused(*told) if counts is None else self.fused.without_padding(*told, counts.tolist())))
-        if self.inductor is not None:
-            try:
-                return self._compiled_forward(self.inductor, tokens, cache)
-            except NotCompiledError as error:  # a shape that it cannot do; nothing is committed yet
-                self._give_up_compiling(error)
-        self._tapped.clear()
-        hidden = self._call(self.body, tokens, cache).last_hidden_state
-        features = torch.cat([*self._tapped, hidden], dim=-1) if self._tapped else hidden
-        return Step(hidden, features)
+    def _stop_compiling(self, error: NotCompiledError) -> None:
+        self.active_engine, self.why_not_compiled = self._engine_at_load, str(error)
+        logger.warning("%s is not compiled and runs slower (%s)", self.name, error)
 
-    def _compiled_forward(self, layers: CompiledLayers, tokens: torch.Tensor, cache: RaggedStaticCache) -> Step:
-        outputs = layers(tokens, self._place(tokens, cache), cache.attention_mask(self.dtype), cache)
-        tapped = [outputs[layer] for layer in self.feature_layers]
-        return Step(outputs[-1], torch.cat([*tapped, outputs[-1]], dim=-1) if tapped else outputs[-1])
-
-    def _call(self, model: Any, tokens: torch.Tensor, cache: RaggedStaticCache) -> Any:
-        positions = self._place(tokens, cache)
-        mask = cache.attention_mask(self.dtype)
-        return model(
-            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
-
-    def _place(self, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:  # [B, m]
-        # Drafts may overshoot the context; what they compute there is not used.
-        return cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)
+    def to(self, device: str) -> LanguageModel:
+        """Move the weights, in place."""
+        self.model.to(device)
+        self.device = self.head.weight.device
+        assert self.engine != "kernels" or self.device.type == "cpu", "load a model on the device where it runs"
+        return self
 
     @torch.inference_mode()
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[..., hidden_size]` to logits `[..., vocab_size]`; float32 from the kernels."""
-        if self.fused is not None and isinstance(self.head, torch.nn.Linear):
-            return fused.linear(hidden, self.head.weight)
-        return self.head(hidden)
+    def check_faithful(self) -> None:
+        """Compare this class's way from tokens to logits with the model's own.
+
+        Raises:
+            ValueError: they differ, as for models that scale or cap their logits.
+        """
+        tokens, eager = self._some_tokens(), EagerEngine(self.body, self.head, (), self.context_length)
+        theirs = eager.run(self.model, tokens, self.new_cache(*tokens.shape)).logits.float()
+        hidden = eager.run(self.body, tokens, self.new_cache(*tokens.shape)).last_hidden_state
+        if not torch.allclose(self.head(hidden).float(), theirs, rtol=0.01, atol=0.01):
+            raise ValueError(f"{self.name} does more to its logits than an output layer: such models are not supported")
+        ours = self.logits(self.forward(tokens, self.new_cache(*tokens.shape)).hidden)
+        difference = _relative_difference(ours, theirs)
+        assert difference < TOLERANCE, f"engine {self.engine} computes another model: off by {difference:.1%}"
+
+    def _some_tokens(self) -> torch.Tensor:  # [1, 64]
+        return torch.randint(self.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0)).to(self.device)
+
+
+def _relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())

@@ -1,4 +1,4 @@
-"""What a model weighs, keeps and computes in one pass, for any Hugging Face config."""
+"""The weights, cache entries and operations of one pass of a model, counted for any Hugging Face config."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from specdec_lib.models.runner import LanguageModel
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model as the cost of a pass sees it; counts are of weights, not bytes."""
+    """All that the cost of a pass depends on; counts are of weights, not bytes."""
 
     name: str
-    layer_weights: int  # matrices of all layers, read whole in every pass
+    layer_weights: int  # matrices of all layers without experts; every pass reads them whole
     output_weights: int  # of the output layer, tied or not
-    expert_weights: int  # of mixtures of experts, of which a pass reads those that its tokens are sent to
-    expert_share: float  # of the experts that one token is sent to
+    expert_weights: int  # of mixtures of experts; a pass reads the experts that its tokens use
+    expert_share: float  # the share of the experts that one token uses
     num_layers: int
     num_heads: int
     num_key_value_heads: int
     head_dim: int
     hidden_size: int
     vocab_size: int
-    embedding_weights: int = 0  # of an input embedding that the output layer does not share; a pass looks a few rows up
+    embedding_weights: int = 0  # of an input embedding that is not the output layer; a pass reads a few rows
 
     @classmethod
     def from_config(cls, config: Any, name: str = "") -> Self:
@@ -71,14 +71,15 @@ class ModelShape:
     def of(cls, model: LanguageModel | DraftHead) -> Self:
         """The shape of a loaded model or draft head."""
         if isinstance(model, LanguageModel):
-            config = model.model.config
-            return cls.from_config(config, model.name) if hasattr(config, "model_type") else cls._of_toy(model)
+            if hasattr(model.model.config, "model_type"):
+                return cls.from_config(model.model.config, model.name)
+            size = model.vocab_size  # a toy: nothing but an output layer
+            return cls(model.name, 0, size * size, 0, 0.0, 1, 1, 1, 1, size, size)
         config = model.config
-        scored = config.num_scored * config.hidden_size
         return cls(
             name=model.name,
             layer_weights=sum(weight.numel() for weight in model.parameters() if weight.dim() == 2),
-            output_weights=scored,
+            output_weights=config.num_scored * config.hidden_size,
             expert_weights=0,
             expert_share=0.0,
             num_layers=1,
@@ -89,26 +90,21 @@ class ModelShape:
             vocab_size=config.vocab_size,
         )
 
-    @classmethod
-    def _of_toy(cls, model: LanguageModel) -> Self:
-        size = model.vocab_size
-        return cls(model.name, 0, size * size, 0, 0.0, 1, 1, 1, 1, size, size)
-
     def weights_read(self, rows: int) -> float:
-        """Weights that a pass over `rows` tokens reads; of the experts, those that some token is expected to need."""
+        """Weights that a pass over `rows` tokens reads; of the experts, the expected number that some token uses."""
         touched = 1 - (1 - self.expert_share) ** rows
         return self.layer_weights + self.output_weights + touched * self.expert_weights
 
     def weights_kept(self) -> int:
-        """Weights that lie in memory."""
+        """Weights in memory."""
         return self.layer_weights + self.output_weights + self.embedding_weights + self.expert_weights
 
     def weights_multiplied(self) -> float:
-        """Weights that each token is multiplied with: half its arithmetic operations, attention aside."""
+        """Weights that each token is multiplied with: half its arithmetic operations without attention."""
         return self.layer_weights + self.output_weights + self.expert_share * self.expert_weights
 
     def key_values_per_token(self) -> int:
-        """Numbers that the cache keeps for each token."""
+        """Numbers in the cache for each token."""
         return 2 * self.num_layers * self.num_key_value_heads * self.head_dim
 
     def attention_operations(self, context: float) -> float:
@@ -118,16 +114,11 @@ class ModelShape:
 
 @cache
 def known_shape(name: str) -> ModelShape:
-    """The shape of a model in `hardware/models.yaml`.
-
-    Raises:
-        ValueError: no such model; the known ones are named.
-    """
+    """The shape of a model in `hardware/models.yaml`; ValueError if there is no such model."""
     models = load_models()
     if name not in models:
-        raise ValueError(
-            f"unknown model {name!r}: choose one of {', '.join(models)}, or add it to hardware/models.yaml"
-        )
+        known = ", ".join(models)
+        raise ValueError(f"unknown model {name!r}: choose one of {known}, or add it to hardware/models.yaml")
     return ModelShape.from_config(models[name].config, name)
 
 
@@ -136,4 +127,4 @@ def _expert_share(config: Any) -> float:
     for name in ("num_local_experts", "num_experts", "n_routed_experts"):
         if chosen and getattr(config, name, None):
             return chosen / getattr(config, name)
-    raise ValueError(f"{config.model_type} has experts whose number its config does not tell: it cannot be costed")
+    raise ValueError(f"{config.model_type} has experts, but its config does not give their number")

@@ -1,9 +1,8 @@
 """A target spread over several devices of one host: every process holds a slice of each matrix, and all decode alike.
 
-transformers cuts the weights by its own plan and adds the collectives (`DistributedConfig`, once `tp_plan="auto"`).
-What is left to this library: the cache holds the key/value heads of this process alone, and each process runs the same
-draft and draws the same random numbers. The logits are gathered from slices that one process each computed, so that all
-processes see the same bits and take the same decisions.
+transformers cuts the weights by its own plan and adds the collectives (`DistributedConfig`). In this library the cache
+holds the key/value heads of this process alone, and each process runs the same draft and draws the same random numbers.
+One process computes each slice of the logits and all gather them, so that all see the same bits and decide alike.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 
 
 def loading(tensor_parallel: int, device: str) -> dict[str, Any]:
-    """What `from_pretrained` needs to put a model on one device, or this process's part of it."""
+    """The options of `from_pretrained` that put a model, or this process's part of it, on its device."""
     if tensor_parallel == 1:
         return {"device_map": device}
     from transformers.distributed import DistributedConfig
@@ -24,23 +23,21 @@ def loading(tensor_parallel: int, device: str) -> dict[str, Any]:
 
 
 def devices_of(model: Any) -> int:
-    """How many devices a model is spread over."""
+    """The number of devices that a model is spread over."""
     return getattr(model, "_tp_size", None) or 1
 
 
 def key_value_heads(model: Any) -> int:
-    """The key/value heads that this process holds: all of them, or its share of a model that is spread."""
-    config = model.config
-    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return heads // devices_of(model)
+    """The number of key/value heads that this process holds."""
+    return _key_value_heads(model.config) // devices_of(model)
+
+
+def _key_value_heads(config: Any) -> int:
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def check_processes(tensor_parallel: int, device: str) -> None:
-    """Refuse a spread that these processes or this machine cannot make.
-
-    Raises:
-        ValueError: another number of processes, or fewer devices.
-    """
+    """Refuse another number of processes than `tensor_parallel`, or too few devices, by a ValueError."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes != tensor_parallel:
         raise ValueError(
@@ -51,23 +48,14 @@ def check_processes(tensor_parallel: int, device: str) -> None:
 
 
 def check_devices(tensor_parallel: int, device: str) -> None:
-    """Refuse a spread over more devices than this machine has.
-
-    Raises:
-        ValueError: naming how many there are.
-    """
+    """Refuse more devices than this machine has, by a ValueError."""
     if device == "cuda" and (here := torch.cuda.device_count()) < tensor_parallel:
         raise ValueError(f"tensor_parallel is {tensor_parallel}, but PyTorch sees {here} CUDA devices: lower it")
 
 
 def check_heads(config: Any, tensor_parallel: int, where: str) -> None:
-    """Refuse a model whose heads cannot be dealt out evenly.
-
-    Raises:
-        ValueError: naming the numbers of heads.
-    """
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
+    """Refuse a model whose heads cannot be divided evenly, by a ValueError."""
+    heads, shared = config.num_attention_heads, _key_value_heads(config)
     if heads % tensor_parallel or shared % tensor_parallel:
         raise ValueError(
             f"tensor_parallel is {tensor_parallel}, but {where} has {heads} heads and {shared} key/value heads: choose "

@@ -1,7 +1,7 @@
-"""Language models small enough to know by heart: the next token's logits stand in a table.
+"""Toy language models: the next token's logits are in a table, so that every probability is known.
 
-They go through the very same `LanguageModel`, `RaggedStaticCache` and decoding code as real models. A toy finds the
-tokens of its context in the cache and nowhere else, so that a stale or misplaced cache entry changes what it says.
+They run through the same `LanguageModel`, `RaggedStaticCache` and decoding code as real models. A toy reads the tokens
+of its context from the cache only, so that a stale or misplaced cache entry changes its logits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weight files: safetensors only, none of them damaged, and the SHA-256 of each compared with what is known of it."""
+"""Weight files: safetensors only, not damaged, and the SHA-256 of each compared with the known one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # of a hub's repository; no code, no pickles
-DOUBLES = ("consolidated*", "original/*", "onnx/*")  # the same weights once more, in other forms
+DUPLICATES = ("consolidated*", "original/*", "onnx/*")  # the same weights in other forms
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -23,11 +23,7 @@ def sha256(path: Path) -> str:
 
 
 def check_weight_files(where: str) -> None:
-    """Open the safetensors files of a folder, which checks their headers and sizes; hub ids are left to the hub.
-
-    Raises:
-        ValueError: there are none, or one is truncated.
-    """
+    """Refuse a folder without safetensors files, or with a truncated one, by a ValueError. Hub ids are not checked."""
     if not Path(where).is_dir():
         return
     files = sorted(Path(where).glob("*.safetensors"))
@@ -49,7 +45,7 @@ def fetch_weights(where: str, revision: str | None) -> Path:
     """
     if Path(where).is_dir():
         return Path(where)
-    wanted, unwanted = list(FETCHED), list(DOUBLES)
+    wanted, unwanted = list(FETCHED), list(DUPLICATES)
     return Path(snapshot_download(where, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
 
 
@@ -57,14 +53,13 @@ def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = Non
     """SHA-256 of each safetensors file in the `folder` that `fetch_weights` gave for `where`.
 
     Args:
-        known: what the SHA-256 of some of them must be. Beside that, the hub's cache names each file by the SHA-256
-            that the hub holds for it, and a file that is not what its name says is refused.
+        known: the SHA-256 that some of them must have. The hub's cache also names each file by its SHA-256 on the hub.
 
     Raises:
-        ValueError: a file is not the one that is known, or has changed since it was fetched.
+        ValueError: a file does not have the known SHA-256, or has changed since it was fetched.
     """
     paths = sorted(folder.glob("*.safetensors"))
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run: a large model has many files
+    with ThreadPoolExecutor() as pool:  # a large model has many files
         found = dict(zip(paths, pool.map(sha256, paths), strict=True))
     for path, value in found.items():
         stored = path.resolve()
@@ -72,5 +67,5 @@ def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = Non
             raise ValueError(f"{path} has changed since it was fetched: delete {stored} and run again")
         if value != (known or {}).get(path.name, value):
             raise ValueError(f"{path} is not the file that this study is pinned to: delete {stored} and run again")
-    name = folder.name if Path(where).is_dir() else f"{where}@{folder.name}"  # the cache's folder is the commit
+    name = folder.name if Path(where).is_dir() else f"{where}@{folder.name}"  # named by the commit
     return {f"{name}/{path.name}": value for path, value in found.items()}

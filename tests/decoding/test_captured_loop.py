@@ -217,7 +217,7 @@ def nowhere(folder):
     for model in (target, draft, head):
         model.to("meta")
     head._shared["embeddings"] = target.model.get_input_embeddings().weight
-    head.share_output_rows()
+    head.prepare()
     return target, draft, head
 
 

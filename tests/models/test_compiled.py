@@ -9,12 +9,9 @@ from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
-from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import NgramProposer
-from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib import NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
 from specdec_lib.models.engines import inductor as compiled
-from specdec_lib.models.engines.inductor import NotCompiledError, compile_seconds
+from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError, compile_seconds
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import toy_model
 
@@ -76,16 +73,17 @@ def test_a_model_of_another_shape_stays_as_it_is_and_says_why(caplog):
     toy.compile()
     assert toy.engine == "eager"
     assert toy.why_not_compiled == "its body has no embed_tokens, layers, norm, rotary_emb"
-    assert "runs as it is, slower" in caplog.text
+    assert "is not compiled and runs slower" in caplog.text
 
 
 def test_a_shape_that_cannot_be_compiled_runs_as_it_is(qwen, caplog):
     model = tiny()
 
-    def fails(*arguments):
-        raise NotCompiledError("Unsupported: this shape")
+    class Fails(InductorEngine):
+        def run_layers(self, *arguments):
+            raise NotCompiledError("Unsupported: this shape")
 
-    model.inductor = fails
+    model.active_engine = Fails(model.body, model.head, model.feature_layers, model.context_length)
     tokens = torch.tensor([[1, 2, 3]])
     hidden = [each.forward(tokens, each.new_cache(1, 8)).hidden for each in (model, qwen)]
     assert torch.equal(*hidden)

@@ -15,7 +15,6 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specdec_lib.decoding.sampling import draw
 from specdec_lib.distill import corpus as corpus_module
 from specdec_lib.distill import make
 from specdec_lib.distill.data import Corpus
@@ -46,7 +45,7 @@ def corpus(model: LlamaForCausalLM, tmp_path: Path) -> Corpus:
             hidden = target.forward(tokens, target.new_cache(16, LENGTH)).hidden[:, -1]
             logits = target.logits(hidden).float()
             logits = logits.index_fill(1, torch.tensor([TURN]), float("-inf"))
-            tokens = torch.cat([tokens, draw(logits.softmax(-1), generator)[:, None]], dim=1)
+            tokens = torch.cat([tokens, logits.softmax(-1).multinomial(1, generator=generator)], dim=1)
         features = target.forward(tokens, target.new_cache(16, LENGTH)).features.bfloat16()
         sampled = torch.ones(16, LENGTH, dtype=torch.bool)
         sampled[:, :2] = False

@@ -9,8 +9,9 @@ import torch
 from tiny_models import tiny_target
 from transformers import AutoModelForCausalLM
 
-from specdec_lib.distill.students import HeadStudent, PlainStudent, layers_of_target, narrower
-from specdec_lib.models.draft_head import WEIGHTS, DraftHead
+from specdec_lib.distill.students import HeadStudent, layers_of_target
+from specdec_lib.models.draft_files import WEIGHTS
+from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.plain_draft import export_plain_draft, load_plain_draft
 from specdec_lib.models.runner import LanguageModel
 
@@ -104,17 +105,13 @@ def test_refuses_weights_that_are_not_those_of_its_config(damage, target: Langua
     """Truncated, or with a single bit flipped, which a safetensors file does not notice."""
     weights = folder / WEIGHTS
     weights.write_bytes(damage(weights.read_bytes()))
-    with pytest.raises(ValueError, match=r"is not the file that config.json beside it describes"):
+    with pytest.raises(ValueError, match=r"is not the file that config.json next to it describes"):
         DraftHead.load(folder, target)
 
 
-@pytest.mark.parametrize("shape", ["layers", "narrow"])
-def test_plain_draft_scores_like_its_export(shape: str, target: LanguageModel, tmp_path: Path) -> None:
+def test_plain_draft_scores_like_its_export(target: LanguageModel, tmp_path: Path) -> None:
     """The restricted draft and the ordinary checkpoint give the scored tokens the same logits."""
-    student: PlainStudent
-    model = target.model
-    student = layers_of_target(model, (0, 2), SCORED) if shape == "layers" else narrower(model, 12, 2, SCORED)
-    student.draft.save(tmp_path / "draft")
+    layers_of_target(target.model, (0, 2), SCORED).draft.save(tmp_path / "draft")
     draft = load_plain_draft(tmp_path / "draft", target)
     tokens = torch.randint(48, (1, 7), generator=torch.Generator().manual_seed(2))
     ours = draft.logits(draft.forward(tokens, draft.new_cache(1, 8)).hidden)

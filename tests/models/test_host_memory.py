@@ -17,6 +17,7 @@ from specdec_lib.distill.students import layers_of_target
 from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.checkpoints import load_language_model
+from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.plain_draft import load_plain_draft
 
 CPU = torch.device("cpu")
@@ -75,13 +76,12 @@ def test_moving_a_module_changes_no_weight_and_keeps_shared_ones_shared() -> Non
 def test_a_loaded_model_computes_with_the_weights_that_it_has(tmp_path: Path) -> None:
     """None of them twice: what was moved is what the kernels, the model itself and a plain draft look at."""
     tiny_llama(hidden_size=256, intermediate_size=1024).bfloat16().save_pretrained(tmp_path / "target")
-    target = load_language_model(str(tmp_path / "target"), None, "cpu", "bfloat16", "target")
+    target = load_language_model(str(tmp_path / "target"), "cpu", "bfloat16", "target")
     rows = target.model.get_input_embeddings().weight
     assert target.head.weight is rows
-    if target.fused is not None:
+    if isinstance(engine := target.active_engine, KernelEngine):
         moved = {weight.data_ptr() for weight in target.model.parameters()}
-        body = target.fused
-        assert {weight.data_ptr() for weight in [*body.layers.weights, body.embeddings, body.last_norm]} <= moved
+        assert {weight.data_ptr() for weight in [*engine.layers.weights, engine.embeddings, engine.last_norm]} <= moved
     layers_of_target(target.model, (0, -1), torch.arange(96)).draft.save(tmp_path / "plain")
     plain = load_plain_draft(tmp_path / "plain", target)
     assert plain.model.get_input_embeddings().weight.data_ptr() == rows.data_ptr()

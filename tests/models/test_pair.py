@@ -7,10 +7,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedTokenizerFast
 
-from specdec_lib.config import SamplingConfig, load_params
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import make_proposer
-from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib import ModelProposer, NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
+from specdec_lib.config import load_params
 from specdec_lib.models.checkpoints import check_architecture
 from specdec_lib.models.pair import check_study_pair, load_pair
 from specdec_lib.study.transformers_generate import transformers_decode
@@ -49,10 +47,8 @@ def test_a_pair_of_checkpoints_decodes_like_transformers(target, draft):
     generator = torch.Generator()
     ours = autoregressive_decode(pair.target, prompts, generator=generator, **greedy).tokens
     speculated = [
-        speculative_decode(
-            pair.target, make_proposer(method, pair), prompts, num_draft_tokens=3, generator=generator, **greedy
-        ).tokens
-        for method in ("draft", "ngram")
+        speculative_decode(pair.target, proposer, prompts, num_draft_tokens=3, generator=generator, **greedy).tokens
+        for proposer in (ModelProposer(pair.draft), NgramProposer())
     ]
     for tokens in (ours, *speculated):
         assert [row.tolist() for row in tokens] == [row.tolist() for row in reference]

@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
+from specdec_lib import ModelProposer, speculative_decode
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.config import SamplingConfig, load_params, validate_params
-from specdec_lib.decoding.proposers import ModelProposer
-from specdec_lib.decoding.speculative import speculative_decode
 from specdec_lib.models.pair import check_study_pair, load_pair, load_study_pair
-from specdec_lib.models.random_pair import PAIR_MODELS, config_of
+from specdec_lib.models.presets import PRESETS
+from specdec_lib.models.random_pair import config_of
 from specdec_lib.study.given_acceptance import GivenAcceptance
 from specdec_lib.study.sweep import run_sweep_here
 
@@ -86,7 +86,7 @@ def test_the_stated_sequence_is_replayed_shifted_by_row_and_cut_where_the_draft_
 
 
 def test_every_preset_has_shapes_that_need_no_download():
-    for target, draft in PAIR_MODELS.values():
+    for target, draft in PRESETS.values():
         assert config_of(target).vocab_size == config_of(draft).vocab_size
 
 

@@ -9,10 +9,10 @@ import pytest
 from test_pair import write_checkpoint
 
 import specdec_lib
+from specdec_lib.models import pair
 from specdec_lib.study.environment_file import changed_files, write_environment
-from specdec_lib.models.embedded import GGUF_SHA256, WHEEL_SHA256
 from specdec_lib.models.pair import load_pair
-from specdec_lib.models.presets import KNOWN_WEIGHTS, PRESETS
+from specdec_lib.models.presets import PRESETS, checkpoints_of
 from specdec_lib.models.weights import fetch_weights, sha256, weight_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -44,8 +44,8 @@ def flip_a_bit(path):
 
 
 def test_files_of_a_hub_are_recorded_with_their_commit_and_hash(hub):
-    pair = load_pair(target="acme/tiny", draft="acme/tiny", target_revision=COMMIT, draft_revision=COMMIT)
-    assert pair.files == {f"acme/tiny@{COMMIT}/model.safetensors": sha256(hub / "model.safetensors")}
+    loaded = load_pair(target="acme/tiny", draft="acme/tiny", target_revision=COMMIT, draft_revision=COMMIT)
+    assert loaded.files == {f"acme/tiny@{COMMIT}/model.safetensors": sha256(hub / "model.safetensors")}
 
 
 def test_a_flipped_bit_in_the_hubs_cache_is_refused(hub):
@@ -57,7 +57,7 @@ def test_a_flipped_bit_in_the_hubs_cache_is_refused(hub):
 
 
 def test_a_sound_file_that_is_not_the_pinned_one_is_refused(hub, monkeypatch):
-    monkeypatch.setitem(KNOWN_WEIGHTS, ("acme/tiny", COMMIT), {"model.safetensors": "0" * 64})
+    monkeypatch.setattr(pair, "known_weights", lambda where, commit: {"model.safetensors": "0" * 64})
     with pytest.raises(ValueError, match="is not the file that this study is pinned to"):
         load_pair(target="acme/tiny", draft="acme/tiny", target_revision=COMMIT, draft_revision=COMMIT)
 
@@ -76,14 +76,10 @@ def test_a_folder_of_ones_own_is_recorded(tmp_path):
 
 
 def test_every_preset_is_pinned_to_commits():
-    for preset in PRESETS.values():
-        for revision in (preset.target_revision, preset.draft_revision):
-            assert re.fullmatch("[0-9a-f]{40}", str(revision)), preset
-    pinned = {(p.target, p.target_revision) for p in PRESETS.values()}
-    pinned |= {(p.draft, p.draft_revision) for p in PRESETS.values()}
-    assert set(KNOWN_WEIGHTS) <= pinned
-    hashes = [value for files in KNOWN_WEIGHTS.values() for value in files.values()]
-    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in [*hashes, WHEEL_SHA256, GGUF_SHA256])
+    for name in PRESETS:
+        for where, revision in checkpoints_of(name, None, None):
+            assert re.fullmatch(r"[\w.-]+/[\w.-]+", where), name
+            assert re.fullmatch("[0-9a-f]{40}", str(revision)), name
 
 
 def loading_calls():

@@ -1,9 +1,11 @@
 """Random models of a real architecture, small enough for tests, and a head that drafts for one of them."""
 
+import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from specdec_lib.distill.students import HeadStudent
+from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.runner import LanguageModel
 
@@ -13,6 +15,12 @@ SHAPE = {
     "tie_word_embeddings": True, "attn_implementation": our_attention(),
 }  # fmt: skip
 ONE_GROUP = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8}
+
+needs_kernels = pytest.mark.skipif(why_no_kernels() is not None, reason=f"no kernels: {why_no_kernels()}")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def tiny_llama(seed=0, kind=LlamaForCausalLM, **shape):

@@ -1,9 +1,9 @@
 """The layers of a Hugging Face model through `torch.compile`, for models and devices without kernels of their own.
 
 A layer is compiled, not the model: all layers share one compiled function, which takes seconds where a model of 36
-layers takes minutes. Its shapes are dynamic - batch, tokens and context - since a study has hundreds of combinations of
-them; only sizes of one make a variant. It is Inductor's default mode: graphs are captured around the whole step, not in
-here. What is compiled is kept in the cache folder for later runs.
+layers takes minutes. Shapes are dynamic (batch, tokens and context), since a study has hundreds of combinations of
+them. Only sizes of one make a variant. We use Inductor's default mode: CUDA graphs are captured around the whole step,
+not in here. Compiled code is kept in the cache folder for later runs.
 """
 
 from __future__ import annotations
@@ -17,24 +17,14 @@ from typing import Any
 import torch
 
 from specdec_lib.config import cache_folder
-from specdec_lib.models.cache import RaggedStaticCache, write_and_view
+from specdec_lib.models.cache import KeysAndValues, Placement, RaggedStaticCache
+from specdec_lib.models.engines.engine import Engine, Step
 
 VARIANTS = 64  # of one function in a process: sizes of one or more, times models, times element types
 
 
-class _OneLayer:
-    """What a layer sees as its cache: tensors that are arguments of the compiled function."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, view: int):
-        self.keys, self.values, self.rows, self.places, self.view = keys, values, rows, places, view
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return (
-            write_and_view(self.keys, keys, self.rows, self.places, self.view),
-            write_and_view(self.values, values, self.rows, self.places, self.view),
-        )
+class NotCompiledError(Exception):
+    """`torch.compile` cannot do this model or these shapes; the message is the reason."""
 
 
 def _run_layer(
@@ -48,20 +38,15 @@ def _run_layer(
     rows: torch.Tensor,  # [B, 1]
     places: torch.Tensor,  # [B, m]
 ) -> torch.Tensor:  # [B, m, H]
-    cache = _OneLayer(keys, values, rows, places, mask.shape[-1])
     return type(layer).forward(
         layer,
         hidden,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
+        past_key_values=KeysAndValues(Placement(rows, places, mask.shape[-1]), keys, values),
         use_cache=True,
         position_embeddings=rotary,
     )
-
-
-class NotCompiledError(Exception):
-    """`torch.compile` cannot do this model or these shapes, and why."""
 
 
 @functools.cache
@@ -73,33 +58,45 @@ def _compiled_layer() -> Callable[..., torch.Tensor]:
     if chosen in (None, default_cache_dir()):  # the compiler itself puts its default there
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
-    # Two sizes that happen to be equal in the first call must not be taken to be the same for ever: torch 2.13 keeps a
-    # graph in its autograd cache without the guard that the attended length is the capacity, as it is in a full cache.
+    # Two sizes that are equal in the first call may differ later. torch 2.13 keeps a graph in its autograd cache
+    # without the guard that the attended length is the capacity, which holds in a full cache.
     torch.fx.experimental._config.use_duck_shape = False
     torch._functorch.config.enable_autograd_cache = False
     return torch.compile(_run_layer, fullgraph=True, dynamic=True)
 
 
-class CompiledLayers:
-    """The layers of a model body that is an embedding, layers with rotary positions, and a norm.
+class InductorEngine(Engine):
+    """Compiled layers, for a body that is an embedding, layers with rotary positions, and a norm.
 
     Raises:
         NotCompiledError: the body has another shape.
     """
 
-    def __init__(self, body: Any):
+    name = "inductor"
+
+    def __init__(self, body: Any, head: Any, feature_layers: tuple[int, ...], context_length: int):
+        super().__init__(body, head, feature_layers, context_length)
         if missing := [name for name in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(body, name)]:
             raise NotCompiledError(f"its body has no {', '.join(missing)}")
-        self.body = body
 
-    def __call__(
-        self, tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: RaggedStaticCache
-    ) -> list[torch.Tensor]:
-        """The output `[B, m, H]` of each layer, the last one after the last norm.
+    def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
+        """As every engine does.
 
         Raises:
             NotCompiledError: for these shapes; nothing has been committed.
         """
+        positions = self.place(tokens, cache)
+        outputs = self.run_layers(tokens, positions, cache.attention_mask(self.head.weight.dtype), cache)
+        return Step.of([*(outputs[layer] for layer in self.feature_layers), outputs[-1]])
+
+    def run_layers(
+        self,
+        tokens: torch.Tensor,  # [B, m]
+        positions: torch.Tensor,  # [B, m], for the rotary embedding
+        mask: torch.Tensor,  # [B, 1, m, view]
+        cache: RaggedStaticCache,
+    ) -> list[torch.Tensor]:
+        """The output `[B, m, H]` of each layer, that of the last one after the last norm."""
         from torch._dynamo.exc import TorchDynamoException
 
         run_layer = _compiled_layer()
@@ -110,13 +107,13 @@ class CompiledLayers:
             try:
                 outputs.append(run_layer(layer, outputs[-1], *arguments))
             except TorchDynamoException as error:
-                said = " ".join(str(error).strip().splitlines()[:2])
-                raise NotCompiledError(f"{type(error).__name__}: {said}") from error
+                reason = " ".join(str(error).strip().splitlines()[:2])
+                raise NotCompiledError(f"{type(error).__name__}: {reason}") from error
         return [*outputs[1:-1], self.body.norm(outputs[-1])]
 
 
 def compile_seconds() -> float:
-    """What `torch.compile` has taken in this process until now."""
+    """The seconds that `torch.compile` has taken in this process so far."""
     if "torch._dynamo" not in sys.modules:
         return 0.0
     from torch._dynamo.utils import compilation_time_metrics

@@ -1,101 +1,101 @@
-"""A draft head as the CPU kernels compute it: its block and its output rows in 8 bits.
+"""A draft head on the CPU kernels: its block and its output rows in 8 bits.
 
-A draft token costs what it takes to read the head's weights. Whatever they are rounded to, they are the draft's: the
-distributions that tokens are drawn from are those that verification is told, so that the output stays the target's. In
-8 bits half as much of them is read. What joins tokens and states stays in bfloat16: a few of its weights are far larger
-than the others of their row.
+A draft token costs the time to read the head's weights, and 8 bits halve it. Rounding them keeps the output exact: it
+changes the draft, and verification sees the very distributions that tokens are drawn from. `fuse_features` and
+`combine` stay in bfloat16, because a few of their weights are far larger than the others of their row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.engines import kernels as fused
-
-if TYPE_CHECKING:
-    from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.draft_head import DraftHead, HeadConfig
+from specdec_lib.models.engines.kernels import KernelLayers, as_rows, can_multiply, linear
 
 
 class EightBits(NamedTuple):
-    """A weight `[N, K]`: row i is factors[i] times whole numbers from -127 to 127."""
+    """A weight `[N, K]` in 8 bits: row i is factors[i] times integers from -127 to 127."""
 
     numbers: torch.Tensor  # [N, K] int8
     factors: torch.Tensor  # [N] float32
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> EightBits:
-        """The nearest to `weight` `[N, K]`."""
+        """Round `weight` `[N, K]` to the nearest."""
         exact = weight.float()
         factors = (exact.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         return cls((exact / factors[:, None]).round().to(torch.int8), factors)
 
 
-class FusedHead:
-    """What `head`, whose weights are in bfloat16 on a CPU, computes, with one call of the kernels for each part.
-
-    The weights in 8 bits are those that it had when this was made.
-    """
-
-    def __init__(self, head: DraftHead):
-        config = head.config
-        self.eps, self.embeddings, self.scored_ids = config.norm_eps, head.embeddings, head.scored_ids
-        host_memory.move(head.fuse_features)
-        host_memory.move(head.combine)
-        self.fuse_weight, self.combine_weight = head.fuse_features.weight.data, head.combine.weight.data
-        self.feature_scale, self.output_norm = head.feature_scale.data, head.output_norm.data
-        heads, size = config.num_heads, config.head_dim
-        query_key_value = head.query_key_value.weight.split([heads * size, *[config.num_key_value_heads * size] * 2])
-        matrices = [*query_key_value, head.attention_out.weight, *head.gate_up.weight.chunk(2), head.down.weight]
-        matrices.append(head.embeddings[head.scored_ids])
-        *self.parts, self.output = parts = _in_huge_pages([EightBits.of(weight) for weight in matrices])
-        none = torch.empty(0)
-        layer = [(head.attention_norm.data, none), *parts[:4], (head.mlp_norm.data, none), *parts[4:7]]
-        self.layers = fused.FusedLayers(
-            [weight for weight, _ in layer],
-            factors=[factors for _, factors in layer],
-            heads=heads,
-            eps=config.norm_eps,
-            scaling=size**-0.5,
-            inverse_frequencies=head.inverse_frequencies(),
-        )
+class KernelHead(DraftHead):
+    """A `DraftHead` in bfloat16 on a CPU, with one call of the kernels for each part, or for all draft tokens."""
 
     @staticmethod
-    def fits(head: DraftHead) -> bool:
-        """Whether the kernels can multiply with its matrices."""
-        return fused.fits_kernels(*(weight.shape[1] for weight in head.parameters() if weight.dim() == 2))
+    def can_compute(config: HeadConfig) -> bool:
+        """Whether the kernels can multiply with matrices of these sizes."""
+        return can_multiply(config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
+
+    @property
+    def fused(self) -> KernelHead:
+        return self
+
+    def prepare(self) -> None:
+        """Round the weights that this head has now."""
+        config, size = self.config, self.config.head_dim
+        host_memory.move(self.fuse_features)
+        host_memory.move(self.combine)
+        matrices = [
+            *self.query_key_value.weight.split([config.num_heads * size, *[config.num_key_value_heads * size] * 2]),
+            self.attention_out.weight,
+            *self.gate_up.weight.chunk(2),
+            self.down.weight,
+            self.embeddings[self.scored_ids],
+        ]
+        *self.block, self.output = _in_huge_pages([EightBits.of(weight) for weight in matrices])
+        none = torch.empty(0)  # norms stay as they are
+        attention, mlp = (self.attention_norm.data, none), (self.mlp_norm.data, none)
+        weights, factors = zip(attention, *self.block[:4], mlp, *self.block[4:], strict=True)
+        self.layers = KernelLayers(
+            weights,
+            factors=factors,
+            heads=config.num_heads,
+            eps=config.norm_eps,
+            scaling=size**-0.5,
+            inverse_frequencies=self.inverse_frequencies(),
+        )
 
     @property
     def matrices(self) -> list[tuple[torch.Tensor, ...]]:
-        """All that it multiplies with: `[N, K]`, those of 8 bits with their factors."""
-        return [(self.fuse_weight,), (self.combine_weight,), *self.parts, self.output]
+        """Every matrix `[N, K]` that a pass multiplies with; those in 8 bits with their factors."""
+        return [(self.fuse_features.weight.data,), (self.combine.weight.data,), *self.block, self.output]
 
-    def fuse(self, scaled: torch.Tensor) -> torch.Tensor:
-        """The scaled features of m positions `[B, m, F]` to states `[B, m, H]`."""
-        return fused.linear(scaled, self.fuse_weight)
+    def fuse(self, features: torch.Tensor) -> torch.Tensor:
+        return linear(self.scaled(features), self.fuse_features.weight)
 
-    def __call__(
-        self, tokens: torch.Tensor, state: torch.Tensor, positions: torch.Tensor, cache: RaggedStaticCache
-    ) -> torch.Tensor:
-        """m pairs of `tokens` `[B, m]` and `state` `[B, m, H]` at `positions` `[B, m]` to `[B, m, H]`."""
-        x = fused.join(tokens, self.embeddings, state, self.eps, self.combine_weight)
-        self.layers(x.flatten(0, 1), positions, cache)
-        return x
+    @torch.inference_mode()
+    def forward(self, tokens: torch.Tensor, state: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
+        positions, states, weight = cache.place(tokens.shape[1]), as_rows(state).float(), self.combine.weight
+        ids, eps = tokens.flatten().contiguous(), self.config.norm_eps
+        x = torch.ops.specdec_lib.join(ids, self.embeddings, states, eps, weight)
+        self.layers(x, positions, cache)
+        return x.view(state.shape)
 
+    @torch.inference_mode()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[..., H]` to the logits of the scored tokens `[..., scored]`."""
-        return fused.norm_linear(hidden, self.output_norm, self.eps, *self.output)
+        rows = as_rows(hidden)
+        scores = torch.ops.specdec_lib.norm_linear(rows, self.output_norm.data, self.config.norm_eps, *self.output)
+        return scores.unflatten(0, hidden.shape[:-1])
 
     def draft(
         self,
         text: torch.Tensor,  # [B, capacity]
-        lengths: torch.Tensor,  # [B], its known tokens
+        lengths: torch.Tensor,  # [B], the known tokens of each row
         num_new: torch.Tensor,  # [B], how many of them the cache does not hold yet
-        features: torch.Tensor,  # [B, m, F], of what comes before each of those, and anything behind that
+        features: torch.Tensor,  # [B, m, F], of the positions before the new tokens; later ones are ignored
         cache: RaggedStaticCache,
         temperature: float,
         uniforms: torch.Tensor,  # [B, gamma] float64
@@ -106,18 +106,18 @@ class FusedHead:
             lengths,
             num_new,
             features,
-            self.feature_scale,
-            self.fuse_weight,
+            self.feature_scale.data,
+            self.fuse_features.weight.data,
             self.embeddings,
-            self.combine_weight,
+            self.combine.weight.data,
             self.layers.weights,
             self.layers.factors,
             [*cache.keys, *cache.values],
             self.layers.inverse_frequencies,
             self.layers.heads,
-            self.eps,
+            self.config.norm_eps,
             self.layers.scaling,
-            self.output_norm,
+            self.output_norm.data,
             *self.output,
             self.scored_ids,
             temperature,
@@ -125,6 +125,6 @@ class FusedHead:
         )
 
 
-def _in_huge_pages(weights: Sequence[EightBits]) -> list[EightBits]:
+def _in_huge_pages(weights: list[EightBits]) -> list[EightBits]:
     places = host_memory.zeros([w.numbers.shape for w in weights], torch.int8, weights[0].numbers.device)
     return [EightBits(place.copy_(w.numbers), w.factors) for place, w in zip(places, weights, strict=True)]

@@ -1,0 +1,59 @@
+"""What every engine offers. An engine computes the passes of one model; it is chosen when the model is loaded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from specdec_lib.models.cache import RaggedStaticCache
+
+
+@dataclass(frozen=True)
+class Step:
+    """The result of one forward pass over m tokens."""
+
+    hidden: torch.Tensor  # [B, m, H], the input of the output layer
+    features: torch.Tensor  # [B, m, F], the input of a draft head: states of chosen layers, then `hidden`
+
+    @classmethod
+    def of(cls, states: Sequence[torch.Tensor]) -> Step:
+        """Join the states `[B, m, H]` of the feature layers and, as the last one, the hidden states."""
+        return cls(states[-1], torch.cat([*states], dim=-1) if len(states) > 1 else states[-1])
+
+
+class Engine(ABC):
+    """Computes hidden states and logits of one model.
+
+    Args:
+        body: the model without its output layer.
+        head: the output layer.
+        feature_layers: layers before the last whose output states belong to the features.
+        context_length: the model's number of positions.
+    """
+
+    name: str
+
+    def __init__(self, body: Any, head: Any, feature_layers: tuple[int, ...], context_length: int):
+        self.body, self.head = body, head
+        self.feature_layers, self.context_length = feature_layers, context_length
+
+    @abstractmethod
+    def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
+        """Run `tokens` `[B, m]` after each row's committed length, and commit nothing.
+
+        Args:
+            counts: `[B]`, how many of each row's tokens matter. The rest is padding, which an engine may leave out.
+        """
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[..., H]` to logits `[..., V]`."""
+        return self.head(hidden)
+
+    def place(self, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:  # [B, m]
+        """Choose where `tokens` `[B, m]` go in the cache; returns their positions for the rotary embedding."""
+        # Drafts may go past the context; what they compute there is not used.
+        return cache.place(tokens.shape[1]).clamp(max=self.context_length - 1)
