@@ -1,11 +1,12 @@
 # Two commands do it all: `make run GPU=cpu`, then `make test`. The work itself is `python -m specdec_lib <command>`.
 GPU ?= cpu
 MINUTES ?= 60
-export GPU SET
+export GPU SET CELL
 STUDY := --gpu "$$GPU" $(if $(SET),--set "$$SET")
+GIVEN := $(filter-out file,$(origin GPU))
 
-# An active conda environment made from environment.yml is used as it is; otherwise a .venv beside this file. To make a
-# space ends a name, so that paths here are relative.
+# An active conda environment made from environment.yml is used as it is; otherwise the .venv next to this file. Paths
+# here are relative, as make ends a name at a space.
 ifeq ($(CONDA_DEFAULT_ENV),specdec)
 ifneq ($(word 2,$(CONDA_PREFIX)),)
 $(error the conda environment $(CONDA_PREFIX) has a space in its path, which make cannot name: deactivate it, for a .venv)
@@ -34,8 +35,8 @@ UV_PINS := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11
 PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run params certify test soak lint lab report compare bench-peers peers cluster gpu-check publish draft
-.PHONY: draft-export audit pins clean
+.PHONY: setup help run params certify test soak lint lab report compare rerun bench-peers peers cluster gpu-check publish
+.PHONY: draft draft-export audit pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -64,13 +65,16 @@ lint: $(STAMP) ## check style and formatting with ruff, types with mypy
 lab: $(STAMP) ## open the notebooks in JupyterLab, at the quickstart
 	@$(PYTHON) -m jupyter lab notebooks/00_quickstart.ipynb
 
-report: $(STAMP) ## render the HTML report of GPU=<name> again from what is on disk
-	@$(SPECDEC) report $(STUDY)
+report: $(STAMP) ## render the HTML report of GPU=<name, or folder of a run> again from what is on disk
+	@$(SPECDEC) report --gpu "$$GPU"
 
-compare: $(STAMP) ## compare all finished runs side by side, with predictions for GPUs without one
-	@$(SPECDEC) compare
+compare: $(STAMP) ## compare all finished runs, or those of GPU="<name> <name>", with predictions for GPUs without one
+	@$(SPECDEC) compare $(if $(GIVEN),--gpu $(GPU))
 
-bench-peers: $(STAMP) ## time other engines beside ours for GPU=<name>: same weights, prompts and counting
+rerun: $(STAMP) ## decode the cell CELL=<id> of a finished run again and compare its tokens
+	@$(SPECDEC) rerun "$$CELL" $(if $(GIVEN),--gpu "$$GPU")
+
+bench-peers: $(STAMP) ## time other engines next to ours for GPU=<name>: same weights, prompts and counting
 	@$(SPECDEC) bench-peers $(STUDY)
 
 peers: $(STAMP) ## install the other engines that bench-peers knows, each into an environment of its own
@@ -80,9 +84,9 @@ gpu-check: $(STAMP) ## check this machine for GPU=<name> in a minute: device, ex
 	@$(SPECDEC) gpu-check $(STUDY)
 
 publish: $(STAMP) ## keep the run of GPU=<name> under outputs/published and in the README's headline
-	@$(SPECDEC) publish $(STUDY)
+	@$(SPECDEC) publish --gpu "$$GPU"
 
-draft: $(STAMP) ## distil the shipped draft from nothing (a few hours on 2 cores)
+draft: $(STAMP) ## distil the shipped drafts from nothing (a few hours on 2 cores)
 	@$(SPECDEC) draft
 
 draft-export: $(STAMP) ## write the plain draft as an ordinary Hugging Face checkpoint
@@ -91,7 +95,8 @@ draft-export: $(STAMP) ## write the plain draft as an ordinary Hugging Face chec
 cluster: $(CLUSTER_STAMP) ## install Ray, which make run GPU=<name> CLUSTER=<address> needs
 
 audit: $(STAMP) $(TOOLS)/.pins ## look up the pinned dependencies in the database of known vulnerabilities
-	@$(SPECDEC) audit --pip-audit $(TOOLS)/bin/pip-audit
+	@$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
+	  -r requirements.txt -r requirements/torch-cuda.txt -r requirements/cluster.txt
 
 pins: $(TOOLS)/.pins ## write the pins and their hashes anew; UPGRADE=1 takes the newest versions that fit
 	$(UV_PINS) requirements/torch.in -c requirements.txt $$($(PINNED) requirements.txt) -o requirements/torch-cuda.txt

@@ -1,38 +1,120 @@
-"""What each command of the command line does, given its options; returns the exit code. Imports what it needs alone."""
+"""What all commands share: how a function becomes a command, their common options, and the checks before a study.
+
+A new command is one function in this folder and its name in the list of `__main__.py`. Functions import what they need
+when they run, so that `--help` and most mistakes are answered without PyTorch.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from specdec_lib.config import StudyParams, load_params, parse_overrides
+from specdec_lib.config import RUN_FACTS, StudyParams, available_params, load_params, parse_overrides
+
+if TYPE_CHECKING:
+    Parsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+Options = argparse.Namespace
+AddOption = Callable[[argparse.ArgumentParser], object]
 
 
-def study_params(options: argparse.Namespace) -> StudyParams:
+@dataclass(frozen=True)
+class Command:
+    """A function of the options that returns the exit code. Its name and docstring are the command's.
+
+    Attributes:
+        options: functions that add its options to a parser; see `option`.
+        example: arguments of a typical call.
+    """
+
+    function: Callable[[Options], int]
+    options: tuple[AddOption, ...]
+    example: str
+
+    def add_to(self, parsers: Parsers) -> None:
+        """Add the parser of this command."""
+        help_text = self.function.__doc__ or ""
+        name = self.function.__name__.replace("_", "-")
+        parser = parsers.add_parser(
+            name,
+            help=help_text.partition("\n")[0].rstrip("."),
+            description=" ".join(help_text.split()),
+            epilog=f"Example: python -m specdec_lib {name} {self.example}".rstrip(),
+        )
+        for add in self.options:
+            add(parser)
+        parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
+        parser.set_defaults(function=self.function)
+
+
+def command(*options: AddOption, example: str = "") -> Callable[[Callable[[Options], int]], Command]:
+    """Make a function a command with these options."""
+    return lambda function: Command(function, options, example)
+
+
+def option(*names: str, **settings: Any) -> AddOption:
+    """An option, with the arguments of `ArgumentParser.add_argument`."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def folder(name: str, default: Path, text: str) -> AddOption:
+    """An option that takes a folder."""
+    return option(name, type=Path, metavar="FOLDER", default=default, help=f"{text} (default: {default})")
+
+
+def positive(text: str) -> int:
+    """The type of an option that takes a whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
+
+
+OUTPUTS = folder("--outputs", Path("outputs"), "root of the output folders")
+PARAMS = (
+    option(
+        "--gpu",
+        required=True,
+        metavar="NAME_OR_PATH",
+        help=f"a file in params/ ({', '.join(available_params())}), or the path of a YAML file or of a run's folder",
+    ),
+    option(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help='replace keys of the params, values in YAML: "batch_sizes=[1,8] temperatures=[0]"',
+    ),
+)
+STUDY = (*PARAMS, OUTPUTS)
+RUN_HELP = "a study's name, its params file, or the folder of its run"
+RUN = (option("--gpu", required=True, metavar="NAME_OR_PATH", help=RUN_HELP), OUTPUTS)
+
+
+def study_params(options: Options) -> StudyParams:
     """The params that `--gpu` and `--set` ask for."""
     return load_params(options.gpu, parse_overrides(" ".join(options.set)))
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run a study from its params to its report."""
-    params = study_params(options)
-    check_study(params)
-    from specdec_lib.report.pages import make_reports
+def study_name(name_or_path: str) -> str:
+    """The name of the study that `--gpu` means, which is also that of its folder."""
+    path = Path(name_or_path)
+    return path.stem if path.suffix in (".yaml", ".yml") else path.name
 
-    if options.cluster:
-        os.environ["SPECDEC_CLUSTER"] = options.cluster  # the sweep runs in a notebook's kernel
-    print(f"study {params.gpu}: pair {params.pair}, {params.dtype}, on {params.device}", flush=True)
-    folder = options.outputs / params.gpu
-    try:
-        index = make_reports(params, options.outputs)
-    finally:
-        failed = _failed_cells(folder)
-        for line in failed:
-            print(f"failed cell: {line}", file=sys.stderr)
-    print(f"report: {index.resolve()}")
-    return 1 if failed else 0
+
+def run_folder(options: Options) -> Path:
+    """The folder of the finished run that `--gpu` means.
+
+    Raises:
+        ValueError: it holds no run.
+    """
+    given = Path(options.gpu)
+    path: Path = given if (given / RUN_FACTS).is_file() else options.outputs / study_name(options.gpu)
+    if not (path / RUN_FACTS).is_file():
+        raise ValueError(f"{path} holds no run: make one with make run GPU=<name>, or give the folder of one")
+    return path
 
 
 def check_study(params: StudyParams) -> None:
@@ -55,182 +137,14 @@ def check_study(params: StudyParams) -> None:
         check_prompts(params, *read)
 
 
-def _check_one_process(params: StudyParams, command: str) -> None:
-    """Refuse a command that its own process carries out.
+def check_one_process(params: StudyParams, name: str) -> None:
+    """Refuse a command that loads the whole target in this process.
 
     Raises:
-        ValueError: the target is spread over several.
+        ValueError: the target is spread over several processes.
     """
     if params.tensor_parallel > 1:
         raise ValueError(
-            f"{command} loads the whole target in one process, and tensor_parallel is {params.tensor_parallel}: "
+            f"{name} loads the whole target in one process, and tensor_parallel is {params.tensor_parallel}: "
             "give params with tensor_parallel: 1, on a machine where that fits"
         )
-
-
-def _failed_cells(folder: Path) -> list[str]:
-    from specdec_lib.analysis.metrics import failures
-    from specdec_lib.study.table import read_results
-
-    if not (folder / "results.parquet").exists():
-        return []
-    lines = failures(read_results(folder)).drop_duplicates("cell_id")
-    return [
-        f"{line.cell_id} {line.engine} {line.method} batch {line.batch_size}: {line.error}"
-        for line in lines.itertuples()
-    ]
-
-
-def params(options: argparse.Namespace) -> int:
-    """Print the params of a study, resolved."""
-    from specdec_lib.cli.params import explained
-
-    print(explained(study_params(options)))
-    return 0
-
-
-def report(options: argparse.Namespace) -> int:
-    """Render a run's pages again."""
-    from specdec_lib.report.pages import render_reports, write_index
-
-    params = study_params(options)
-    folder = options.outputs / params.gpu
-    render_reports(folder)
-    print(f"report: {write_index(params, folder).resolve()}")
-    return 0
-
-
-def compare(options: argparse.Namespace) -> int:
-    """Set all runs side by side."""
-    from specdec_lib.analysis.comparison import find_runs
-    from specdec_lib.report.pages import make_comparison
-
-    find_runs(options.outputs, options.gpu)  # refuses what must not be mixed, before anything is executed
-    print(f"report: {make_comparison(options.outputs, options.gpu)}")
-    return 0
-
-
-def bench_peers(options: argparse.Namespace) -> int:
-    """Time other engines beside ours."""
-    params = study_params(options)
-    _check_one_process(params, "bench-peers")
-    from specdec_lib.study.prompts import load_prompts
-
-    number = options.prompts or len(load_prompts(params.prompt_set))
-    timed = {"batch_sizes": [1], "prompt_tokens": [0], "num_prompts": number, "max_new_tokens": [options.new_tokens]}
-    check_study(params.model_copy(update=timed))
-    from specdec_lib.peers.lines import peer_lines, write_peer_lines
-    from specdec_lib.peers.run import run_peers
-    from specdec_lib.report.pages import make_peers
-
-    folder = options.outputs / params.gpu
-    rows = run_peers(
-        params,
-        folder,
-        num_prompts=options.prompts,
-        new_tokens=options.new_tokens,
-        repetitions=options.repetitions,
-        gammas=options.gammas,
-    )
-    write_peer_lines(folder, peer_lines(rows, params.seed))
-    print(f"report: {make_peers(params, folder)}")
-    return 1 if (rows["status"] == "failed").any() else 0
-
-
-def peers(options: argparse.Namespace) -> int:
-    """Install the other engines."""
-    from specdec_lib.peers.install import install_peers
-
-    outcomes = install_peers()
-    for engine, outcome in outcomes.items():
-        print(f"{engine}: {outcome}")
-    return 1 if any(outcome.startswith("failed") for outcome in outcomes.values()) else 0
-
-
-def gpu_check(options: argparse.Namespace) -> int:
-    """Check a machine, an item a line."""
-    from specdec_lib.cli.gpu_check import FAIL, gpu_check
-
-    failed = []
-    for verdict in gpu_check(study_params(options)):
-        print(f"{verdict.outcome:8s} {verdict.item} ({verdict.seconds:.0f} s): {verdict.detail}", flush=True)
-        failed += [verdict.item] * (verdict.outcome == FAIL)
-    print(f"verdict: {'not ready: ' + ', '.join(failed) if failed else 'ready for make run GPU=' + options.gpu}")
-    return 1 if failed else 0
-
-
-def publish(options: argparse.Namespace) -> int:
-    """Keep a run."""
-    from specdec_lib.report.publish import publish
-
-    params = study_params(options)
-    published = publish(params, options.outputs / params.gpu, options.outputs / "published" / params.gpu)
-    print(f"published: {published.resolve()}")
-    return 0
-
-
-def certify(options: argparse.Namespace) -> int:
-    """Write the certificate of exactness alone."""
-    import logging
-
-    from specdec_lib.exactness import certificate as exactness
-    from specdec_lib.report.tables import exactness as exactness_tables
-
-    params = study_params(options)
-    _check_one_process(params, "certify")
-    check_study(params)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    folder = options.outputs / params.gpu
-    certificate = exactness.certify(params, folder, options.thorough)
-    print(exactness_tables.mutant_table(certificate.mutants).to_string(index=False))
-    print(exactness_tables.law_table(certificate.tests).to_string(index=False))
-    print(exactness_tables.subject_table(certificate.subjects).to_string(index=False))
-    print(exactness_tables.finding_greedy(certificate.greedy, certificate.divergences))
-    print(certificate.sentence())
-    print(exactness_tables.finding_verdict(certificate))
-    print(f"certificate: {(folder / exactness.FILE).resolve()}")
-    return 1 if certificate.failures() else 0
-
-
-def rerun(options: argparse.Namespace) -> int:
-    """Decode a cell again."""
-    from specdec_lib.study.rerun import find_run, rerun
-
-    folder = options.outputs / Path(options.gpu).stem if options.gpu else find_run(options.outputs, options.cell_id)
-    found = rerun(folder, options.cell_id, alone=options.alone)
-    print(found.sentence())
-    return 1 if found.different else 0
-
-
-def draft(options: argparse.Namespace) -> int:
-    """Distil the shipped draft."""
-    import logging
-
-    from specdec_lib.distill import make_draft
-    from specdec_lib.distill.make import FEATURE_LAYERS
-    from specdec_lib.models.pair import load_embedded_target
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    make_draft(options.workdir, *load_embedded_target(feature_layers=FEATURE_LAYERS))
-    return 0
-
-
-def draft_export(options: argparse.Namespace) -> int:
-    """Write the plain draft as a checkpoint."""
-    from specdec_lib.models.pair import DRAFTS_FOLDER, EMBEDDED_DRAFTS, load_embedded_target
-    from specdec_lib.models.plain_draft import export_plain_draft
-
-    target, tokenizer = load_embedded_target()
-    export_plain_draft(DRAFTS_FOLDER / EMBEDDED_DRAFTS["smollm2-135m-embedded-plain"], options.folder, target)
-    tokenizer.save_pretrained(options.folder)
-    print(f"checkpoint: {options.folder.resolve()}")
-    return 0
-
-
-def audit(options: argparse.Namespace) -> int:
-    """Look up the pins."""
-    from specdec_lib.cli.audit import known_vulnerabilities
-
-    found = known_vulnerabilities(options.pip_audit)
-    print("\n".join(found) or "no known vulnerability in the pinned dependencies")
-    return 1 if found else 0

@@ -239,7 +239,7 @@ def _pass(target: LanguageModel, tokens: torch.Tensor, cache: RaggedStaticCache)
 def _timers(pair: Pair, watch: Stopwatch, rows: Sequence[int]) -> dict[Key, Timer]:
     """A timer of every piece."""
     target = pair.target
-    multiply = linear if target.fused is None else fused.linear
+    multiply = kernels.linear if target.engine == "kernels" else linear
     timers: dict[Key, Timer] = {}
     for name, weights in (("target", matrix_weights(target)), ("draft", draft_weights(pair.draft))):
         for count in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,37 @@ from safetensors.torch import load_file
 
 from specdec_lib.models.weights import sha256
 
-_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
+FORMAT = "GGUF, 2"  # raise it when what is written changes
 _FILE_TYPES = {
     torch.float16: gguf.LlamaFileType.MOSTLY_F16,
     torch.bfloat16: gguf.LlamaFileType.MOSTLY_BF16,
     torch.float32: gguf.LlamaFileType.ALL_F32,
 }
-_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_gguf(checkpoint: Path, path: Path, dtype: torch.dtype = torch.float16) -> None:
+def gguf_of(checkpoint: Path, models: Path, dtype: torch.dtype) -> Path:
+    """The checkpoint as a GGUF file below `models`, written once: its folder is named by a hash of the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is no folder, or of a kind that is not converted.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint} is no folder: only checkpoints on this machine are converted")
+    files = sorted([*checkpoint.glob("*.safetensors"), checkpoint / "config.json", checkpoint / "tokenizer.json"])
+    decisive = "\n".join([FORMAT, str(dtype), *(sha256(path) for path in files)])
+    path = models / hashlib.sha256(decisive.encode()).hexdigest()[:16] / "model.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=models, prefix="making-") as work:
+            write_gguf(checkpoint, Path(work) / path.name, dtype)
+            (Path(work) / path.name).replace(path)
+    return path
+
+
+def write_gguf(checkpoint: Path, path: Path, dtype: torch.dtype) -> None:
     """Write the checkpoint in a folder (Llama, byte-level BPE) to `path`: norms as float32, matrices in `dtype`.
 
-    From bfloat16 to float16 that is exact, but for weights below 6e-5, which are off by at most 3e-8.
+    From bfloat16 to float16 this is exact, except that weights below 6e-5 are off by at most 3e-8.
 
     Args:
         dtype: float16, bfloat16 or float32.
@@ -48,11 +57,13 @@ def write_gguf(checkpoint: Path, path: Path, dtype: torch.dtype = torch.float16)
     rope = config.get("rope_parameters") or {}
     if config["model_type"] != "llama" or rope.get("rope_type") != "default":
         raise ValueError(f"{checkpoint} is no Llama checkpoint with plain rotary embeddings: others are not converted")
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    heads, kv_heads, layers = (
+        config[f"num_{what}"] for what in ("attention_heads", "key_value_heads", "hidden_layers")
+    )
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(layers)
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
@@ -62,58 +73,36 @@ def write_gguf(checkpoint: Path, path: Path, dtype: torch.dtype = torch.float16)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(_FILE_TYPES[dtype])
     _add_tokenizer(writer, checkpoint, config)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     for file in sorted(checkpoint.glob("*.safetensors")):
         for name, weight in load_file(file).items():
             rotated = heads if ".q_proj." in name else kv_heads if ".k_proj." in name else None
-            _add(writer, gguf_name(name), interleaved(weight, rotated) if rotated else weight, dtype)
+            weight = interleaved(weight, rotated) if rotated else weight
+            _add(writer, names.get_name(name, try_suffixes=(".weight",)), weight, dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def checkpoint_key(checkpoint: Path, *told: str) -> str:
-    """A hash of a checkpoint's files, and of what else decides how they are converted.
-
-    Raises:
-        ValueError: it is no folder.
-    """
-    if not checkpoint.is_dir():
-        raise ValueError(f"{checkpoint} is no folder: only checkpoints on this machine are converted")
-    files = sorted([*checkpoint.glob("*.safetensors"), checkpoint / "config.json", checkpoint / "tokenizer.json"])
-    return hashlib.sha256("\n".join([*told, *(sha256(path) for path in files)]).encode()).hexdigest()[:16]
-
-
-def gguf_name(name: str) -> str:
-    """`model.layers.3.self_attn.q_proj.weight` as `blk.3.attn_q.weight`."""
-    stem = name.removesuffix(".weight")
-    if stem in _OUTER:
-        return f"{_OUTER[stem]}.weight"
-    _, _, layer, inner = stem.split(".", 3)
-    return f"blk.{layer}.{_NAMES[inner]}.weight"
-
-
 def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:  # [heads * D, K]
-    """Rows of each head reordered from halves to pairs: GGUF rotates neighbours, Hugging Face rotates halves."""
+    """Reorder the rows of each head from halves to pairs: GGUF rotates neighbours, Hugging Face rotates halves."""
     halves = weight.view(heads, 2, weight.shape[0] // heads // 2, weight.shape[1])
     return halves.transpose(1, 2).reshape(weight.shape).contiguous()
 
 
 def _add(writer: gguf.GGUFWriter, name: str, weight: torch.Tensor, dtype: torch.dtype) -> None:
-    if weight.ndim == 1:
-        writer.add_tensor(name, weight.float().numpy())
-        return
-    matrix = weight.to(dtype).contiguous()
+    matrix = weight.to(torch.float32 if weight.ndim == 1 else dtype).contiguous()
     if not matrix.isfinite().all():
         raise ValueError(f"{name} has weights beyond the range of {str(dtype).removeprefix('torch.')}")
-    if dtype == torch.bfloat16:  # which numpy does not know
+    if matrix.dtype == torch.bfloat16:  # which numpy does not know
         writer.add_tensor(name, matrix.view(torch.uint8).numpy(), raw_dtype=gguf.GGMLQuantizationType.BF16)
     else:
         writer.add_tensor(name, matrix.numpy())
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, checkpoint: Path, config: dict[str, Any]) -> None:
-    """The vocabulary, which engines insist on, though they are given and asked for token ids only."""
+    """The vocabulary. Engines refuse a file without it, although they get and return token ids only."""
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
     special = {entry["content"]: entry["id"] for entry in tokenizer["added_tokens"]}
     vocabulary = tokenizer["model"]["vocab"] | special

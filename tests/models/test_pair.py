@@ -4,27 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, PreTrainedTokenizerFast
+from checkpoints import WORDS, write_checkpoint
+from transformers import AutoTokenizer, LlamaConfig, MistralConfig
 
 from specdec_lib import ModelProposer, NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
 from specdec_lib.config import load_params
 from specdec_lib.models.checkpoints import check_architecture
 from specdec_lib.models.pair import check_study_pair, load_pair
 from specdec_lib.study.transformers_generate import transformers_decode
-
-WORDS = [f"w{i}" for i in range(40)]
-
-
-def write_checkpoint(folder, words=WORDS, layers=2, **changes):
-    """A tiny random Llama with a tokenizer of its own, as save_pretrained writes it."""
-    torch.manual_seed(layers)
-    geometry = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
-    config = LlamaConfig(**geometry, num_hidden_layers=layers, max_position_embeddings=128, **changes)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words_to_ids = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words_to_ids, unk_token="w0", eos_token="w1").save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture

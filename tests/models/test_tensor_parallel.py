@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import WORDS, write_checkpoint
 from tensor_parallel_ranks import everything
-from test_pair import WORDS, write_checkpoint
 from transformers import LlamaConfig, Qwen3Config, Qwen3ForCausalLM
 
 from specdec_lib.models.pair import load_pair

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from test_pair import write_checkpoint
+from checkpoints import write_checkpoint
 
 import specdec_lib
 from specdec_lib.models import pair

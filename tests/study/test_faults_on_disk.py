@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_pair import write_checkpoint
+from checkpoints import write_checkpoint
 from toy_sweep import cells_in, determined, python, toy_params
 
 from specdec_lib.study.environment_file import read_environment

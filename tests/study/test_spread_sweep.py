@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from checkpoints import write_checkpoint
 from test_faults_of_runs import gone
-from test_pair import write_checkpoint
 from torch.distributed import HashStore
 from toy_sweep import alive, cell, faulty, toy_params
 

@@ -1,14 +1,21 @@
-"""OpenVINO GenAI on the CPU: its own scheduler, kernels and sampler, with a callback for every token it emits."""
+"""OpenVINO GenAI on the CPU: its own scheduler, kernels and sampler, with a callback for every emitted token."""
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 Decode = Callable[..., tuple[list[int], list[tuple[float, int]]]]
+ENGINE = {
+    "name": "openvino",
+    "requirement": "openvino-genai==2026.4.1.0",
+    "megabytes": 300,
+    "methods": ("autoregressive", "ngram", "draft"),
+    "greedy_only": ("draft",),  # sampling, it accepted more draft tokens than an exact rule can
+    "weights": "gguf-float16",
+}
 PRECISIONS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
-NGRAM_TOKENS = 3  # the longest text that prompt lookup compares
+NGRAM_TOKENS = 3  # the most tokens that prompt lookup compares
 
 
 def load(
@@ -16,12 +23,7 @@ def load(
 ) -> tuple[Decode, str]:
     """A decoding function and the version of OpenVINO GenAI.
 
-    Computes, and keeps keys and values, in `dtype`: OpenVINO's own choice would be eight bits for the latter.
-
-    Args:
-        target, draft: folders of models in OpenVINO's format.
-        method: autoregressive, ngram, or draft.
-        context: the most tokens of prompt and output together; a prompt is computed in one pass.
+    Weights, keys and values are in `dtype`; by default OpenVINO keeps keys and values in 8 bits.
     """
     import openvino_genai as genai
 
@@ -35,9 +37,21 @@ def load(
     if method == "ngram":
         speculation = {"prompt_lookup": True}
     elif method == "draft":
-        speculation = {"draft_model": genai.draft_model(draft, "CPU", **device)}
-    pipeline = genai.LLMPipeline(target, "CPU", scheduler_config=scheduler, **device, **speculation)
+        speculation = {"draft_model": genai.draft_model(_own_format(str(draft)), "CPU", **device)}
+    pipeline = genai.LLMPipeline(_own_format(target), "CPU", scheduler_config=scheduler, **device, **speculation)
     return _decoder(genai, pipeline, method, num_draft_tokens), genai.__version__
+
+
+def _own_format(gguf: str) -> str:
+    """The folder of a GGUF file, into which OpenVINO writes the same weights in its own format, once per version."""
+    import openvino_genai as genai
+
+    folder = Path(gguf).parent
+    converted = folder / f"converted-{genai.__version__}"
+    if not converted.exists():
+        genai.LLMPipeline(gguf, "CPU", enable_save_ov_model=True)
+        converted.touch()
+    return str(folder)
 
 
 def _decoder(genai: Any, pipeline: Any, method: str, num_draft_tokens: int | None) -> Decode:
@@ -77,14 +91,3 @@ def _decoder(genai: Any, pipeline: Any, method: str, num_draft_tokens: int | Non
         return tokens, arrivals
 
     return decode
-
-
-def convert(gguf: Path) -> None:
-    """Write a GGUF file in OpenVINO's format into its folder."""
-    import openvino_genai as genai
-
-    genai.LLMPipeline(str(gguf), "CPU", enable_save_ov_model=True)
-
-
-if __name__ == "__main__":
-    convert(Path(sys.argv[1]))

