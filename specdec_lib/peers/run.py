@@ -34,7 +34,6 @@ FILE = "peer_rows.parquet"
 WARM_UP_TOKENS = 8
 SETTLE_S = 0.05  # before each call, so that another engine's threads have gone to sleep
 UNDEFINED = {"status": "ok", "error": None, "new_tokens": None, "tokens": None, "tpot_ms": None}  # until it decodes
-Row = dict[str, Any]
 Prompts = Sequence[tuple[Prompt, torch.Tensor]]
 
 

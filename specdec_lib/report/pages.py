@@ -15,10 +15,10 @@ from typing import Any
 
 from specdec_lib.config import StudyParams
 from specdec_lib.exactness import certificate as exactness
-from specdec_lib.report.index import CORRECTNESS, overview_page, run_page, why_no_certificate, write_page
-from specdec_lib.study.runner import TERMINAL
 from specdec_lib.machine.files import writing
+from specdec_lib.report.index import CORRECTNESS, overview_page, run_page, why_no_certificate, write_page
 from specdec_lib.study.lock import locked
+from specdec_lib.study.runner import TERMINAL
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"

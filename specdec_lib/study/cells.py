@@ -129,7 +129,7 @@ def settings(params: StudyParams) -> list[Setting]:
 
 
 def prompt_groups(params: StudyParams, setting: Setting) -> list[list[int]]:
-    """Numbers of the prompts of each group: `num_prompts` at the headline setting, half of them elsewhere, in batches."""
+    """Numbers of the prompts of each group: `num_prompts` at the headline setting, else half of them, in batches."""
     num_prompts = params.num_prompts if setting.headline else -(-params.num_prompts // 2)
     count = -(-num_prompts // setting.batch_size)
     return [[group * setting.batch_size + row for row in range(setting.batch_size)] for group in range(max(count, 2))]
