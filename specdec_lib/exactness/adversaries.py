@@ -29,16 +29,18 @@ PROMPTS = [torch.tensor([1]), torch.tensor([2, 0]), torch.tensor([0, 1, 2, 1])] 
 NEVER = -1e6  # a logit whose probability is exactly 0
 PLAIN = SamplingConfig()
 FILTERS = (PLAIN, SamplingConfig(temperature=0.7, top_k=2), SamplingConfig(temperature=1.3, top_p=0.8))
-ALL_FILTERS = SamplingConfig(temperature=0.7, top_k=2, top_p=0.95)
 
 Settings = Sequence[tuple[int, SamplingConfig]]  # gamma and filters
-SETTINGS = ((1, FILTERS[0]), (1, FILTERS[1]), (1, FILTERS[2]), (2, FILTERS[1]), (2, FILTERS[2]), (3, FILTERS[1]))
-THOROUGH = tuple((gamma, sampling) for gamma in (1, 2, 3) for sampling in FILTERS)
-LONG_DRAFT = (4, ALL_FILTERS)
+SETTINGS: Settings = (
+    *((1, sampling) for sampling in FILTERS),
+    *((2, sampling) for sampling in FILTERS[1:]),
+    (3, FILTERS[1]),
+    (4, SamplingConfig(temperature=0.7, top_k=2, top_p=0.95)),
+)
+THOROUGH_SETTINGS: Settings = (*SETTINGS, (2, PLAIN), (3, PLAIN), (3, FILTERS[2]), (4, FILTERS[1]))
 
 ENGINES = ("eager", "kernels", "inductor")
-ENGINE_SETTINGS = ((1, PLAIN), (2, FILTERS[1]), (2, SamplingConfig(2.0, top_p=0.9)))
-ENGINE_THOROUGH = (*ENGINE_SETTINGS, (2, PLAIN), (3, FILTERS[1]))
+ENGINE_SETTINGS: Settings = ((1, PLAIN), (2, FILTERS[1]), (2, SamplingConfig(2.0, top_p=0.9)))
 VOCABULARY = 4  # the least that the kernels multiply
 
 
@@ -46,36 +48,27 @@ def enumeration_table(
     methods: Sequence[str],
     verification: str,
     device: str,
-    *,
-    thorough: bool = False,
     engines: Sequence[str] = ENGINES,
     settings: Settings = SETTINGS,
 ) -> pd.DataFrame:
     """Enumerate every method: on all adversarial pairs if only the pair's draft proposes, else on the random one.
 
-    Args:
-        methods: names in `methods.METHODS`.
-        verification: a name in `methods.RULES`.
-        thorough: cross draft lengths with all filters (minutes instead of seconds).
-        engines: those of `ENGINES` on which the first method is enumerated with a tiny Llama, where this machine has
-            them.
+    The first method is enumerated with a tiny Llama too, on each of the `engines` that this machine has.
 
     Returns:
-        a line each, see `enumeration_line`, with the method and the name of its pair.
+        a line each, see `enumeration_line`, with the method.
     """
-    lines = []
-    settings = (*(THOROUGH if thorough else settings), LONG_DRAFT)
+    pairs = adversarial_pairs()
     drafts = [name for name in methods if METHODS[name].pieces == (name,) and METHODS[name].uses_pair_draft]
-    for name, pair in adversarial_pairs().items():
-        for method in methods if name == "random" else drafts:
-            for gamma, sampling in settings:
-                prompts = PROMPTS if gamma < 3 or thorough else PROMPTS[:1]
-                line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, verification)
-                lines.append({"method": method} | line)
-    for pair in engine_pairs(device, engines):
-        for gamma, sampling in ENGINE_THOROUGH if thorough else ENGINE_SETTINGS:
-            line = enumeration_line(pair, make_proposer(methods[0], pair), PROMPTS, gamma, sampling, verification)
-            lines.append({"method": methods[0]} | line)
+    runs = [(method, pairs["random"], settings) for method in methods]
+    runs += [(method, pair, settings) for method in drafts for name, pair in pairs.items() if name != "random"]
+    runs += [(methods[0], pair, ENGINE_SETTINGS) for pair in engine_pairs(device, engines)]
+    lines = []
+    for method, pair, chosen in runs:
+        for gamma, sampling in chosen:
+            prompts = PROMPTS[: 1 if gamma > 2 else None]  # longer drafts have many paths
+            line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, verification)
+            lines.append({"method": method} | line)
     return pd.DataFrame(lines)
 
 

@@ -44,7 +44,7 @@ def greedy_agreement(
         a line per method and gamma: dtype, rows, equal_rows, acceptance_rate (both branches ran), rounding_bound (in
         logits), decided (the share of positions whose lead is larger); and a line per row that differs: method,
         num_draft_tokens, row, position of the first difference, baseline_token, speculative_token, gap (the lead of
-        the baseline's token, one token a pass), gap_together (the same with gamma + 1), rounding_bound, explained.
+        the baseline's token, with one token a pass), rounding_bound, explained.
     """
     expected = autoregressive_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=GREEDY).tokens
     alone, *replays = replay(target, prompts, expected, [1, *(gamma + 1 for gamma in num_draft_tokens)])
@@ -63,7 +63,7 @@ def greedy_agreement(
             )
             where: dict[str, object] = {"method": method, "num_draft_tokens": gamma}
             found = [
-                where | {"row": row} | _divergence(one, other, alone[row], together[row], bound)
+                where | {"row": row} | _divergence(one, other, alone[row], bound)
                 for row, (one, other) in enumerate(zip(expected, result.tokens, strict=True))
                 if not torch.equal(one, other)
             ]
@@ -125,19 +125,16 @@ def _divergence(
     baseline: torch.Tensor,  # [n]
     speculative: torch.Tensor,  # [n]
     alone: torch.Tensor,  # [n, V]
-    together: torch.Tensor,  # [n, V]
     bound: float,
 ) -> dict[str, object]:
     position = int((baseline != speculative).nonzero()[0, 0])
     ours, theirs = int(speculative[position]), int(baseline[position])
     gap = float(alone[position].max() - alone[position, ours])
-    gap_together = float(together[position, theirs] - together[position, ours])
     return {
         "position": position,
         "baseline_token": theirs,
         "speculative_token": ours,
         "gap": gap,
-        "gap_together": gap_together,
         "rounding_bound": bound,
         "explained": gap <= bound,
     }

@@ -20,10 +20,10 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.exactness.adversaries import PROMPTS, toy_pair
 from specdec_lib.exactness.certificate import SOUND
 from specdec_lib.exactness.enumeration import enumerate_output, tolerance
-from specdec_lib.exactness.joint_law import joint_test, pairs_at
+from specdec_lib.exactness.joint_law import put_to_test
 from specdec_lib.exactness.mutants import SystemUnderTest, systems
 from specdec_lib.exactness.subjects import engine_sampler
-from specdec_lib.exactness.target_law import Law, count_outcomes, target_law
+from specdec_lib.exactness.target_law import Law, target_law
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 
@@ -31,20 +31,19 @@ GAMMA = 2
 LENGTH = GAMMA + 2  # leaves the first step room for all of its draft
 SAMPLING = SamplingConfig(temperature=0.7, top_k=2)
 GREEDY = SamplingConfig(temperature=0)
-LEVEL = 1e-9  # of the joint-law test of one mutant at one position and sample size
-FIRST_SAMPLES = 1000  # of each prompt; then four times as many, and so on
+LEVEL = 1e-9  # of the joint-law test of one mutant at one position
 
 
-def mutant_table(max_samples: int, seed: int) -> pd.DataFrame:
+def mutant_table(samples: int, seed: int) -> pd.DataFrame:
     """Put every mutant and the sound sampler to all levels.
 
     Args:
-        max_samples: of each prompt, at which the joint-law test gives up.
+        samples: of each prompt, for the joint-law test.
 
     Returns:
         a line each: mutant, unexplained (share of the volume), bias (total variation, enumerated; null where something
         is unexplained), for each level whether it rejects (by_yield, by_greedy, by_enumeration, by_joint_law),
-        joint_law_samples (over all prompts, that the last level needed or tried), rejected.
+        joint_law_samples (over all prompts), rejected.
     """
     exact = systems(_toys(torch.float64))
     quick, same = systems(_toys(torch.float32)), systems(_toys(torch.float32, draft_noise=0.0))
@@ -53,18 +52,17 @@ def mutant_table(max_samples: int, seed: int) -> pd.DataFrame:
     for name, system in exact.items():
         options = {"max_new_tokens": LENGTH, "num_draft_tokens": GAMMA, "verification": system.verification}
         found = enumerate_output(system.target, system.proposer, PROMPTS, sampling=SAMPLING, **options)
-        caught, samples = _first_rejection(quick[name], laws, max_samples, seed)
         levels = {
             "by_yield": not _yields_all(same[name]),
             "by_greedy": not _greedy_equal(quick[name]),
             "by_enumeration": found.error(laws) > tolerance(torch.float64) or found.unexplained > 0,
-            "by_joint_law": caught,
+            "by_joint_law": _biased(quick[name], laws, samples, seed),
         }
         bias = np.nan if found.unexplained else found.total_variation(laws)
         lines.append(
             {"mutant": name, "unexplained": found.unexplained, "bias": bias}
             | levels
-            | {"joint_law_samples": samples, "rejected": any(levels.values())}
+            | {"joint_law_samples": samples * len(PROMPTS), "rejected": any(levels.values())}
         )
     return pd.DataFrame(lines)
 
@@ -77,28 +75,20 @@ def _toys(dtype: torch.dtype, draft_noise: float = 1.0) -> Pair:
     return toy_pair("toy", table.to(dtype), (table + noise).to(dtype))
 
 
-def _first_rejection(system: SystemUnderTest, laws: Sequence[Law], max_samples: int, seed: int) -> tuple[bool, int]:
-    """Whether the joint-law test rejects, and with how many samples over all prompts: at first few, then more."""
-    samples = min(FIRST_SAMPLES, max_samples)
-    while True:
-        sample = engine_sampler(
-            system.target,
-            system.proposer,
-            num_draft_tokens=GAMMA,
-            sampling=SAMPLING,
-            length=LENGTH,
-            batch_size=min(samples, 8192) * len(PROMPTS),
-            verification=system.verification,
-        )
-        drawn = sample(PROMPTS, samples, seed)
-        counts = [count_outcomes(tokens.tolist(), law) for tokens, law in zip(drawn, laws, strict=True)]
-        for position in range(LENGTH - 1):
-            test = joint_test([pairs_at(c, position) for c in counts], [pairs_at(law, position) for law in laws])
-            if test.p_value < LEVEL:
-                return True, test.samples
-        if samples == max_samples:
-            return False, samples * len(PROMPTS)
-        samples, seed = min(samples * 4, max_samples), seed + 1
+def _biased(system: SystemUnderTest, laws: Sequence[Law], samples: int, seed: int) -> bool:
+    """Whether the test of the joint law rejects at any position."""
+    sample = engine_sampler(
+        system.target,
+        system.proposer,
+        num_draft_tokens=GAMMA,
+        sampling=SAMPLING,
+        length=LENGTH,
+        batch_size=4096 * len(PROMPTS),
+        verification=system.verification,
+    )
+    options = {"sampling": SAMPLING, "length": LENGTH, "samples": samples, "seed": seed}
+    tests, _ = put_to_test(sample, system.target, PROMPTS, laws=laws, **options)
+    return bool((tests["p_value"] < LEVEL).any())
 
 
 def _yields_all(system: SystemUnderTest) -> bool:

@@ -6,24 +6,23 @@ another language, takes part by a function of that shape.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.decode import speculative_decode
 from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.verification import Verify
+from specdec_lib.exactness.adversaries import tiny_llamas
 from specdec_lib.exactness.certificate import WIDTH
 from specdec_lib.exactness.joint_law import Sampler
 from specdec_lib.models.attention import as_transformers_does
-from specdec_lib.models.pair import DRAFTS_FOLDER, EMBEDDED_DRAFTS, Pair
-from specdec_lib.models.plain_draft import export_plain_draft
 from specdec_lib.models.runner import LanguageModel
 
 
@@ -89,7 +88,7 @@ def transformers_sampler(
     def sample(prompts: Sequence[torch.Tensor], n: int, seed: int) -> list[torch.Tensor]:
         drawn = [torch.empty(n, length, dtype=torch.int64) for _ in prompts]
         models = target, assistance.get("assistant_model")
-        with as_transformers_does(*models), torch.random.fork_rng(devices=devices):
+        with _without_warnings(), as_transformers_does(*models), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             for prompt, rows in zip(prompts, drawn, strict=True):
                 ids = prompt[None].to(target.device)
@@ -113,36 +112,34 @@ def assistant(model: PreTrainedModel, num_draft_tokens: int) -> PreTrainedModel:
 
 
 def transformers_subjects(
-    target: LanguageModel, draft: PreTrainedModel | None, num_draft_tokens: int, length: int
-) -> dict[str, tuple[SamplingConfig, Sampler]]:
-    """transformers' draft-model and prompt-lookup assistance on these weights, top-k off and on, by name.
+    num_draft_tokens: int, length: int
+) -> tuple[LanguageModel, dict[str, tuple[SamplingConfig, Sampler]]]:
+    """transformers' draft-model and prompt-lookup assistance on a tiny Llama, top-k off and on.
 
-    Args:
-        draft: as transformers loads it; None for prompt lookup alone.
+    Returns:
+        the target, and by name the sampling and the sampler.
     """
-    ways: dict[str, dict[str, Any]] = {"prompt lookup": {"prompt_lookup_num_tokens": num_draft_tokens}}
-    if draft is not None:
-        ways = {"draft model": {"assistant_model": assistant(draft, num_draft_tokens)}} | ways
-    return {
-        f"transformers, {way}, {target.name}, top-k {sampling.top_k or 'off'}": (
+    model, draft = tiny_llamas()
+    ways: dict[str, dict[str, Any]] = {
+        "draft model": {"assistant_model": assistant(draft, num_draft_tokens)},
+        "prompt lookup": {"prompt_lookup_num_tokens": num_draft_tokens},
+    }
+    return LanguageModel(model, "tiny Llama"), {
+        f"transformers, {way}, tiny Llama, top-k {sampling.top_k or 'off'}": (
             sampling,
-            transformers_sampler(target.model, sampling=sampling, length=length, **assistance),
+            transformers_sampler(model, sampling=sampling, length=length, **assistance),
         )
         for way, assistance in ways.items()
         for sampling in (SamplingConfig(), SamplingConfig(top_k=WIDTH))
     }
 
 
-def draft_of_transformers(pair: Pair) -> PreTrainedModel | None:
-    """The pair's draft as a model of transformers' own, or None where there is none.
-
-    That of the embedded pair is its plain draft, by way of the checkpoint that `make draft-export` writes.
-    """
-    if pair.name not in EMBEDDED_DRAFTS:
-        return pair.draft.model if isinstance(pair.draft, LanguageModel) else None
-    with tempfile.TemporaryDirectory() as folder:
-        export_plain_draft(DRAFTS_FOLDER / EMBEDDED_DRAFTS["smollm2-135m-embedded-plain"], Path(folder), pair.target)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=pair.target.dtype, use_safetensors=True, trust_remote_code=False
-        )
-    return model.to(pair.target.device).eval()
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """No warnings about options that assisted generation itself passes on, once for each continuation."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
