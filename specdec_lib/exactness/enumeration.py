@@ -8,8 +8,9 @@ second time: the decoding code itself runs in every box, with a table out of tha
 `LookingOps` notes where the boxes end while the code runs in the middle of a box. This is then not trusted. The code
 runs again at the lowest and at the highest corner of every box, where numbers that nothing was seen to depend on are at
 their ends too. A number is decided by one threshold after another, so equal answers at both corners and in the middle
-mean that the whole box answers alike. Boxes whose corners disagree count as unexplained, such as those of a rule that
-computes with copies of its numbers.
+mean that the whole box answers alike. Boxes are first cut as the rule of Leviathan et al. needs it; those whose corners
+disagree are cut along every number that was used. What disagrees even so is unexplained, such as the boxes of a rule
+that computes with copies of its numbers.
 
 The middle runs in plain PyTorch. The corners run as any call does: where steps are captured, as replays; on the C++
 kernels where they compute the target. So a replay or a kernel that answers otherwise is unexplained.
@@ -101,9 +102,9 @@ def enumerate_output(
 
     found = Enumeration([{} for _ in prompts])
     numbers = torch.zeros(len(prompts), draws * width, dtype=torch.float64)
-    queue = [(_Boxes(torch.arange(len(prompts)), numbers, numbers + 1), frozenset[object]())]
+    queue = [(_Boxes(torch.arange(len(prompts)), numbers, numbers + 1), frozenset[object](), False)]
     while queue:
-        boxes, cut = queue.pop()
+        boxes, cut, fully = queue.pop()
         looking = LookingOps(sampling, kernels or choose_ops(target, sampling), draws, width)
         result = decode(boxes, 0.5, looking)
         use = next((use for use in looking.uses if use.key not in cut), None)
@@ -111,10 +112,15 @@ def enumerate_output(
         if (ended := room == 0).any():
             leaves, middle = boxes.pick(ended), torch.stack(result.tokens)[ended]
             low, high = (torch.stack(decode(leaves, share).tokens) for share in (0.0, 1.0))
-            _count(found, leaves, middle, ((middle == low) & (middle == high)).all(dim=1))
+            alike = ((middle == low) & (middle == high)).all(dim=1)
+            if not fully and not alike.all():
+                queue.append((leaves.pick(~alike), frozenset(), True))
+                leaves, middle, alike = leaves.pick(alike), middle[alike], alike[alike]
+            _count(found, leaves, middle, alike)
         if use is not None:
-            split = _split(boxes, use, room)
-            queue += [(split.pick(rows), cut | {use.key}) for rows in torch.arange(len(split)).split(ROWS_AT_ONCE)]
+            split = _split(boxes, use, room, None if fully else _matters(use, looking.uses, room))
+            parts = torch.arange(len(split)).split(ROWS_AT_ONCE) if len(split) else ()
+            queue += [(split.pick(rows), cut | {use.key}, fully) for rows in parts]
     return found
 
 
@@ -145,18 +151,20 @@ class _Use:
     Attributes:
         columns: of the numbers in a row's table, all draws in one row.
         edges: of a draw of a token `[N, V]`, where each token's interval ends; of tests `[N, w]`, the chance of each.
+        passed: `[N, w]`, the draft tokens that pass their test; None of a draw of a token.
+        width: numbers of a draw in the table.
         nth: how often these numbers were used before in this way.
     """
 
     columns: tuple[int, ...]
     edges: torch.Tensor
-    draws_token: bool
+    passed: torch.Tensor | None
     width: int
     nth: int
 
     @property
     def key(self) -> object:
-        return self.columns, self.draws_token, self.nth
+        return self.columns, self.passed is None, self.nth
 
     @property
     def step(self) -> int:
@@ -185,24 +193,26 @@ class LookingOps(PlainOps):
         return self.ops.probabilities(logits)
 
     def accept(self, uniforms: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-        self._note(uniforms, chance.double().nan_to_num(nan=1.0).clamp(0, 1), draws_token=False)  # 0/0: nothing drafted
-        return super().accept(uniforms, chance)
+        passed = super().accept(uniforms, chance)
+        edges = chance.double().nan_to_num(nan=1.0).clamp(0, 1)  # x/0: nothing was drafted, nothing depends on it
+        self._note(uniforms, edges.reshape(len(uniforms), -1), (passed & chance.isfinite()).reshape(edges.shape[0], -1))
+        return passed
 
     def invert(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         cumulative = weights.double().cumsum(dim=-1)
         edges = (cumulative / cumulative[..., -1:]).flatten(0, -2)
         edges[:, -1] = 1.0
-        self._note(uniforms, edges, draws_token=True)
+        self._note(uniforms, edges, None)
         return super().invert(weights, uniforms)
 
-    def _note(self, uniforms: torch.Tensor, edges: torch.Tensor, *, draws_token: bool) -> None:
+    def _note(self, uniforms: torch.Tensor, edges: torch.Tensor, passed: torch.Tensor | None) -> None:
         numbers = self.draws * self.width
         if uniforms.stride(0) != numbers or uniforms.untyped_storage().nbytes() != 8 * numbers * len(uniforms):
             return  # no view of the table
         spacing = uniforms.stride(1) if uniforms.dim() == 2 else 0
         columns = tuple(uniforms.storage_offset() + i * spacing for i in range(uniforms[0].numel()))
-        nth = sum((use.columns, use.draws_token) == (columns, draws_token) for use in self.uses)
-        self.uses.append(_Use(columns, edges.cpu(), draws_token, self.width, nth))
+        nth = sum((use.columns, use.passed is None) == (columns, passed is None) for use in self.uses)
+        self.uses.append(_Use(columns, edges.cpu(), None if passed is None else passed.cpu(), self.width, nth))
 
 
 @dataclass(frozen=True)
@@ -224,21 +234,36 @@ def _room(result: DecodeResult, use: _Use | None, max_new_tokens: int) -> torch.
     return (max_new_tokens - ones - emitted[:-1].sum(dim=0)) * (emitted[-1] > 0)
 
 
-def _split(boxes: _Boxes, use: _Use, room: torch.Tensor) -> _Boxes:
-    """Cut each box with `room` `[N]` along the numbers of one use: by the token drawn, or by where acceptance ends.
+def _matters(use: _Use, uses: Sequence[_Use], room: torch.Tensor) -> torch.Tensor:  # [N, w]
+    """Which numbers of `use` the rule of Leviathan et al. needs: those of tokens that a row has `room` `[N]` for."""
+    position = torch.tensor(use.columns) % use.width
+    tests = [other.passed for other in uses if other.step == use.step and other.passed is not None]
+    if use.passed is None and int(position[0]) == use.width - 1 and tests:  # draws the token after those accepted
+        return (tests[0].long().cumprod(dim=1).sum(dim=1) < room)[:, None]
+    return position < room[:, None]
 
-    Numbers that nothing depends on keep their range: of a draft token past the row's limit, or after a rejection.
+
+def _split(boxes: _Boxes, use: _Use, room: torch.Tensor, matters: torch.Tensor | None) -> _Boxes:
+    """Cut each box with `room` `[N]` along the numbers of one use.
+
+    Args:
+        matters: `[N, w]`, the numbers along which boxes are cut: by the token drawn, or by the first test that fails.
+            None cuts along all of them, and by the outcome of every test.
     """
     columns = torch.tensor(use.columns)
-    position = columns % use.width
-    matters = (position < room[:, None]) | (position == use.width - 1)  # the last one draws what is not drafted
-    edges = torch.where(matters, use.edges, torch.ones_like(use.edges))
-    if use.draws_token:
+    edges = use.edges if matters is None else torch.where(matters, use.edges, torch.ones_like(use.edges))
+    if use.passed is None:
         low, high = pad(edges[:, :-1], (1, 0))[:, :, None], edges[:, :, None]  # [N, V, 1]
     else:
-        place, ends, chance = torch.arange(len(columns)), torch.arange(len(columns) + 1)[:, None], edges[:, None]
-        low = torch.where(place == ends, chance, torch.zeros_like(chance))  # [N, w+1, w]; `ends` is w if none rejects
-        high = torch.where(place < ends, chance, torch.ones_like(chance))
+        number, chance = torch.arange(len(columns)), edges[:, None]
+        if matters is None:
+            passes = (torch.arange(2 ** len(columns))[:, None] >> number & 1).bool()  # [2^w, w]
+            fails = ~passes
+        else:
+            end = torch.arange(len(columns) + 1)[:, None]  # [w+1, 1]; w: none fails
+            passes, fails = number < end, number == end
+        low = torch.where(fails, chance, torch.zeros_like(chance))  # [N, children, w]
+        high = torch.where(passes, chance, torch.ones_like(chance))
     low, high = low.maximum(boxes.low[:, None, columns]), high.minimum(boxes.high[:, None, columns])
     row, child = ((high > low).all(dim=2) & (room > 0)[:, None]).nonzero(as_tuple=True)
     split = boxes.pick(row)
