@@ -1,4 +1,9 @@
-"""Pairs made to break a rule of acceptance, enumerated over draft lengths and filters."""
+"""What is enumerated: pairs made to break a rule of acceptance, and a tiny Llama on each engine of this machine.
+
+The Llamas have one layer. They are in float64, where all engines agree to rounding, but for the kernels, which know
+bfloat16 alone: there a law is exact because a row's logits have the same bits whatever the other rows are. What
+`torch.compile` made is compared with the law of the model as written.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +11,101 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.proposers import ModelProposer, NgramProposer, Proposer
+from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.exactness.enumeration import enumerate_output, tolerance
-from specdec_lib.exactness.joint_law import target_law
+from specdec_lib.exactness.target_law import target_law
 from specdec_lib.machine.engine_facts import path_of
+from specdec_lib.methods import METHODS, make_proposer
+from specdec_lib.models.attention import our_attention
+from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import ToyModel
 
 PROMPTS = [torch.tensor([1]), torch.tensor([2, 0]), torch.tensor([0, 1, 2, 1])]  # ragged: one batch holds all
 NEVER = -1e6  # a logit whose probability is exactly 0
 PLAIN = SamplingConfig()
-BOTH = SamplingConfig(temperature=0.7, top_k=2, top_p=0.95)
 FILTERS = (PLAIN, SamplingConfig(temperature=0.7, top_k=2), SamplingConfig(temperature=1.3, top_p=0.8))
 
+Settings = Sequence[tuple[int, SamplingConfig]]  # gamma and filters
+SETTINGS: Settings = (
+    *((1, sampling) for sampling in FILTERS),
+    *((2, sampling) for sampling in FILTERS[1:]),
+    (3, FILTERS[1]),
+    (4, SamplingConfig(temperature=0.7, top_k=2, top_p=0.95)),
+)
+THOROUGH_SETTINGS: Settings = (*SETTINGS, (2, PLAIN), (3, PLAIN), (3, FILTERS[2]), (4, FILTERS[1]))
 
-def adversarial_pairs(vocab_size: int = 3) -> dict[str, tuple[LanguageModel, Proposer]]:
-    """Targets and proposers in float64, by what is nasty about them."""
+ENGINES = ("eager", "kernels", "inductor")
+ENGINE_SETTINGS: Settings = ((1, PLAIN), (2, FILTERS[1]), (2, SamplingConfig(2.0, top_p=0.9)))
+VOCABULARY = 4  # the least that the kernels multiply
+
+
+def enumeration_table(
+    methods: Sequence[str],
+    verification: str,
+    device: str,
+    engines: Sequence[str] = ENGINES,
+    settings: Settings = SETTINGS,
+) -> pd.DataFrame:
+    """Enumerate every method: on all adversarial pairs if only the pair's draft proposes, else on the random one.
+
+    The first method is enumerated with a tiny Llama too, on each of the `engines` that this machine has.
+
+    Returns:
+        a line each, see `enumeration_line`, with the method.
+    """
+    pairs = adversarial_pairs()
+    drafts = [name for name in methods if METHODS[name].pieces == (name,) and METHODS[name].uses_pair_draft]
+    runs = [(method, pairs["random"], settings) for method in methods]
+    runs += [(method, pair, settings) for method in drafts for name, pair in pairs.items() if name != "random"]
+    runs += [(methods[0], pair, ENGINE_SETTINGS) for pair in engine_pairs(device, engines)]
+    lines = []
+    for method, pair, chosen in runs:
+        for gamma, sampling in chosen:
+            prompts = PROMPTS[: 1 if gamma > 2 else None]  # longer drafts have many paths
+            line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, verification)
+            lines.append({"method": method} | line)
+    return pd.DataFrame(lines)
+
+
+def enumeration_line(
+    pair: Pair,
+    proposer: Proposer,
+    prompts: Sequence[torch.Tensor],
+    gamma: int,
+    sampling: SamplingConfig,
+    verification: str = "token",
+) -> dict[str, object]:
+    """What comes of one enumeration, until a whole draft and its bonus token are emitted.
+
+    Returns:
+        pair, path (how it is computed), num_draft_tokens, temperature, top_k, top_p, prompts, new_tokens, paths,
+        largest_error, tolerance, unexplained.
+    """
+    new = gamma + 2
+    options = {"max_new_tokens": new, "num_draft_tokens": gamma}
+    found = enumerate_output(pair.target, proposer, prompts, sampling=sampling, verification=verification, **options)
+    error = found.error([target_law(pair.target, prompt, sampling, new) for prompt in prompts])
+    return (
+        {"pair": pair.name, "path": path_of(pair.target), "num_draft_tokens": gamma}
+        | vars(sampling)
+        | {"prompts": len(prompts), "new_tokens": new, "paths": found.paths, "largest_error": error}
+        | {"tolerance": tolerance(pair.target.dtype), "unexplained": found.unexplained}
+    )
+
+
+def toy_pair(name: str, target: torch.Tensor, draft: torch.Tensor) -> Pair:
+    """A pair of toys with these tables of logits `[V, V, V]`."""
+    models = LanguageModel(ToyModel(target), "target"), LanguageModel(ToyModel(draft), "draft")
+    return Pair(name, *models, None, "target", "draft", files={})
+
+
+def adversarial_pairs(vocab_size: int = 3) -> dict[str, Pair]:
+    """Toys in float64, by what is difficult about them."""
     generator = torch.Generator().manual_seed(0)
     shape = (vocab_size,) * 3
 
@@ -53,50 +135,51 @@ def adversarial_pairs(vocab_size: int = 3) -> dict[str, tuple[LanguageModel, Pro
         ),
         "near-ties": (tied + normal(1e-9), tied + normal(1e-9)),
     }
-    pairs: dict[str, tuple[LanguageModel, Proposer]] = {
-        name: (LanguageModel(ToyModel(target), "target"), ModelProposer(LanguageModel(ToyModel(draft), "draft")))
-        for name, (target, draft) in tables.items()
-    }
-    return pairs | {"n-gram lookup": (pairs["random"][0], NgramProposer())}
+    return {name: toy_pair(name, *pair) for name, pair in tables.items()}
 
 
-def enumeration_table(thorough: bool = False) -> pd.DataFrame:
-    """Enumerate every pair: gamma 1 to 4, with and without filters, until a whole draft and its bonus are emitted.
-
-    Args:
-        thorough: cross draft lengths with all filters, and gamma 4 with all prompts (minutes instead of seconds).
-
-    Returns:
-        a line each: pair, path (how it is computed), num_draft_tokens, temperature, top_k, top_p, prompts,
-        new_tokens, paths, largest_error, tolerance, unexplained.
-    """
-    lines = []
-    for name, (target, proposer) in adversarial_pairs().items():
-        for gamma, sampling in _settings(thorough):
-            prompts = PROMPTS if gamma < 4 or thorough else PROMPTS[:1]
-            line = enumeration_line(target, proposer, prompts, gamma, sampling)
-            lines.append({"pair": name} | line)
-    return pd.DataFrame(lines)
+def engine_pairs(device: str, engines: Sequence[str] = ENGINES) -> Iterator[Pair]:
+    """A tiny Llama and its draft on each engine that can be had here: the same weights, but for their precision."""
+    for engine in engines:
+        target, draft = (_with_engine(model.to(device), engine) for model in tiny_llamas(VOCABULARY, heads=1))
+        if target.engine == draft.engine == engine:
+            yield Pair("tiny Llama", target, draft, None, "tiny Llama", "tiny Llama", files={})
 
 
-def enumeration_line(
-    target: LanguageModel, proposer: Proposer, prompts: Sequence[torch.Tensor], gamma: int, sampling: SamplingConfig
-) -> dict[str, object]:
-    """What comes of one enumeration, until a whole draft and its bonus are emitted."""
-    new = gamma + 2
-    found = enumerate_output(target, proposer, prompts, max_new_tokens=new, num_draft_tokens=gamma, sampling=sampling)
-    error = found.error([target_law(target, prompt, sampling, new) for prompt in prompts])
-    return (
-        {"path": path_of(target), "num_draft_tokens": gamma}
-        | vars(sampling)
-        | {"prompts": len(prompts), "new_tokens": new, "paths": found.paths, "largest_error": error}
-        | {"tolerance": tolerance(target.dtype), "unexplained": found.unexplained}
+def tiny_llamas(vocab_size: int = 8, heads: int = 2) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A random target and draft of transformers' classes, quick enough for many samples."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=64,
+        initializer_range=0.6,  # as peaked as language
+        attn_implementation=our_attention(),
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        target, draft = (LlamaForCausalLM(config).eval() for _ in range(2))
+    for weight, other in zip(draft.parameters(), target.parameters(), strict=True):
+        weight.data = 0.8 * other.data + 0.2 * weight.data  # resembles the target, but is not it
+    return target, draft
 
 
-def _settings(thorough: bool) -> Iterator[tuple[int, SamplingConfig]]:
-    for gamma in (1, 2, 3):
-        for sampling in FILTERS:
-            if thorough or gamma == 1 or (gamma == 2 and sampling is not PLAIN) or sampling.top_k:
-                yield gamma, sampling
-    yield 4, FILTERS[1] if thorough else BOTH
+def _with_engine(model: PreTrainedModel, engine: str) -> LanguageModel:
+    model = model.bfloat16() if engine == "kernels" else _all_in_float64(model)
+    language_model = LanguageModel(model, "tiny Llama", compiled=engine != "eager")
+    if engine == "inductor":
+        language_model.compile()
+    return language_model
+
+
+def _all_in_float64(model: PreTrainedModel) -> PreTrainedModel:
+    """With other norms: Llama's are computed in float32, whatever the model is in."""
+    for name, norm in list(model.named_modules()):
+        if isinstance(norm, LlamaRMSNorm):
+            same = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, device=norm.weight.device)
+            same.weight = norm.weight
+            model.set_submodule(name, same)
+    return model.double()

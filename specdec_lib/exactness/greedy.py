@@ -20,9 +20,9 @@ import pandas as pd
 import torch
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.proposers import Proposer
-from specdec_lib.decoding.speculative import speculative_decode
+from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
+from specdec_lib.decoding.proposers.proposer import Proposer
+from specdec_lib.decoding.verification import Verify
 from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
 
 GREEDY = SamplingConfig(temperature=0)
@@ -36,6 +36,7 @@ def greedy_agreement(
     *,
     num_draft_tokens: Sequence[int],
     max_new_tokens: int,
+    verification: str | Verify = "token",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Compare greedy speculative output with the greedy baseline, row by row of one ragged batch.
 
@@ -43,12 +44,9 @@ def greedy_agreement(
         a line per method and gamma: dtype, rows, equal_rows, acceptance_rate (both branches ran), rounding_bound (in
         logits), decided (the share of positions whose lead is larger); and a line per row that differs: method,
         num_draft_tokens, row, position of the first difference, baseline_token, speculative_token, gap (the lead of
-        the baseline's token, one token a pass), gap_together (the same with gamma + 1), rounding_bound, explained.
+        the baseline's token, with one token a pass), rounding_bound, explained.
     """
-    generator = torch.Generator(target.device)
-    expected = autoregressive_decode(
-        target, prompts, max_new_tokens=max_new_tokens, sampling=GREEDY, generator=generator
-    ).tokens
+    expected = autoregressive_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=GREEDY).tokens
     alone, *replays = replay(target, prompts, expected, [1, *(gamma + 1 for gamma in num_draft_tokens)])
     lines, divergences = [], []
     for gamma, together in zip(num_draft_tokens, replays, strict=True):
@@ -61,11 +59,11 @@ def greedy_agreement(
                 max_new_tokens=max_new_tokens,
                 num_draft_tokens=gamma,
                 sampling=GREEDY,
-                generator=generator,
+                verification=verification,
             )
             where: dict[str, object] = {"method": method, "num_draft_tokens": gamma}
             found = [
-                where | {"row": row} | _divergence(one, other, alone[row], together[row], bound)
+                where | {"row": row} | _divergence(one, other, alone[row], bound)
                 for row, (one, other) in enumerate(zip(expected, result.tokens, strict=True))
                 if not torch.equal(one, other)
             ]
@@ -86,7 +84,7 @@ def replay(
     continuations: Sequence[torch.Tensor],  # n tokens each
     widths: Sequence[int],
 ) -> list[torch.Tensor]:  # [B, n, V] float32 each
-    """Logits at every position of the continuations, read behind the prompts by passes of each width in turn."""
+    """Logits at every position of the continuations, read after the prompts by passes of each width in turn."""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
     padded = torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(target.device)
     new = torch.stack(list(continuations)).to(target.device)
@@ -127,19 +125,16 @@ def _divergence(
     baseline: torch.Tensor,  # [n]
     speculative: torch.Tensor,  # [n]
     alone: torch.Tensor,  # [n, V]
-    together: torch.Tensor,  # [n, V]
     bound: float,
 ) -> dict[str, object]:
     position = int((baseline != speculative).nonzero()[0, 0])
     ours, theirs = int(speculative[position]), int(baseline[position])
     gap = float(alone[position].max() - alone[position, ours])
-    gap_together = float(together[position, theirs] - together[position, ours])
     return {
         "position": position,
         "baseline_token": theirs,
         "speculative_token": ours,
         "gap": gap,
-        "gap_together": gap_together,
         "rounding_bound": bound,
         "explained": gap <= bound,
     }

@@ -1,171 +1,163 @@
-"""Samplers with one realistic bug each. They go through the same engine as the sound one; only the named part differs.
+"""Samplers with one realistic bug each. They run in the same engine as the sound one; only the named part differs.
 
-Some bugs lie in verification, some in what a draft reports, one in the cache. `exactness_levels` looks at all of them.
+Some bugs are in a verification rule, some in what a draft reports, one in the cache. `mutant_battery` tests them all.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch.nn.functional import pad
+from torch import Tensor
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.proposers import ModelProposer, Proposal, Proposer
-from specdec_lib.decoding.sampling import draw, probabilities
-from specdec_lib.decoding.speculative import Verifier
-from specdec_lib.decoding.state import DecodeState
-from specdec_lib.decoding.streams import uniforms
-from specdec_lib.decoding.verification import Verification, count_accepted, residual_probs, verify
+from specdec_lib.decoding.call import Call
+from specdec_lib.decoding.ops import PlainOps
+from specdec_lib.decoding.proposers.model import ModelProposer
+from specdec_lib.decoding.proposers.proposer import Drafting, Proposal, Proposer
+from specdec_lib.decoding.rows import Rows
+from specdec_lib.decoding.sampling import RandomOps, probabilities
+from specdec_lib.decoding.verification import RANDOM, Verification, Verify, chance_of, residual_weights, verify
+from specdec_lib.exactness.certificate import SOUND
 from specdec_lib.models.cache import RaggedLayer, RaggedStaticCache
+from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 
-SOUND = "sound"
-Filter = Callable[[torch.Tensor, SamplingConfig], torch.Tensor]
+Filter = Callable[[Tensor, SamplingConfig], Tensor]  # logits to probabilities
 
 
 @dataclass(frozen=True)
-class Sut:
-    """A system under test: what `speculative_decode` is given."""
+class SystemUnderTest:
+    """What `speculative_decode` is given."""
 
     target: LanguageModel
     proposer: Proposer
-    verification: Verifier
+    verification: Verify
 
 
-def without_residual(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
-) -> Verification:
-    """After a rejection it draws from the target instead of the residual."""
-    accepted = count_accepted(target_probs, draft_probs, draft_tokens, _uniforms(target_probs, generator))
-    return Verification(accepted, draw(_row(target_probs, accepted), generator))
+Count = Callable[[Tensor], Tensor]  # tests passed [B, gamma] to the number accepted [B]
+Weights = Callable[[Tensor, Tensor, Tensor], Tensor]  # target_probs, draft_probs, num_accepted to weights [B, V]
+Numbers = Callable[[Tensor, Tensor], Tensor]  # uniforms [B, gamma+1], num_accepted to the last token's number [B]
 
 
-def residual_not_normalised(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
-) -> Verification:
-    """It inverts the cumulative residual as if that summed to 1: what is missing goes to the last token."""
-    accepted = count_accepted(target_probs, draft_probs, draft_tokens, _uniforms(target_probs, generator))
-    residual = (_row(target_probs, accepted) - _row(pad(draft_probs, (0, 0, 0, 1)), accepted)).clamp(min=0)
-    return Verification(accepted, _invert(residual, _number(accepted, generator)))
+def prefix(passed: Tensor) -> Tensor:
+    """How many tests pass before the first that does not."""
+    return passed.long().cumprod(dim=1).sum(dim=1)
 
 
-def bonus_from_draft(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
-) -> Verification:
-    """After full acceptance the last draft row is drawn from instead of the target's."""
-    drafted = draft_probs[:, -1:].sum(dim=-1, keepdim=True) > 0
-    bonus = torch.where(drafted, draft_probs[:, -1:], target_probs[:, -1:])
-    return verify(torch.cat([target_probs[:, :-1], bonus], dim=1), draft_probs, draft_tokens, generator)
+@dataclass(frozen=True)
+class Rule:
+    """The rule of `verification.verify`, each part of which a mutant may replace."""
+
+    count: Count = prefix
+    weights: Weights = residual_weights
+    number: Numbers = lambda uniforms, num_accepted: uniforms[:, -1]
+
+    def __call__(
+        self,
+        target_probs: Tensor,
+        draft_probs: Tensor,
+        draft_tokens: Tensor,
+        uniforms: Tensor,
+        ops: RandomOps = RANDOM,
+    ) -> Verification:
+        target, draft = chance_of(draft_tokens, target_probs[:, :-1]), chance_of(draft_tokens, draft_probs)
+        accepted = self.count(ops.accept(uniforms[:, :-1], target.double() / draft) & (draft > 0))
+        weights = self.weights(target_probs, draft_probs, accepted)
+        return Verification(accepted, ops.invert(weights, self.number(uniforms, accepted)))
+
+
+def row(probs: Tensor, index: Tensor) -> Tensor:  # [B, n, V], [B] -> [B, V]
+    """One distribution of each row."""
+    return probs[torch.arange(len(index), device=index.device), index]
+
+
+def _not_normalised(target_probs: Tensor, draft_probs: Tensor, num_accepted: Tensor) -> Tensor:
+    """The residual as if it summed to 1: what is missing goes to the last token."""
+    residual = residual_weights(target_probs, draft_probs, num_accepted)
+    residual[:, -1] += 1 - residual.sum(dim=-1)
+    return residual
+
+
+def _bonus_from_draft(target_probs: Tensor, draft_probs: Tensor, num_accepted: Tensor) -> Tensor:
+    """After full acceptance the last draft row instead of the target's."""
+    whole = (num_accepted == draft_probs.shape[1])[:, None]
+    return torch.where(whole, draft_probs[:, -1], residual_weights(target_probs, draft_probs, num_accepted))
+
+
+without_residual = Rule(weights=lambda target, draft, accepted: row(target, accepted))
+kept_after_rejection = Rule(count=lambda passed: passed.sum(dim=1))
+first_row_for_all = Rule(count=lambda passed: prefix(passed)[:1].expand(len(passed)))
+# As when two kernels start from one seed and offset: the number that rejected draws again.
+one_stream = Rule(number=lambda uniforms, n: row(uniforms[:, :, None], n.clamp(max=uniforms.shape[1] - 2))[:, 0])
 
 
 def missing_bonus(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
+    target_probs: Tensor, draft_probs: Tensor, draft_tokens: Tensor, uniforms: Tensor, ops: RandomOps = RANDOM
 ) -> Verification:
     """After full acceptance it emits the gamma draft tokens and nothing more: the right law, at a needless cost."""
-    verdict = verify(target_probs, draft_probs, draft_tokens, generator)
-    whole = verdict.num_accepted == draft_tokens.shape[1]
-    return Verification(
-        verdict.num_accepted - whole.long(), torch.where(whole, draft_tokens[:, -1], verdict.next_token)
-    )
-
-
-def kept_after_rejection(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
-) -> Verification:
-    """It counts every accepted token, those behind the first rejection too."""
-    uniforms = _uniforms(target_probs, generator)
-    accepted = torch.stack(
-        [
-            count_accepted(target_probs[:, i : i + 2], draft_probs[:, i : i + 1], draft_tokens[:, i : i + 1], uniform)
-            for i, uniform in enumerate(uniforms.split(1, dim=1))
-        ]
-    ).sum(dim=0)
-    return Verification(accepted, draw(residual_probs(target_probs, draft_probs, accepted), generator))
-
-
-def one_stream(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
-) -> Verification:
-    """The residual is drawn with the number that rejected, as when two kernels start from one seed and offset."""
-    uniforms = _uniforms(target_probs, generator)
-    accepted = count_accepted(target_probs, draft_probs, draft_tokens, uniforms)
-    uniform = uniforms.gather(1, accepted.clamp(max=uniforms.shape[1] - 1)[:, None])
-    return Verification(accepted, _invert(residual_probs(target_probs, draft_probs, accepted), uniform))
+    accepted, token = verify(target_probs, draft_probs, draft_tokens, uniforms, ops)
+    whole = accepted == draft_tokens.shape[1]
+    return Verification(accepted - whole.long(), torch.where(whole, draft_tokens[:, -1], token))
 
 
 def row_too_early(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
+    target_probs: Tensor, draft_probs: Tensor, draft_tokens: Tensor, uniforms: Tensor, ops: RandomOps = RANDOM
 ) -> Verification:
     """Each draft token but the first is verified with the target row of the token before it."""
     shifted = torch.cat([target_probs[:, :1], target_probs[:, :-1]], dim=1)
-    return verify(shifted, draft_probs, draft_tokens, generator)
+    return verify(shifted, draft_probs, draft_tokens, uniforms, ops)
 
 
-def first_row_for_all(
-    target_probs: torch.Tensor, draft_probs: torch.Tensor, draft_tokens: torch.Tensor, generator: torch.Generator
-) -> Verification:
-    """The number accepted in the first row of the batch is applied to all rows."""
-    accepted = count_accepted(target_probs, draft_probs, draft_tokens, _uniforms(target_probs, generator))
-    accepted = accepted[:1].expand(len(accepted))
-    return Verification(accepted, draw(residual_probs(target_probs, draft_probs, accepted), generator))
-
-
+@dataclass(frozen=True)
 class MisreportingProposer(ModelProposer):
     """Draws its tokens from one distribution and reports another."""
 
-    def __new__(cls, *_: object) -> Self:
-        return object.__new__(cls)
+    drawn: Filter
+    reported: Filter
 
-    def __init__(self, draft: LanguageModel, drawn: Filter, reported: Filter):
-        super().__init__(draft)
-        self.drawn, self.reported = drawn, reported
-
-    def propose(
-        self, state: DecodeState, num_draft_tokens: int, sampling: SamplingConfig, generator: torch.Generator
-    ) -> Proposal:
-        self.cache.set_lengths(state.lengths - 2, state.max_length - 2)
-        last_two = state.lengths[:, None] + torch.arange(-2, 0, device=state.lengths.device)
-        tokens, drafted, reported = state.tokens.gather(1, last_two), [], []
-        for _ in range(num_draft_tokens):
-            hidden = self._forward(tokens)
-            self.cache.commit(tokens.shape[1], at_most=tokens.shape[1])
-            logits = self.draft.logits(hidden[:, -1])
-            tokens = self._choose(self.drawn(logits, sampling), sampling, generator)
-            drafted.append(tokens)
-            reported.append(self.reported(logits, sampling))
-        return torch.cat(drafted, dim=1), torch.stack(reported, dim=1)
-
-    def _choose(self, probs: torch.Tensor, sampling: SamplingConfig, generator: torch.Generator) -> torch.Tensor:
-        return (probs.argmax(dim=-1) if sampling.temperature == 0 else draw(probs, generator))[:, None]
+    def start(self, call: Call) -> Drafting:
+        ops = _MisreportingOps(call.sampling, call.ops, self.drawn, self.reported)
+        return super().start(replace(call, ops=ops))
 
 
-class RecordingProposer(MisreportingProposer):
-    """Drafts soundly and remembers the number that each token was drawn with, for `redraw` to use again."""
+@dataclass(frozen=True)
+class _MisreportingOps(PlainOps):
+    ops: PlainOps
+    drawn: Filter
+    reported: Filter
+    last_logits: list[Tensor] = field(default_factory=list)
 
-    def __init__(self, draft: LanguageModel):
-        super().__init__(draft, probabilities, probabilities)
-        self.numbers: list[torch.Tensor] = []
+    def probabilities(self, logits: Tensor) -> Tensor:
+        self.last_logits[:] = [logits]
+        return self.reported(logits, self.sampling)
 
-    def _choose(self, probs: torch.Tensor, sampling: SamplingConfig, generator: torch.Generator) -> torch.Tensor:
-        self.numbers.append(_number(probs, generator))
-        return probs.argmax(dim=-1, keepdim=True) if sampling.temperature == 0 else _invert(probs, self.numbers[-1], 1)
+    def choose(self, probs: Tensor, uniforms: Tensor) -> Tensor:
+        return self.ops.choose(self.drawn(self.last_logits[0], self.sampling), uniforms)
 
-    def redraw(
-        self,
-        target_probs: torch.Tensor,
-        draft_probs: torch.Tensor,
-        draft_tokens: torch.Tensor,
-        generator: torch.Generator,
-    ) -> Verification:
-        """Draw the residual with the number that the rejected token was drawn with (vLLM issue 54282)."""
-        accepted = count_accepted(target_probs, draft_probs, draft_tokens, _uniforms(target_probs, generator))
-        fresh = _number(accepted, generator)
-        numbers = torch.cat([*self.numbers[-draft_tokens.shape[1] :], fresh], dim=1).gather(1, accepted[:, None])
-        return Verification(accepted, _invert(residual_probs(target_probs, draft_probs, accepted), numbers))
+
+class RememberingProposer(Proposer):
+    """Drafts soundly and remembers the numbers that its tokens were drawn with, for the residual."""
+
+    def __init__(self, proposer: Proposer):
+        self.proposer = proposer
+
+    def start(self, call: Call) -> Drafting:
+        self.drafting = self.proposer.start(call)
+        return self
+
+    def read_prompt(self, rows: Rows, start: int, end: int, features: Tensor) -> None:
+        self.drafting.read_prompt(rows, start, end, features)
+
+    def propose(self, rows: Rows, num_draft_tokens: int, uniforms: Tensor) -> Proposal:
+        self.numbers = uniforms[:, :num_draft_tokens]
+        return self.drafting.propose(rows, num_draft_tokens, uniforms)
+
+    def number(self, uniforms: Tensor, num_accepted: Tensor) -> Tensor:  # [B, gamma+1], [B] -> [B]
+        """The number that the rejected token was drawn with (vLLM issue 54282); a fresh one for the bonus token."""
+        return row(torch.cat([self.numbers, uniforms[:, -1:]], dim=1)[:, :, None], num_accepted)[:, 0]
 
 
 class StaleTarget(LanguageModel):
@@ -181,8 +173,8 @@ class StaleTarget(LanguageModel):
 
 
 def _write_once(
-    layer: RaggedLayer, written: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *args: object, **kwargs: object
-) -> tuple[torch.Tensor, torch.Tensor]:
+    layer: RaggedLayer, written: Tensor, keys: Tensor, values: Tensor, *args: object, **kwargs: object
+) -> tuple[Tensor, Tensor]:
     rows, positions = layer.placement.rows, layer.placement.positions
     stale = written[rows, positions][:, None, :, None]  # [B, 1, m, 1]
     keys = torch.where(stale, layer.keys[rows, :, positions].transpose(1, 2), keys)
@@ -191,59 +183,46 @@ def _write_once(
     return RaggedLayer.update(layer, keys, values)
 
 
-def systems(target: LanguageModel, draft: LanguageModel) -> dict[str, Sut]:
+def systems(pair: Pair) -> dict[str, SystemUnderTest]:
     """The sound sampler and its mutants, by name."""
-    sound = Sut(target, ModelProposer(draft), verify)
-
-    def verified_by(verifier: Verifier) -> Sut:
-        return replace(sound, verification=verifier)
-
-    def misreported(drawn: Filter, reported: Filter) -> Sut:
-        return replace(sound, proposer=MisreportingProposer(draft, drawn, reported))
-
-    recording = RecordingProposer(draft)
+    assert isinstance(pair.draft, LanguageModel)
+    target, draft = pair.target, pair.draft
+    sound = SystemUnderTest(target, ModelProposer(draft), verify)
+    remembering = RememberingProposer(sound.proposer)
+    rules: dict[str, Verify] = {
+        "no residual: resamples from the target": without_residual,
+        "residual not normalised": Rule(weights=_not_normalised),
+        "bonus token from the draft": Rule(weights=_bonus_from_draft),
+        "missing bonus token": missing_bonus,
+        "tokens kept after the first rejection": kept_after_rejection,
+        "uniform and residual draw share a stream": one_stream,
+        "off-by-one target row": row_too_early,
+        "one row's acceptance for the whole batch": first_row_for_all,
+    }
+    misreports: dict[str, tuple[Filter, Filter]] = {
+        "draft probabilities taken before top-k and top-p": (probabilities, _unfiltered),
+        "temperature on one side only": (_at_temperature_1, probabilities),
+        "draft sampled in bfloat16, ratio in float32": (_in_bfloat16, probabilities),
+    }
     return {
         SOUND: sound,
-        "no residual: resamples from the target": verified_by(without_residual),
-        "residual not normalised": verified_by(residual_not_normalised),
-        "bonus token from the draft": verified_by(bonus_from_draft),
-        "missing bonus token": verified_by(missing_bonus),
-        "tokens kept after the first rejection": verified_by(kept_after_rejection),
-        "draft probabilities taken before top-k and top-p": misreported(
-            probabilities, lambda logits, s: probabilities(logits, replace(s, top_k=0, top_p=1.0))
+        **{name: replace(sound, verification=rule) for name, rule in rules.items()},
+        **{name: replace(sound, proposer=MisreportingProposer(draft, *pair)) for name, pair in misreports.items()},
+        "draft draw and residual draw share a stream": SystemUnderTest(
+            target, remembering, Rule(number=remembering.number)
         ),
-        "temperature on one side only": misreported(
-            lambda logits, s: probabilities(logits, replace(s, temperature=float(s.temperature > 0))),
-            probabilities,
-        ),
-        "uniform and residual draw share a stream": verified_by(one_stream),
-        "draft draw and residual draw share a stream": Sut(target, recording, recording.redraw),
-        "draft sampled in bfloat16, ratio in float32": misreported(_in_bfloat16, probabilities),
-        "off-by-one target row": verified_by(row_too_early),
         "stale cache entry after a rollback": replace(sound, target=StaleTarget(target.model, target.name)),
-        "one row's acceptance for the whole batch": verified_by(first_row_for_all),
     }
 
 
-def _in_bfloat16(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
+def _unfiltered(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    return probabilities(logits, replace(sampling, top_k=0, top_p=1.0))
+
+
+def _at_temperature_1(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    return probabilities(logits, replace(sampling, temperature=float(sampling.temperature > 0)))
+
+
+def _in_bfloat16(logits: Tensor, sampling: SamplingConfig) -> Tensor:
     probs = probabilities(logits, sampling)
     return probs.bfloat16().to(probs.dtype)
-
-
-def _uniforms(target_probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # [B, gamma]
-    return uniforms(target_probs, target_probs.shape[1] - 1, generator)  # as `verify` does
-
-
-def _number(rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:  # [B, 1]
-    return uniforms(rows, 1, generator)
-
-
-def _row(probs: torch.Tensor, index: torch.Tensor) -> torch.Tensor:  # [B, n, V] and [B] to [B, V]
-    return probs[torch.arange(len(index), device=index.device), index]
-
-
-def _invert(probs: torch.Tensor, uniform: torch.Tensor, width: int | None = None) -> torch.Tensor:
-    """The token `[B]` (`[B, 1]` with `width`) at which the cumulative of `probs` `[B, V]` passes `uniform` `[B, 1]`."""
-    index = torch.searchsorted(probs.double().cumsum(dim=-1), uniform.contiguous(), right=True)
-    index = index.clamp(max=probs.shape[-1] - 1)
-    return index if width else index[:, 0]

@@ -5,16 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.proposers import ModelProposer
-from specdec_lib.decoding.speculative import speculative_decode
-from specdec_lib.exactness.subjects import tiny_llamas
+from specdec_lib.decoding.decode import speculative_decode
+from specdec_lib.decoding.proposers.model import ModelProposer
+from specdec_lib.exactness.adversaries import tiny_llamas
 from specdec_lib.models.runner import LanguageModel
 
 TARGET, DRAFT = (LanguageModel(model, "tiny Llama") for model in tiny_llamas())
 
 
 class Watched(LanguageModel):
-    """Remembers the lengths of the cache before each pass behind the prefill, what was read and the logits."""
+    """Remembers the lengths of the cache before each pass after the prefill, what was read and the logits."""
 
     def __init__(self):
         super().__init__(TARGET.model, TARGET.name)

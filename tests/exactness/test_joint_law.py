@@ -8,8 +8,10 @@ import torch
 from scipy import stats
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
+from specdec_lib.decoding.proposers.model import ModelProposer
+from specdec_lib.decoding.proposers.ngram import NgramProposer
 from specdec_lib.exactness import joint_law as law_of
+from specdec_lib.exactness import target_law as laws
 from specdec_lib.exactness.mutants import without_residual
 from specdec_lib.exactness.subjects import engine_sampler
 from specdec_lib.models.toy import toy_draft, toy_model
@@ -24,7 +26,7 @@ def target():
 
 
 def test_the_law_of_a_toy_is_its_table(target):
-    law = law_of.target_law(target, torch.tensor([3, 5]), SamplingConfig(), 2)
+    law = laws.target_law(target, torch.tensor([3, 5]), SamplingConfig(), 2)
     table = torch.softmax(target.model.table.double(), dim=-1)
     assert law[(4, 6)] == pytest.approx(float(table[3, 5, 4] * table[5, 4, 6]), rel=1e-5)
     assert sum(law.values()) == pytest.approx(1, abs=1e-5)
@@ -32,28 +34,28 @@ def test_the_law_of_a_toy_is_its_table(target):
 
 def test_a_narrow_law_sums_what_it_does_not_follow(target):
     prompt = torch.tensor([3, 5])
-    whole, narrow = (law_of.target_law(target, prompt, SamplingConfig(), 3, width) for width in (0, 2))
-    assert sum(law_of.group_of(9) in outcome for outcome in narrow) <= 2**2 + 2 + 1  # the last of its sequence
-    assert law_of.count_outcomes([(9, 9, 9)], narrow) == Counter({(law_of.group_of(9),): 1})
+    whole, narrow = (laws.target_law(target, prompt, SamplingConfig(), 3, width) for width in (0, 2))
+    assert sum(laws.group_of(9) in outcome for outcome in narrow) <= 2**2 + 2 + 1  # the last of its sequence
+    assert laws.count_outcomes([(9, 9, 9)], narrow) == Counter({(laws.group_of(9),): 1})
     summed = Counter()
     for sequence, mass in whole.items():
-        (outcome,) = law_of.count_outcomes([sequence], narrow)
+        (outcome,) = laws.count_outcomes([sequence], narrow)
         summed[outcome] += mass
     assert dict(summed) == pytest.approx(narrow, abs=1e-5)
 
 
 def test_the_groups_are_a_fixed_partition_without_pattern():
     """Chance puts 3,072 of 49,152 ids into each of 16 groups, give or take 54; five times that bounds all."""
-    groups = [law_of.group_of(token) for token in range(49_152)]
+    groups = [laws.group_of(token) for token in range(49_152)]
     assert groups[:6] == [-1, -8, -7, -8, -6, -14]
     sizes = Counter(groups)
-    assert set(sizes) == set(range(-law_of.GROUPS, 0))
+    assert set(sizes) == set(range(-laws.GROUPS, 0))
     assert max(abs(size - 3072) for size in sizes.values()) < 270
     alike = [sum(one == other for one, other in zip(groups, groups[by:], strict=False)) for by in range(1, 100)]
     assert max(alike) < 3072 + 330  # six standard deviations: ids at any distance share a group no more than by chance
 
 
-def test_what_lies_behind_a_group_is_one_outcome():
+def test_what_follows_a_group_is_one_outcome():
     weights = {(0, 1, 2): 0.5, (0, -3): 0.1, (0, -7): 0.1, (-3,): 0.3}
     assert law_of.pairs_at(weights, 0) == pytest.approx({(0, 1): 0.5, (0, -3): 0.1, (0, -7): 0.1, (-3,): 0.3})
     assert law_of.pairs_at(weights, 1) == pytest.approx({(1, 2): 0.5, (-3,): 0.1, (-7,): 0.1, (): 0.3})
@@ -187,7 +189,7 @@ def test_one_token_in_the_place_of_all_unlikely_ones_is_rejected(monkeypatch):
     def twin(prompts, n, seed):
         drawn = sound(prompts, n, seed)
         for prompt, rows in zip(prompts, drawn, strict=True):
-            law = law_of.target_law(target, prompt, sampling, length, width)
+            law = laws.target_law(target, prompt, sampling, length, width)
             followed = {outcome[:end] for outcome in law for end in range(length + 1)}
             for row in rows:
                 ends = (end for end in range(length) if (*row[: end + 1].tolist(),) not in followed)
@@ -201,6 +203,6 @@ def test_one_token_in_the_place_of_all_unlikely_ones_is_rejected(monkeypatch):
 
     assert rejected(twin)
     assert not rejected(sound)
-    monkeypatch.setattr(law_of, "group_of", lambda token: -1)  # what a single outcome for all of them would see
-    monkeypatch.setattr(law_of, "_groups", lambda vocab_size: torch.full((vocab_size,), -1))
+    monkeypatch.setattr(laws, "group_of", lambda token: -1)  # what a single outcome for all of them would see
+    monkeypatch.setattr(laws, "_groups", lambda vocab_size: torch.full((vocab_size,), -1))
     assert not rejected(twin)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from specdec_lib.decoding.proposers import ModelProposer, NgramProposer
+from specdec_lib.decoding.proposers.model import ModelProposer
+from specdec_lib.decoding.proposers.ngram import NgramProposer
+from specdec_lib.exactness.adversaries import tiny_llamas
 from specdec_lib.exactness.greedy import greedy_agreement, replay, rounding_bound
 from specdec_lib.exactness.mutants import StaleTarget
-from specdec_lib.exactness.subjects import tiny_llamas
 from specdec_lib.models.runner import LanguageModel
 
 PROMPTS = [torch.tensor([1, 2, 3]), torch.tensor([5]), torch.tensor([7, 7, 1, 2, 4, 6, 7])]

@@ -1,0 +1,180 @@
+"""Measure the certificate of exactness, level by level; see `certificate` for what the levels are."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from specdec_lib.config import SamplingConfig, StudyParams
+from specdec_lib.exactness.adversaries import ENGINES, SETTINGS, THOROUGH_SETTINGS, Settings, enumeration_table
+from specdec_lib.exactness.certificate import WIDTH, Certificate, write_certificate
+from specdec_lib.exactness.greedy import greedy_agreement
+from specdec_lib.exactness.joint_law import decide, put_to_test
+from specdec_lib.exactness.mutant_battery import mutant_table
+from specdec_lib.exactness.subjects import engine_sampler, transformers_subjects
+from specdec_lib.exactness.target_law import Law, target_law
+from specdec_lib.machine.engine_facts import path_of
+from specdec_lib.machine.environment import describe_environment
+from specdec_lib.methods import label, make_proposer
+from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
+from specdec_lib.study.prompts import encode_prompts, load_prompts, random_prompts
+
+PROMPTS = ("Monday, Tuesday, Wednesday,", "yes, no, yes, no, yes,")  # few tokens may follow, and lookup finds drafts
+GAMMA = 2  # draft tokens per step in the sampling tests
+FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
+FEWER = 4  # the pair's settings but the first take that part of the samples
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much the levels do.
+
+    Attributes:
+        toy, mutants, tiny: continuations of each prompt: of the toy pair, of a mutant, of a sampler of transformers'.
+        pair: times the params' correctness_samples, of the study's pair.
+        engines: on which a tiny Llama is enumerated, where this machine has them.
+        settings: draft lengths and filters that are enumerated.
+    """
+
+    toy: int
+    mutants: int
+    tiny: int
+    pair: int = 1
+    engines: Sequence[str] = ENGINES
+    settings: Settings = SETTINGS
+
+
+QUICK = Effort(toy=4000, mutants=1000, tiny=100, engines=ENGINES[:2])  # for the toy pair: a smoke test
+STANDARD = Effort(toy=20_000, mutants=4000, tiny=400)
+THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings=THOROUGH_SETTINGS)
+
+
+def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> Certificate:
+    """Run all levels for a study, write `folder/exactness.json` and return the certificate.
+
+    Args:
+        thorough: ten times the samples of the pair, and more of everything else: hours instead of minutes.
+    """
+    effort = THOROUGH if thorough else QUICK if params.pair == TOY else STANDARD
+    with _level("enumeration of every path"):
+        enumeration = enumeration_table(
+            params.methods, params.verification, params.device, effort.engines, effort.settings
+        )
+    with _level("mutants"):
+        mutants = mutant_table(effort.mutants, params.seed)
+    with _level("loading the pair"):
+        pairs = [load_study_pair(params, dtype="float32")]
+        pairs += [load_study_pair(params)] if params.dtype != "float32" else []
+    with _level("joint law of sampled tokens"):
+        tests, cells = _joint_law(params, pairs, effort)
+    with _level("greedy output"):
+        greedy, divergences = _greedy(params, pairs)
+    with _level("transformers' assisted generation"):
+        subjects = _subjects(params, effort.tiny)
+    facts = describe_environment(params)
+    certificate = Certificate(enumeration, tests, cells, mutants, greedy, divergences, subjects, facts)
+    write_certificate(certificate, folder)
+    return certificate
+
+
+def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The gate: the toy pair with all filters and methods, then the study's pair.
+
+    A law is only exact where a token's logits do not depend on what else is computed with it: in float32 as good as,
+    and through the kernels exactly, whatever they round to. So the kernels take the tests of the pair where they can.
+    """
+    toy, first = load_pair(TOY, device=params.device), params.methods[0]
+    runs = [(toy, method, GAMMA, sampling, effort.toy) for method in params.methods for sampling in FILTERS]
+    runs.append((toy, first, 2 * GAMMA, FILTERS[0], effort.toy))
+    if params.pair != TOY:
+        pair, samples = pairs[0] if pairs[-1].target.fused is None else pairs[-1], params.correctness_samples
+        fewer = -(-samples // FEWER) * effort.pair
+        runs.append((pair, first, GAMMA, FILTERS[0], samples * effort.pair))
+        runs.append((pair, first, GAMMA, FILTERS[1], fewer))
+        runs += [(pair, method, GAMMA, FILTERS[0], fewer) for method in params.methods[1:]]
+    laws: dict[object, list[Law]] = {}
+    tests, cells = [], []
+    for seed, (pair, method, gamma, sampling, samples) in enumerate(runs, start=params.seed):
+        target, prompts, length = pair.target, short_prompts(pair, params), gamma + 2
+        key = pair.name, sampling, length
+        laws[key] = laws.get(key) or [target_law(target, prompt, sampling, length, WIDTH) for prompt in prompts]
+        sampler = engine_sampler(
+            target,
+            make_proposer(method, pair),
+            num_draft_tokens=gamma,
+            sampling=sampling,
+            length=length,
+            batch_size=(batch_size := min(max(2**22 // target.vocab_size, 96), 4096)),
+            verification=params.verification,
+        )
+        options = {"sampling": sampling, "length": length, "samples": samples, "seed": seed}
+        each, counted = put_to_test(sampler, target, prompts, laws=laws[key], **options)
+        where = {"pair": f"{pair.name} ({path_of(target)})", "path": path_of(target), "method": method}
+        where |= {"num_draft_tokens": gamma, "batch_size": batch_size} | vars(sampling)
+        name = f"{where['pair']}, {label(method)}, gamma {gamma}, {sampling_name(sampling)}"
+        tests.append(each.assign(sampler=name, **where))
+        cells.append(counted.assign(sampler=name))
+    return decide(pd.concat(tests, ignore_index=True)), pd.concat(cells, ignore_index=True)
+
+
+def _greedy(params: StudyParams, pairs: list[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Greedy agreement of each precision of the pair."""
+    tables, divergences = [], []
+    for pair in pairs:
+        proposers = {method: make_proposer(method, pair) for method in params.methods}
+        options = {"num_draft_tokens": (1, 4, 8), "max_new_tokens": 32, "verification": params.verification}
+        table, found = greedy_agreement(pair.target, proposers, greedy_prompts(pair, params), **options)
+        tables.append(table.assign(path=path_of(pair.target)))
+        divergences += found.to_dict("records")
+    return pd.concat(tables, ignore_index=True), pd.DataFrame(divergences)
+
+
+def _subjects(params: StudyParams, samples: int) -> pd.DataFrame:
+    """transformers' samplers on a tiny Llama, where many samples are cheap."""
+    target, subjects = transformers_subjects(GAMMA, GAMMA + 2)
+    prompts, tests = [torch.tensor([1]), torch.tensor([5, 2])], []
+    for name, (sampling, sample) in subjects.items():
+        options = {"length": GAMMA + 2, "samples": samples, "seed": params.seed, "width": WIDTH}
+        each, _ = put_to_test(sample, target, prompts, sampling=sampling, **options)
+        tests.append(each.assign(sampler=name, **vars(sampling)))
+    return decide(pd.concat(tests, ignore_index=True))
+
+
+def greedy_prompts(pair: Pair, params: StudyParams) -> list[torch.Tensor]:
+    """Four natural prompts: 1-D int64 tensors."""
+    if pair.tokenizer is None:
+        return random_prompts(pair.target.vocab_size, 4, 0, torch.Generator().manual_seed(params.seed))
+    return encode_prompts(load_prompts(params.prompt_set)[:4], pair.tokenizer, 0)
+
+
+def short_prompts(pair: Pair, params: StudyParams) -> list[torch.Tensor]:
+    """Two short prompts of different lengths, so that a test spends its time on decoding: 1-D int64 tensors.
+
+    A law that follows few tokens sees most after a text that leaves little choice.
+    """
+    if pair.tokenizer is None:
+        return random_prompts(pair.target.vocab_size, 2, 0, torch.Generator().manual_seed(params.seed))
+    return [torch.tensor(pair.tokenizer.encode(text, add_special_tokens=False)) for text in PROMPTS]
+
+
+def sampling_name(sampling: SamplingConfig) -> str:
+    """How a filter setting is named in tables."""
+    filters = [f"top-k {sampling.top_k}"] * (sampling.top_k > 0) + [f"top-p {sampling.top_p:g}"] * (sampling.top_p < 1)
+    return ", ".join([f"T = {sampling.temperature:g}", *filters])
+
+
+@contextmanager
+def _level(name: str) -> Iterator[None]:
+    """Log that a level begins, and how many seconds it took."""
+    logger.info("certificate: %s ...", name)
+    started = time.monotonic()
+    yield
+    logger.info("certificate: %s took %.0f s", name, time.monotonic() - started)
