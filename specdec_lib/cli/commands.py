@@ -69,12 +69,12 @@ def _check_one_process(params: StudyParams, command: str) -> None:
 
 
 def _failed_cells(folder: Path) -> list[str]:
-    from specdec_lib.analysis.metrics import failures
     from specdec_lib.study.table import read_results
 
     if not (folder / "results.parquet").exists():
         return []
-    lines = failures(read_results(folder)).drop_duplicates("cell_id")
+    rows = read_results(folder)
+    lines = rows[rows["status"] == "failed"].drop_duplicates("cell_id")
     return [
         f"{line.cell_id} {line.engine} {line.method} batch {line.batch_size}: {line.error}"
         for line in lines.itertuples()
@@ -174,6 +174,7 @@ def certify(options: argparse.Namespace) -> int:
     import logging
 
     from specdec_lib.exactness import certificate as exactness
+    from specdec_lib.report.captions import exactness as captions
     from specdec_lib.report.tables import exactness as exactness_tables
 
     params = study_params(options)
@@ -185,9 +186,9 @@ def certify(options: argparse.Namespace) -> int:
     print(exactness_tables.mutant_table(certificate.mutants).to_string(index=False))
     print(exactness_tables.law_table(certificate.tests).to_string(index=False))
     print(exactness_tables.subject_table(certificate.subjects).to_string(index=False))
-    print(exactness_tables.finding_greedy(certificate.greedy, certificate.divergences))
+    print(captions.finding_greedy(certificate.greedy, certificate.divergences))
     print(certificate.sentence())
-    print(exactness_tables.finding_verdict(certificate))
+    print(captions.finding_verdict(certificate))
     print(f"certificate: {(folder / exactness.FILE).resolve()}")
     return 1 if certificate.failures() else 0
 

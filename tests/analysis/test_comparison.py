@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from specdec_lib.analysis.calibrated import calibrated_errors
+from specdec_lib.analysis.gpu_predictions import break_even_prices
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import comparison, metrics
-from specdec_lib.analysis.calibrated import calibrated_errors
 from specdec_lib.analysis.crossover import measured_crossovers, predicted_crossovers, reading, with_study
-from specdec_lib.analysis.gpu_predictions import break_even_prices
 from specdec_lib.config import load_params
-from specdec_lib.machine.calibration import calibrate, write_calibration
+from specdec_lib.machine.calibration import calibrate
+from specdec_lib.machine.calibration_file import write_calibration
 from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.models.pair import load_pair
 from specdec_lib.report.figures import comparison as comparison_plots

@@ -7,22 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from specdec_lib.analysis.calibration_error import AIM, error_table, finding_error, fit
 from synthetic_rows import synthetic_rows
 from transformers import AutoConfig
 
-from specdec_lib.analysis.calibration_error import AIM, error_table, finding_error, fit
 from specdec_lib.analysis.cost_model import BYTES, Machine, calibrated_machine, speculative_step
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.machine import calibration as calibration_module
-from specdec_lib.machine.calibration import (
-    Calibration,
-    _matrix_timers,
-    _Repeated,
-    attention_rates,
-    calibrate,
-    read_calibration,
-    write_calibration,
-)
+from specdec_lib.machine.calibration import _matrix_timers, _Repeated, attention_rates, calibrate
+from specdec_lib.machine.calibration_file import Calibration, read_calibration, write_calibration
 from specdec_lib.machine.stopwatch import Stopwatch
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shape import ModelShape, known_shape

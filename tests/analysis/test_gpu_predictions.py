@@ -2,10 +2,10 @@
 
 import pytest
 import yaml
-from synthetic_rows import study
-
 from specdec_lib.analysis.gpu_predictions import ENGINES, Range, break_even_prices, predict
 from specdec_lib.analysis.honesty import AIM, finding_honesty, honesty_table, predicted
+from synthetic_rows import study
+
 from specdec_lib.config import load_params
 from specdec_lib.hardware import catalog
 from specdec_lib.models.presets import PRESETS

@@ -19,12 +19,12 @@ from torch.distributed import HashStore
 from toy_sweep import alive, cell, faulty, toy_params
 
 from specdec_lib.__main__ import main
-from specdec_lib.analysis.cost import price_note
 from specdec_lib.cli import commands
 from specdec_lib.config import load_params
 from specdec_lib.hardware.catalog import price
 from specdec_lib.machine.engine_facts import compiler_of
 from specdec_lib.models.pair import load_study_pair
+from specdec_lib.report.captions.cost import price_note
 from specdec_lib.report.index import why_no_certificate
 from specdec_lib.study.blocks import plan
 from specdec_lib.study.cells import Source

@@ -13,7 +13,8 @@ from specdec_lib.config import load_params
 from specdec_lib.decoding.state import DecodeState
 from specdec_lib.machine import measurement as machine
 from specdec_lib.machine import step_costs
-from specdec_lib.machine.calibration import calibrate, read_calibration
+from specdec_lib.machine.calibration import calibrate
+from specdec_lib.machine.calibration_file import read_calibration
 from specdec_lib.machine.measurement import MachineMeasurement
 from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.machine.stopwatch import Rounds

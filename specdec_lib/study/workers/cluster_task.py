@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from specdec_lib.config import StudyParams
-from specdec_lib.machine import calibration, environment, step_costs
+from specdec_lib.machine import calibration_file, environment, step_costs
 from specdec_lib.machine import measurement as machine
 from specdec_lib.study.cell_files import Row, read_cell, write_cell
 from specdec_lib.study.workers.supervisor import PACKAGES, run_blocks
 
 LOOK_S = 0.5  # between looks at what a worker has written
-MACHINE_FILES = (calibration.FILE, step_costs.FILE, machine.KEY_FILE)
+MACHINE_FILES = (calibration_file.FILE, step_costs.FILE, machine.KEY_FILE)
 CODE = (".py", ".cpp", ".yaml", ".jsonl")
 Cells = dict[str, list[Row]]
 
