@@ -64,6 +64,7 @@ class StepTable:
 
     def __init__(self, costs: pd.DataFrame):
         self.costs = costs if "temperature" in costs else costs.assign(temperature=np.nan)
+        self._grids: dict[tuple[str, int, float | None], pd.DataFrame] = {}
 
     def ms(self, model: str, batch: int, context: float, tokens: int, temperature: float | None = None) -> float:
         """Milliseconds, interpolated over the context and the token count; NaN where nothing near was measured.
@@ -71,17 +72,23 @@ class StepTable:
         Beyond the measured contexts the nearest one counts, up to `NEAR` of it away. Token counts must lie between
         measured ones. For a temperature that was not measured, all measured ones count.
         """
+        key = (model, batch, temperature)
+        if key not in self._grids:
+            self._grids[key] = self._grid(*key)
+        grid = self._grids[key]
+        if grid.empty or not grid.index[0] <= tokens <= grid.index[-1]:
+            return float("nan")
+        if not (1 - NEAR) * grid.columns[0] <= context <= (1 + NEAR) * grid.columns[-1]:
+            return float("nan")
+        by_context = [np.interp(tokens, grid.index, column) for column in grid.to_numpy().T]
+        return float(np.interp(context, grid.columns, by_context))
+
+    def _grid(self, model: str, batch: int, temperature: float | None) -> pd.DataFrame:
+        """Milliseconds by number of tokens and context, both rising."""
         here = self.costs[(self.costs["model"] == model) & (self.costs["batch_size"] == batch)]
         same = here[here["temperature"] == temperature]
         here = here if same.empty else same
-        if here.empty or not here["num_tokens"].min() <= tokens <= here["num_tokens"].max():
-            return float("nan")
-        low, high = here["context_tokens"].min(), here["context_tokens"].max()
-        if not (1 - NEAR) * low <= context <= (1 + NEAR) * high:
-            return float("nan")
-        grid = here.pivot_table(index="num_tokens", columns="context_tokens", values="ms").sort_index()
-        by_context = [np.interp(tokens, grid.index, grid[column].interpolate()) for column in grid]
-        return float(np.interp(context, grid.columns, by_context))
+        return here.pivot_table(index="num_tokens", columns="context_tokens", values="ms").sort_index().interpolate()
 
     def drafting_ms(
         self, method: str, batch: int, context: float, num_draft_tokens: int, temperature: float | None = None

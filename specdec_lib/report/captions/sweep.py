@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from specdec_lib.decoding.result import DecodeResult
 
 NO_COSTS = "The costs of the pieces of a step were not measured here."
+_OUTCOMES = {
+    crossover.CROSSES: "stops paying within the batch sizes tried",
+    crossover.ALWAYS: "pays at every batch size tried",
+    crossover.NEVER: "pays at none of them",
+    crossover.LATER: "pays at a larger one only",
+}
 
 
 def finding_headline(headline: pd.DataFrame) -> str:
@@ -74,12 +80,8 @@ def finding_crossover(crossovers: pd.DataFrame) -> str:
     sentences = []
     for evidence, group in crossovers.groupby("evidence"):
         counts = group["outcome"].value_counts()
-        never, always, later = (counts.get(name, 0) for name in (crossover.NEVER, crossover.ALWAYS, crossover.LATER))
-        sentences.append(
-            f"{evidence.capitalize()}: speculation stops paying within the batch sizes tried in "
-            f"{counts.get(crossover.CROSSES, 0)} of {len(group)} settings. It pays nowhere in {never}, everywhere in "
-            f"{always}, and only at some larger batch in {later}."
-        )
+        parts = [f"{words} in {counts[outcome]}" for outcome, words in _OUTCOMES.items() if outcome in counts]
+        sentences.append(f"Of {len(group)} {evidence} settings, speculation {', '.join(parts)}.")
     return " ".join(sentences)
 
 

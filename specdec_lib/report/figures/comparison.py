@@ -44,6 +44,7 @@ def crossover_figure(crossovers: pd.DataFrame) -> Figure:
     for axes, (gpu, study) in zip(panels, studies, strict=True):
         for name, series in study.groupby(names[study.index]):
             _draw_crossovers(axes, series, order.index(name), len(order), str(name))
+        axes.set_xticks(study["num_draft_tokens"].dropna().astype(int).unique())
         axes.set_title(f"{gpu} ({', '.join(study['evidence'].unique())})")
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
@@ -70,12 +71,11 @@ def pareto_figure(lines: pd.DataFrame) -> Figure:
         for _, front in group[on_front].groupby("temperature", dropna=False):
             axes.plot(front["tpot_ms"], front["usd_per_million_tokens"], color=look["edgecolor"], linewidth=1)
         axes.scatter([], [], label=f"{key[0]}, {key[1]} ({key[2]})", **look)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xscale="log", yscale="log")
+    for scale in (axes.xaxis, axes.yaxis):
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_major_formatter("{x:g}")
+        scale.set_minor_formatter(NullFormatter())
     axes.set(xlabel="time per output token (ms)", ylabel="US dollars per million tokens")
     legend(figure)
     return figure

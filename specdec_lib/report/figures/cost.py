@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from specdec_lib.methods import AUTOREGRESSIVE, label
 from specdec_lib.report.captions.phrases import temperature_name
 from specdec_lib.report.figures.style import (
     MUTED,
-    by_method,
     color_of,
     empty_figure,
     in_house_style,
     legend,
+    marker_of,
     new_figure,
     titled,
-    with_labels,
 )
 
 
@@ -30,7 +26,7 @@ def cost_figure(costs: pd.DataFrame, price_name: str) -> Figure:
 
     Args:
         costs: from `cost.cost_table`, one gamma for each method.
-        price_name: whose price it is and of which day; printed below the axis.
+        price_name: whose price it is and of which day; printed below.
     """
     title = "Cost of a million tokens"
     if costs.empty:
@@ -44,7 +40,8 @@ def cost_figure(costs: pd.DataFrame, price_name: str) -> Figure:
         costs.index, [f"{label(n.method)}, {temperature_name(n.temperature)}" for n in costs.itertuples()]
     )
     dollars.margins(x=0.18)
-    dollars.set_xlabel(f"US dollars per million tokens\n{price_name}")
+    dollars.set_xlabel("US dollars per million tokens")
+    figure.supxlabel(price_name, x=0.01, ha="left", fontsize=8.5)
 
     methods = costs[(costs["method"] != AUTOREGRESSIVE) & costs["break_even_price_ratio"].notna()]
     low, high = methods["break_even_price_ratio_low"], methods["break_even_price_ratio_high"]
@@ -64,7 +61,7 @@ def pareto_figure(lines: pd.DataFrame, price_name: str) -> Figure:
 
     Args:
         lines: from `cost.with_front`, of one prompt length and output length.
-        price_name: whose price it is and of which day; printed below the axis.
+        price_name: whose price it is and of which day; printed below.
     """
     title, groups = "Latency against cost", list(lines.groupby("temperature"))
     if not groups:
@@ -73,12 +70,14 @@ def pareto_figure(lines: pd.DataFrame, price_name: str) -> Figure:
     for axes, (temperature, panel) in zip(panels, groups, strict=True):
         front = panel[panel["on_front"].astype(bool)]
         axes.plot(front["tpot_ms"], front["usd_per_million_tokens"], color=MUTED, linewidth=1, zorder=1)
-        look: dict[str, Any] = by_method(panel["method"]) | {"alpha": 0.75, "linewidth": 0}
-        sizes = 22 + 10 * np.log2(panel["batch_size"].astype(float))
-        sns.scatterplot(with_labels(panel), x="tpot_ms", y="usd_per_million_tokens", s=sizes, **look, ax=axes)
-        axes.set(xlabel=f"time per output token (ms)\n{price_name}", ylabel="US dollars per million tokens")
+        for method, points in panel.groupby("method"):
+            look = {"color": color_of(method), "marker": marker_of(method), "alpha": 0.75, "linewidths": 0}
+            sizes = 22 + 10 * np.log2(points["batch_size"].astype(float))
+            axes.scatter(points["tpot_ms"], points["usd_per_million_tokens"], sizes, label=label(method), **look)
+        axes.set(xlabel="time per output token (ms)", ylabel="US dollars per million tokens")
         axes.set_title(temperature_name(temperature))
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
+    figure.supxlabel(price_name, x=0.01, ha="left", fontsize=8.5)
     legend(figure)
     return figure

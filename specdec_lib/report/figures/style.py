@@ -94,7 +94,8 @@ def legend(figure: Figure) -> None:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         if own := axes.get_legend():
             own.remove()
-    columns = 2 if max(map(len, handles), default=0) > 30 else 4
+    inches = 0.5 + 0.08 * max(map(len, handles), default=0)  # of the longest name
+    columns = max(1, int(figure.get_figwidth() / inches))
     figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=columns)
 
 

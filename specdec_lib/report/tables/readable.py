@@ -91,7 +91,7 @@ def readable(table: pd.DataFrame, columns: Sequence[str], formats: Mapping[str, 
         formats: of columns that are not in `FORMATS`, or look otherwise here.
     """
     made: dict[str, list[str]] = {}
-    predicted = "evidence" in table and table["evidence"].eq("predicted").any()
+    predicted = "evidence" in table and bool(table["evidence"].eq("predicted").any())
     for name in columns:
         how = formats.get(name) or FORMATS[name]
         values = table[name].map(label) if name == "method" else table[name]

@@ -68,16 +68,14 @@ def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
     """
     ok = rows["status"] == "ok"
     foreign = rows["foreign_processes"].fillna(0).astype(int)
-    throttling = rows["throttle_reasons"].map("the device lowered its clock ({})".format, na_action="ignore")
+    throttling = [
+        "the device lowered its clock" + ("" if pd.isna(why) else f" ({why})") for why in rows["throttle_reasons"]
+    ]
     found = [
         (~ok, rows["status"], rows["error"].fillna("no reason was recorded")),
         (_last_of_drifted_blocks(rows), "drifted", f"the baseline's TPOT changed by over {LIMIT:.0%} in this block"),
         (ok & (foreign > 0), "shared", foreign.map("{} other process(es) used the device".format)),
-        (
-            ok & rows["throttled"].fillna(False).astype(bool),
-            "throttled",
-            throttling.fillna("the device lowered its clock"),
-        ),
+        (ok & rows["throttled"].fillna(False).astype(bool), "throttled", throttling),
     ]
     table = pd.concat([rows.assign(what=what, reason=reason)[here] for here, what, reason in found])
     table = table.sort_index(kind="stable").reset_index(drop=True)
