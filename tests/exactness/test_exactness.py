@@ -9,6 +9,7 @@ from specdec_lib import __main__ as cli
 from specdec_lib.config import load_params
 from specdec_lib.exactness import certificate as exactness
 from specdec_lib.kernels.build import why_no_kernels
+from specdec_lib.report.captions import exactness as captions
 from specdec_lib.report.tables import exactness as tables
 
 
@@ -48,10 +49,10 @@ def test_every_part_has_a_table_and_a_sentence(certificate):
     assert len(tables.law_table(found.tests)) == found.tests["sampler"].nunique() == 7
     assert len(tables.subject_table(found.subjects)) == 4
     assert set(tables.greedy_table(found.greedy)["equal rows"]) == {"4 of 4"}
-    assert tables.finding_sampled(found.tests).startswith("In 7 of 7 samplers none of 23 tests finds a bias")
-    assert tables.finding_greedy(found.greedy, found.divergences).startswith("In float32 24 of 24 greedy outputs")
-    assert "no bias was found" in tables.finding_subjects(found.subjects)
-    assert "the sound sampler is not rejected" in tables.finding_verdict(found)
+    assert captions.finding_sampled(found.tests).startswith("In 7 of 7 samplers none of 23 tests finds a bias")
+    assert captions.finding_greedy(found.greedy, found.divergences).startswith("In float32 24 of 24 greedy outputs")
+    assert "no bias was found" in captions.finding_subjects(found.subjects)
+    assert "the sound sampler is not rejected" in captions.finding_verdict(found)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_certificate_that_does_not_hold_names_what_is_wrong(certificate, part,
     table.loc[0, column] = value
     broken = replace(found, **{part: table})
     assert broken.failures() == [message]
-    assert message in tables.finding_verdict(broken)
+    assert message in captions.finding_verdict(broken)
     assert not broken.record(load_params("smoke"))["passed"]
 
 

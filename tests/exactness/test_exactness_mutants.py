@@ -4,7 +4,8 @@ import pytest
 
 from specdec_lib.exactness import mutant_battery as levels
 from specdec_lib.exactness.mutants import SOUND
-from specdec_lib.report.tables.exactness import finding_mutants, mutant_table
+from specdec_lib.report.captions.exactness import finding_mutants
+from specdec_lib.report.tables.exactness import mutant_table
 
 
 @pytest.fixture(scope="module")

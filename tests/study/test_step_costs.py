@@ -6,11 +6,11 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from specdec_lib.decoding.state import DecodeState
 
 from specdec_lib.analysis.statistics import median_interval
 from specdec_lib.analysis.step_table import COLUMNS, StepTable, read_step_costs
 from specdec_lib.config import load_params
-from specdec_lib.decoding.state import DecodeState
 from specdec_lib.machine import measurement as machine
 from specdec_lib.machine import step_costs
 from specdec_lib.machine.calibration import calibrate
@@ -74,8 +74,7 @@ def table():
 def test_costs_are_interpolated_between_contexts_and_token_counts():
     assert table().ms("target", 1, 200, 1) == pytest.approx(13)
     assert table().ms("target", 1, 100, 3) == pytest.approx(14)
-    assert table().verification_cost(1, 100, 9) == pytest.approx(20 / 12)
-    assert table().cost_ratio(1, 100, 4) == pytest.approx(1.5 / 12)
+    assert table().drafting_ms("draft", 1, 100, 4) == pytest.approx(6)
 
 
 def test_what_was_not_measured_is_undefined():

@@ -4,13 +4,12 @@ import pandas as pd
 import pytest
 import torch
 from recorded_steps import Recorder
-from specdec_lib.analysis.calibration_error import fit
-from specdec_lib.analysis.verification_cost import verification_costs
 from synthetic_rows import step_costs as synthetic_costs
 from synthetic_rows import study, synthetic_rows
 
+from specdec_lib.analysis.cost_model.calibrated import fit
 from specdec_lib.analysis.prediction import predicted_speedups
-from specdec_lib.analysis.step_table import costs_of, read_step_costs, why_unused
+from specdec_lib.analysis.step_table import costs_of, read_step_costs, verification_costs, why_unused
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.machine.calibration import calibrate
 from specdec_lib.machine.calibration_file import read_calibration, write_calibration
@@ -18,7 +17,7 @@ from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.machine.stopwatch import REPLAYS, CaptureError, Stopwatch, timed_as_run
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.report.figures import waterfall as waterfall_plots
+from specdec_lib.report.captions.sweep import finding_waterfall
 
 CPU = torch.device("cpu")
 PARAMS = study(batch_sizes=[1], prompt_tokens=[0], max_new_tokens=[96], compare_transformers=False)
@@ -132,7 +131,7 @@ def test_costs_are_used_for_rows_that_ran_in_the_same_way_only(timed):
     costs = synthetic_costs().assign(replayed=timed)
     same, other = (ROWS.assign(replayed=ran) for ran in (timed, not timed))
     assert why_unused(costs, same) is None
-    assert "not used" in why_unused(costs, other)
+    assert "Not used" in why_unused(costs, other)
     assert len(costs_of(same, costs)) == len(costs)
     assert costs_of(other, costs).empty
     assert verification_costs(costs, other).empty
@@ -144,17 +143,17 @@ def test_costs_of_called_pieces_enter_no_waterfall_and_no_cost_model_of_captured
     stages = waterfall(captured, costs)
     assert stages["unexplained"].isna().all()
     assert stages["by_position"].notna().all()
-    finding = waterfall_plots.finding_waterfall(stages)
+    finding = finding_waterfall(stages)
     assert finding.startswith("The costs of the pieces of a step were timed by calling them")
     assert finding.endswith("steps of the rows were captured and replayed: not used.")
     setting = {"method": "draft", "temperature": 0.0, "batch_size": 1, "prompt_tokens": None, "max_new_tokens": 96}
     counts = {"num_draft_tokens": 4, "accepted_tokens": 6, "tested_tokens": 10, "speedup": 1.5}
     assert predicted_speedups(pd.DataFrame([setting | counts]), costs, captured)["speedup"].isna().all()
-    with pytest.raises(ValueError, match="not used"):
+    with pytest.raises(ValueError, match="Not used"):
         fit(calibrate(load_pair("toy"), rows=(1, 2)), costs, captured, 4)
 
 
 def test_a_calibration_of_called_products_is_refused_though_the_costs_were_replayed():
     captured, costs = ROWS.assign(replayed=True), synthetic_costs().assign(replayed=True)
-    with pytest.raises(ValueError, match="not used"):
+    with pytest.raises(ValueError, match="Not used"):
         fit(calibrate(load_pair("toy"), rows=(1, 2)), costs, captured, 4)

@@ -60,10 +60,10 @@ def finding_gamma(lines: pd.DataFrame, predicted: pd.DataFrame) -> str:
         predicted: from `prediction.predicted_speedups`.
     """
     measured, keys = finding_speedup(lines, "num_draft_tokens"), ["method", "temperature", "num_draft_tokens"]
-    known = predicted[predicted["speedup"].notna()][[*keys, "speedup"]]
-    both = _speculative(lines).merge(known, on=keys, suffixes=("", "_predicted"))
-    if both.empty:
+    methods, known = _speculative(lines), predicted[predicted["speedup"].notna()][[*keys, "speedup"]]
+    if methods.empty or known.empty:
         return measured
+    both = methods.merge(known, on=keys, suffixes=("", "_predicted"))
     best = both.loc[both["speedup"].idxmax()]
     own = both[(both["method"] == best["method"]) & (both["temperature"] == best["temperature"])]
     chosen = own.loc[own["speedup_predicted"].idxmax()]
