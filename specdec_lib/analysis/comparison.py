@@ -1,31 +1,28 @@
-"""Runs of several machines side by side; what must not be mixed is refused, and what is not measured is predicted."""
+"""Runs of several machines next to each other: what must not be mixed is refused, what is not measured is predicted."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from specdec_lib.analysis import metrics
-from specdec_lib.analysis.cost import on_front
-from specdec_lib.analysis.gpu_predictions import predict
+from specdec_lib.analysis import headline, metrics
+from specdec_lib.analysis.cost import with_front
+from specdec_lib.analysis.cost_model.gpus import predict
 from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
-from specdec_lib.hardware.catalog import Price, load_gpus, load_prices, price, usd_per_million_tokens
+from specdec_lib.hardware.catalog import Price, load_prices, price, usd_per_million_tokens
 from specdec_lib.models.presets import PRESETS
 from specdec_lib.study.table import read_results
 
-SKIPPED = ("smoke",)  # toys, which say nothing of a machine
+SKIPPED = ("smoke",)  # toys, which are no measurement of a machine
 BATCHES = [2**power for power in range(10)]  # for predicted crossovers
-SIDE_BY_SIDE = ["gpu", "product", "pair", "dtype", "method", "num_draft_tokens", "temperature", "batch_size"]
-SIDE_BY_SIDE += ["prompt_tokens", "max_new_tokens", "tpot_ms", "tpot_ms_low", "tpot_ms_high"]
-SIDE_BY_SIDE += ["speedup", "speedup_low", "speedup_high"]
-SIDE_BY_SIDE += ["tokens_per_second", "acceptance_rate", "memory_bytes", "joules_per_token", "usd_per_million_tokens"]
-SIDE_BY_SIDE += ["evidence"]
+COLUMNS = ["gpu", "product", "pair", "dtype", "method", "num_draft_tokens", "temperature", "batch_size"]
+COLUMNS += ["prompt_tokens", "max_new_tokens", "tpot_ms", "tpot_ms_low", "tpot_ms_high"]
+COLUMNS += ["speedup", "speedup_low", "speedup_high", "tokens_per_second", "acceptance_rate", "memory_bytes"]
+COLUMNS += ["energy_joules_per_token", "usd_per_million_tokens", "evidence", "fits"]
 SAME_WORK = ["pair", "dtype", "temperature", "evidence"]
 
 
@@ -39,11 +36,6 @@ class Run:
     price: Price
     folder: Path
 
-    @property
-    def lines(self) -> pd.DataFrame:
-        """One line per setting, as `metrics.speedups`."""
-        return metrics.speedups(self.rows)
-
 
 def find_runs(outputs: Path, gpus: Sequence[str] = ()) -> list[Run]:
     """The finished runs below `outputs`, all of them or those named; checked one by one and against each other.
@@ -55,7 +47,7 @@ def find_runs(outputs: Path, gpus: Sequence[str] = ()) -> list[Run]:
     folders = [path.parent for path in sorted(Path(outputs).glob("*/results.parquet"))]
     chosen = [folder for folder in folders if (folder.name in gpus if gpus else folder.name not in SKIPPED)]
     runs = [read_run(folder) for folder in chosen]
-    check_versions(runs)
+    _check_versions(runs)
     return runs
 
 
@@ -63,19 +55,19 @@ def read_run(folder: Path) -> Run:
     """One run, if its rows are of one product, pair and dtype, and its price is of that product.
 
     Raises:
-        ValueError: naming the folder and a row that does not belong.
+        ValueError: names the folder and a row that does not belong.
     """
     rows = read_results(folder)
     for column in ("device_name", "pair", "dtype", "benchmark_version"):
         _check_one(rows, column, folder.name)
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     params = params_of_run(environment, source=f"{folder.name}/environment.json")
-    entry = price(_current_price(params))
-    device = str(rows["device_name"].iloc[0])
-    product = _product(environment, device)
+    # The params file's present price: it may change without a new run.
+    price_name = load_params(params.gpu).price if params.gpu in available_params() else params.price
+    entry, product = price(price_name), _product(environment, str(rows["device_name"].iloc[0]))
     if params.device == "cuda" and entry.gpu != product.split(" at ")[0]:
         raise ValueError(
-            f"{folder.name}: price {_current_price(params)} is of {entry.gpu}, but the run was on {product}: "
+            f"{folder.name}: price {price_name} is of {entry.gpu}, but the run was on {product}: "
             f"name a price of that product in params/{params.gpu}.yaml, or add one to hardware/prices.yaml"
         )
     if params.num_devices > 1:
@@ -83,70 +75,32 @@ def read_run(folder: Path) -> Run:
     return Run(params, product, rows, entry, folder)
 
 
-def check_versions(runs: Iterable[Run]) -> None:
-    """Refuse runs whose rows must not be compared.
-
-    Raises:
-        ValueError: two benchmark versions; names a row of each.
-    """
-    first: dict[int, str] = {}
-    for run in runs:
-        row = run.rows.iloc[0]
-        first.setdefault(int(row["benchmark_version"]), f"{run.folder.name} row {row['cell_id']}")
-    if len(first) > 1:
-        named = ", ".join(f"version {version}: {where}" for version, where in sorted(first.items()))
-        raise ValueError(f"runs of different benchmark versions cannot be compared ({named}): run the older ones again")
-
-
 def absent_presets(runs: Iterable[Run], gpus: Sequence[str] = ()) -> list[StudyParams]:
-    """The GPU studies that could be predicted because nobody has run them here; the model knows of one GPU."""
+    """The GPU studies without a run here that can be predicted: the model knows of one GPU and of preset pairs."""
     there = {run.params.gpu for run in runs}
-    names = [name for name in gpus or available_params() if name not in there and name in available_params()]
+    names = [name for name in available_params() if name not in there and (name in gpus or not gpus)]
     known = [params for params in map(load_params, names) if params.num_devices == 1]
     return [params for params in known if params.device == "cuda" and params.pair in PRESETS]
 
 
-def headlines_if_eager(presets: Iterable[StudyParams]) -> pd.DataFrame:
-    """The predicted headlines if the host started one kernel after another, instead of replaying captured steps."""
-    tables = [_predicted_headline(params, predict(params, price(params.price), start="eager")) for params in presets]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIDE_BY_SIDE)
-
-
 def predicted_lines(presets: Iterable[StudyParams], batch_sizes: Sequence[int] = ()) -> pd.DataFrame:
     """Predictions for these studies, by default at their own batch sizes."""
-    tables = [
-        predict(
-            params.model_copy(update={"batch_sizes": list(batch_sizes)} if batch_sizes else {}), price(params.price)
-        )
-        for params in presets
-    ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*SIDE_BY_SIDE, "fits"])
+    changes = {"batch_sizes": list(batch_sizes)} if batch_sizes else {}
+    return _stacked(predict(params.model_copy(update=changes), price(params.price)) for params in presets)
 
 
-def side_by_side(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.DataFrame:
+def headlines(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.DataFrame:
     """The headline of every run, and the predicted one of every preset; the `evidence` of each line says which."""
-    tables = [metrics.headline(_measured(run), run.params) for run in runs]
-    tables += [_predicted_headline(params, predicted_lines([params])) for params in presets]
-    tables = [table.reindex(columns=SIDE_BY_SIDE).astype({"num_draft_tokens": "Float64"}) for table in tables]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=SIDE_BY_SIDE)
+    tables = [_priced(headline.headline(run.rows, run.params), run) for run in runs]
+    tables += [headline.at_headline(predicted_lines([params]), params) for params in presets]
+    return _stacked(tables)
 
 
-def own_settings(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.DataFrame:
+def settings(runs: Sequence[Run], presets: Sequence[StudyParams]) -> pd.DataFrame:
     """Every line at the first prompt and output length of its study, measured or predicted: others are other work."""
-    columns = [*SIDE_BY_SIDE, "fits"]
-    tables = [metrics.own_settings(_measured(run), run.params) for run in runs]
-    tables += [metrics.own_settings(predicted_lines([params]), params) for params in presets]
-    tables = [table.reindex(columns=columns).astype({"num_draft_tokens": "Float64"}) for table in tables if len(table)]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-
-
-def sources(runs: Sequence[Run], presets: Sequence[StudyParams]) -> str:
-    """Which studies are measured here, on what and at whose price, and which are predicted."""
-    measured = [
-        f"{run.params.gpu} on {run.product} (priced as {run.price.vendor}, read on {run.price.date})" for run in runs
-    ]
-    predicted = [f"{params.gpu} as {price(params.price).gpu}" for params in presets]
-    return f"Measured: {', '.join(measured) or 'nothing'}. Predicted: {', '.join(predicted) or 'nothing'}."
+    tables = [_priced(metrics.speedups(headline.every_batch(run.rows, run.params)), run) for run in runs]
+    tables += [headline.every_batch(predicted_lines([params]), params) for params in presets]
+    return _stacked(tables)
 
 
 def pareto(lines: pd.DataFrame) -> pd.DataFrame:
@@ -154,28 +108,7 @@ def pareto(lines: pd.DataFrame) -> pd.DataFrame:
 
     The same work is one pair, dtype and temperature; where an acceptance is given there is no temperature.
     """
-    lines = lines[lines["tpot_ms"].notna() & lines["usd_per_million_tokens"].notna()]
-    if "fits" in lines:
-        lines = lines[lines["fits"].ne(False)]  # null where it was measured: what ran did fit
-    lines = lines.sort_values(["tpot_ms", "usd_per_million_tokens"]).reset_index(drop=True)
-    fronts = [on_front(group) for _, group in lines.groupby(SAME_WORK, dropna=False)]
-    return lines.assign(on_front=pd.concat(fronts) if fronts else False)
-
-
-def price_break_even(lines: pd.DataFrame) -> pd.DataFrame:
-    """By machine and batch size: how much dearer an hour may be with speculation before it stops saving money.
-
-    The ratio of throughputs at the method, gamma and temperature that make it largest; no price enters it.
-
-    Args:
-        lines: from `own_settings`.
-    """
-    timed, by = lines[lines["tokens_per_second"].notna()], ["gpu", "pair", "evidence", "batch_size"]
-    is_baseline, same = timed["method"] == metrics.BASELINE, [*by, "temperature"]
-    baseline = timed[is_baseline].groupby(same, dropna=False)["tokens_per_second"].max()
-    speculative = timed[~is_baseline].groupby(same, dropna=False)["tokens_per_second"].max()
-    ratios = (speculative / baseline).dropna()
-    return ratios.groupby(level=by).max().rename("price_ratio").reset_index()
+    return with_front(lines[lines["fits"].fillna(True)], SAME_WORK)
 
 
 def cheapest_under(lines: pd.DataFrame, limits_ms: Sequence[float]) -> pd.DataFrame:
@@ -185,35 +118,35 @@ def cheapest_under(lines: pd.DataFrame, limits_ms: Sequence[float]) -> pd.DataFr
         kept = lines[(lines["tpot_ms"] <= limit) & lines["usd_per_million_tokens"].notna()]
         best = kept.loc[kept.groupby(SAME_WORK, dropna=False)["usd_per_million_tokens"].idxmin()]
         found.append(best.assign(limit_ms=limit))
-    return pd.concat(found, ignore_index=True)
+    return pd.concat(found, ignore_index=True) if found else lines.iloc[:0].assign(limit_ms=0.0)
 
 
 def price_ratios(cheaper: str, dearer: str) -> pd.DataFrame:
     """What vendors ask for two products: the ratio of their hourly prices where one sells both, with both dates."""
-    prices = load_prices().values()
-    ratios = [
-        {
-            "vendor": b.vendor, "region": b.region, "cheaper_usd_per_hour": a.usd_per_hour,
-            "dearer_usd_per_hour": b.usd_per_hour, "ratio": b.usd_per_hour / a.usd_per_hour,
-            "dates": " and ".join(sorted({str(a.date), str(b.date)})),
-        }
-        for a in prices
-        for b in prices
-        if (a.gpu, b.gpu) == (cheaper, dearer) and (a.vendor, a.region) == (b.vendor, b.region)
-    ]  # fmt: skip
-    return pd.DataFrame(ratios).sort_values("ratio").reset_index(drop=True)
+    prices = pd.DataFrame([entry.model_dump() for entry in load_prices().values()])
+    both = [prices[prices["gpu"] == gpu] for gpu in (cheaper, dearer)]
+    pairs = both[0].merge(both[1], on=["vendor", "region"], suffixes=("_cheaper", "_dearer"))
+    pairs["ratio"] = pairs["usd_per_hour_dearer"] / pairs["usd_per_hour_cheaper"]
+    read_on = zip(pairs["date_cheaper"], pairs["date_dearer"], strict=True)
+    pairs["dates"] = [" and ".join(sorted({str(date) for date in dates})) for dates in read_on]
+    return pairs[["vendor", "region", "ratio", "dates"]].sort_values("ratio").reset_index(drop=True)
 
 
-def _predicted_headline(params: StudyParams, lines: pd.DataFrame) -> pd.DataFrame:
-    gamma = lines["num_draft_tokens"].isna() | (lines["num_draft_tokens"] == params.headline_num_draft_tokens)
-    batch = lines["batch_size"] == params.batch_sizes[0]
-    table = lines[gamma & batch & (lines["prompt_tokens"].fillna(0) == params.prompt_tokens[0])]
-    return table.assign(temperature=np.nan)  # an acceptance that is given has none
+def _stacked(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    nullable = ("num_draft_tokens", "prompt_tokens", "temperature", "acceptance_rate", "energy_joules_per_token")
+    types = dict.fromkeys(nullable, "Float64") | {"fits": "boolean"}
+    filled = [table.reindex(columns=COLUMNS).astype(types) for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS)
 
 
-def _current_price(params: StudyParams) -> str:
-    """The price that the params file names now: a price may change without a new run."""
-    return load_params(params.gpu).price if params.gpu in available_params() else params.price
+def _check_versions(runs: Iterable[Run]) -> None:
+    first: dict[int, str] = {}
+    for run in runs:
+        row = run.rows.iloc[0]
+        first.setdefault(int(row["benchmark_version"]), f"{run.folder.name} row {row['cell_id']}")
+    if len(first) > 1:
+        named = ", ".join(f"version {version}: {where}" for version, where in sorted(first.items()))
+        raise ValueError(f"runs of different benchmark versions cannot be compared ({named}): run the older ones again")
 
 
 def _check_one(rows: pd.DataFrame, column: str, where: str) -> None:
@@ -236,22 +169,13 @@ def _product(environment: dict[str, object], device: str) -> str:
     return f"{cuda['product']} at {limit:g} W" if changed else str(cuda["product"])
 
 
-def _measured(run: Run) -> pd.DataFrame:
-    """Every line that the library itself measured, with product, memory, energy and dollars."""
-    lines = run.lines
-    lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["tokens_per_second"].notna()]
+def _priced(lines: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Lines of a run that have a throughput, with its study, product, memory and dollars."""
+    lines = lines[lines["tokens_per_second"].notna()]
+    dollars = [usd_per_million_tokens(rate, run.price.usd_per_hour) for rate in lines["tokens_per_second"]]
     return lines.assign(
         gpu=run.params.gpu,
         product=run.product,
         memory_bytes=pd.to_numeric(lines[metrics.memory_column(lines)]).astype(float),
-        joules_per_token=lines["energy_joules_per_token"],
-        usd_per_million_tokens=[
-            usd_per_million_tokens(rate, run.price.usd_per_hour) for rate in lines["tokens_per_second"]
-        ],
-    ).reset_index(drop=True)
-
-
-def family(product: str) -> str | None:
-    """A100, H100 and so on for a product of the catalog; None for a processor."""
-    gpu = load_gpus().get(re.sub(r" at .*", "", product))
-    return gpu.product.split()[0] if gpu else None
+        usd_per_million_tokens=dollars,
+    )

@@ -1,4 +1,4 @@
-"""Look up measured costs of the pieces of a step, between the contexts and token counts that were measured."""
+"""Look up the measured costs of the pieces of a step, between the contexts and token counts that were measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.metrics import OWN_ENGINE
-from specdec_lib.machine.step_costs import FILE, KEY
+from specdec_lib.methods import METHODS
 
-COLUMNS = [*KEY, "ms", "samples_ms", "replayed"]
-UNUSED = "The costs of the pieces of a step were timed {timed}, while steps of the rows were {ran}: not used."
-HOW = {False: "by calling them one operation at a time", True: "captured and replayed"}
-NEAR = 0.5  # a context is served by the nearest measured one up to this share of it away
+FILE = "step_costs.json"  # as `machine.step_costs` writes it
+COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature", "ms", "samples_ms", "replayed"]
+UNUSED = "Not used: the pieces of a step were timed {timed}, but the steps of the rows were {ran}."
+HOW = {False: "one operation at a time", True: "captured and replayed"}
+NEAR = 0.5  # the nearest measured context is used up to this share of it away
+NATURAL_PROMPT = 128  # tokens assumed for natural prompts: about the mean of the set "mixed"
 
 
 def read_step_costs(folder: Path) -> pd.DataFrame:
@@ -28,17 +30,17 @@ def read_step_costs(folder: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is missing: run the study first, with make run GPU=<name>")
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     costs = pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"temperature": "float64"})
-    return costs.assign(replayed=costs["replayed"].eq(True))  # earlier files do not say: they called all pieces
+    return costs.assign(replayed=costs["replayed"].eq(True))  # older files lack the mark: none was replayed
 
 
 def why_unused(costs: pd.DataFrame, rows: pd.DataFrame) -> str | None:
-    """Why these costs are none of these rows' steps; None if they are.
+    """Why these costs do not describe the steps of these rows; None if they do.
 
-    A captured step starts nothing on the host, so that one operation at a time would cost what no row has paid.
+    A captured step starts nothing on the host. Pieces that were timed one operation at a time cost more than it pays.
 
     Args:
-        costs: column `replayed`; without it, all pieces were called.
-        rows: results of the same run, of which the library's own are looked at, with the same mark.
+        costs: column `replayed`; without it, no piece was replayed.
+        rows: results of the same run; the mark `replayed` of the library's own rows counts.
     """
     if costs.empty or "replayed" not in rows:
         return None
@@ -48,7 +50,7 @@ def why_unused(costs: pd.DataFrame, rows: pd.DataFrame) -> str | None:
 
 
 def costs_of(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """The costs if they are of these rows' steps, or none: see `why_unused`."""
+    """The costs if they describe the steps of these rows, or none: see `why_unused`."""
     return costs.iloc[:0] if why_unused(costs, rows) else costs
 
 
@@ -56,38 +58,65 @@ class StepTable:
     """The table of `step_costs.json`.
 
     Args:
-        costs: columns `model` ("target", "draft", and where measured "ngram" and "sampling"), `batch_size`,
+        costs: columns `model` ("target", and where measured "sampling" and the pieces of methods), `batch_size`,
             `context_tokens`, `num_tokens`, `ms`, and where it matters `temperature`.
     """
 
     def __init__(self, costs: pd.DataFrame):
         self.costs = costs if "temperature" in costs else costs.assign(temperature=np.nan)
+        self._grids: dict[tuple[str, int, float | None], pd.DataFrame] = {}
 
     def ms(self, model: str, batch: int, context: float, tokens: int, temperature: float | None = None) -> float:
         """Milliseconds, interpolated over the context and the token count; NaN where nothing near was measured.
 
-        Beyond the measured contexts the nearest one stands in, up to `NEAR` of it away; token counts must be between
-        measured ones.
-
-        A temperature that was not measured is served by those that were.
+        Beyond the measured contexts the nearest one counts, up to `NEAR` of it away. Token counts must lie between
+        measured ones. For a temperature that was not measured, all measured ones count.
         """
+        key = (model, batch, temperature)
+        if key not in self._grids:
+            self._grids[key] = self._grid(*key)
+        grid = self._grids[key]
+        if grid.empty or not grid.index[0] <= tokens <= grid.index[-1]:
+            return float("nan")
+        if not (1 - NEAR) * grid.columns[0] <= context <= (1 + NEAR) * grid.columns[-1]:
+            return float("nan")
+        by_context = [np.interp(tokens, grid.index, column) for column in grid.to_numpy().T]
+        return float(np.interp(context, grid.columns, by_context))
+
+    def _grid(self, model: str, batch: int, temperature: float | None) -> pd.DataFrame:
+        """Milliseconds by number of tokens and context, both rising."""
         here = self.costs[(self.costs["model"] == model) & (self.costs["batch_size"] == batch)]
         same = here[here["temperature"] == temperature]
         here = here if same.empty else same
-        if here.empty or not here["num_tokens"].min() <= tokens <= here["num_tokens"].max():
-            return float("nan")
-        low, high = here["context_tokens"].min(), here["context_tokens"].max()
-        if not (1 - NEAR) * low <= context <= (1 + NEAR) * high:
-            return float("nan")
-        grid = here.pivot_table(index="num_tokens", columns="context_tokens", values="ms").sort_index()
-        by_context = [np.interp(tokens, grid.index, grid[column].interpolate()) for column in grid]
-        return float(np.interp(context, grid.columns, by_context))
+        return here.pivot_table(index="num_tokens", columns="context_tokens", values="ms").sort_index().interpolate()
 
-    def cost_ratio(self, batch: int, context: float, num_draft_tokens: int, temperature: float | None = None) -> float:
-        """The paper's c: drafting one token over one pass of the target over one token."""
-        drafting = self.ms("draft", batch, context, num_draft_tokens, temperature)
-        return drafting / num_draft_tokens / self.ms("target", batch, context, 1, temperature)
+    def drafting_ms(
+        self, method: str, batch: int, context: float, num_draft_tokens: int, temperature: float | None = None
+    ) -> float:
+        """Milliseconds to draft so many tokens by a method: the sum of its pieces; NaN for an unregistered method."""
+        if method not in METHODS:
+            return float("nan")
+        pieces = METHODS[method].pieces
+        return sum((self.ms(piece, batch, context, num_draft_tokens, temperature) for piece in pieces), start=0.0)
 
-    def verification_cost(self, batch: int, context: float, tokens: int) -> float:
-        """v(m): a pass of the target over `tokens` tokens over one."""
-        return self.ms("target", batch, context, tokens) / self.ms("target", batch, context, 1)
+
+def verification_costs(costs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """One line for each batch size, context and number of tokens m that a pass of the target was timed with.
+
+    `verification_cost` is v(m): the pass over m tokens of each row, over the pass over one. `cost_ratio` is c: the time
+    to draft m tokens with the pair's draft, divided by m, over the same; NaN where it was not timed. Both are medians
+    over temperatures.
+
+    Args:
+        costs: the step costs of a run; not used if `why_unused` says so.
+        rows: the results table of the run.
+    """
+    point = ["batch_size", "context_tokens", "num_tokens"]
+    costs = costs_of(rows, costs).groupby(["model", *point])["ms"].median().reset_index()
+    lines = costs[costs["model"] == "target"][[*point, "ms"]].rename(columns={"ms": "pass_ms"})
+    drafting = costs[costs["model"] == "draft"][[*point, "ms"]].rename(columns={"ms": "drafting_ms"})
+    one = lines[lines["num_tokens"] == 1][[*point[:2], "pass_ms"]].rename(columns={"pass_ms": "one_ms"})
+    lines = lines.merge(drafting, how="left", on=point).merge(one, how="left", on=point[:2])
+    lines["verification_cost"] = lines["pass_ms"] / lines["one_ms"]
+    lines["cost_ratio"] = lines["drafting_ms"] / lines["num_tokens"] / lines["one_ms"]
+    return lines[[*point, "pass_ms", "verification_cost", "cost_ratio"]].assign(evidence="measured")

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.statistics import geometric_mean
+from specdec_lib.analysis.statistics import mean_over_prompts
 from specdec_lib.analysis.step_table import StepTable, costs_of, why_unused
 from specdec_lib.analysis.theory import expected_tokens, expected_tokens_by_position
 
@@ -32,31 +32,27 @@ STAGES = {
     "host_cost": "sampling and host",
     "measured": "measured",
 }
-PIECES = {  # method of a row: models of the step costs, of which it pays each
-    "draft": ("draft",),
-    "ngram": ("ngram",),
-    "composite": ("draft", "ngram"),  # at most: where every row copies, the draft only reads on
-}
+COSTS = list(STAGES)[2:-1]  # the stages that are computed row by row
 
 
-def waterfall(rows: pd.DataFrame, costs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def waterfall(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """One line per speculative setting of the library: its speedup after each stage, and the unexplained share.
 
-    `unexplained` is measured / host_cost - 1; NaN where a cost was not measured. `note` says why costs are not used
-    that were measured, but timed in another way than the rows' steps ran.
+    `unexplained` is measured / host_cost - 1; NaN where a cost was not measured. `note` says why measured costs are not
+    used, if so.
 
     Args:
         rows: the results table.
         costs: the step costs of the same run.
-        seed: of the bootstrap behind the measured speedup.
     """
-    lines = metrics.speedups(rows, seed)
+    lines = metrics.speedups(rows)
     lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["num_draft_tokens"].notna()]
     positions = metrics.acceptance_by_position(rows)
     per_row, note = _per_row(rows, StepTable(costs_of(rows, costs))), why_unused(costs, rows)
     table = []
     for _, line in lines.iterrows():
-        stages = _formula(line, _of(positions, line)) | _measured_stages(_of(per_row, line), seed)
+        stages = _formula(line, _of(positions, line))
+        stages |= {name: mean_over_prompts(_of(per_row, line), name) for name in COSTS}
         stages["measured"] = line["speedup"]
         facts = {name: line[name] for name in metrics.LINE}
         table.append(facts | stages | {"unexplained": line["speedup"] / stages["host_cost"] - 1})
@@ -87,14 +83,15 @@ def _per_row(rows: pd.DataFrame, table: StepTable) -> pd.DataFrame:
     """Each speculative row's expected speedup after each measured stage."""
     kept = metrics.undisturbed(rows)
     kept = kept[(kept["engine"] == metrics.OWN_ENGINE) & kept["steps"].notna()]
-    return kept.assign(**pd.DataFrame([_stages_of(row, table) for _, row in kept.iterrows()], index=kept.index))
+    stages = [_stages_of(row, table) for _, row in kept.iterrows()]
+    return kept.join(pd.DataFrame(stages, columns=COSTS, index=kept.index))
 
 
 def _stages_of(row: pd.Series, table: StepTable) -> dict[str, float]:
     batch, gamma, temperature = int(row["batch_size"]), int(row["num_draft_tokens"]), float(row["temperature"])
     context, tokens = context_of(row), 1 / passes_per_token(row)
     one, many = (table.ms("target", batch, context, count, temperature) for count in (1, gamma + 1))
-    draft = sum(table.ms(piece, batch, context, gamma, temperature) for piece in PIECES[row["method"]])
+    draft = table.drafting_ms(row["method"], batch, context, gamma, temperature)
     choose, verify = (table.ms("sampling", batch, context, count, temperature) for count in (1, gamma + 1))
     return {
         "as_emitted": tokens,
@@ -102,15 +99,6 @@ def _stages_of(row: pd.Series, table: StepTable) -> dict[str, float]:
         "verify_cost": tokens * one / (many + draft),
         "host_cost": tokens * (one + choose) / (many + draft + verify),
     }
-
-
-def _measured_stages(rows: pd.DataFrame, seed: int) -> dict[str, float]:
-    """Median over repetitions, geometric mean over prompts: as the measured speedup is made."""
-    stages = {}
-    for name in ("as_emitted", "draft_cost", "verify_cost", "host_cost"):
-        per_prompt = rows.groupby("prompt_group")[name].median().dropna()
-        stages[name] = geometric_mean(per_prompt.to_numpy(), np.random.default_rng(seed)).value
-    return stages
 
 
 def _of(table: pd.DataFrame, line: pd.Series) -> pd.DataFrame:

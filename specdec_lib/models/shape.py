@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from specdec_lib.hardware.catalog import load_models
-from specdec_lib.models.draft_head import DraftHead
-from specdec_lib.models.runner import LanguageModel
+
+if TYPE_CHECKING:
+    from specdec_lib.models.draft_head import DraftHead
+    from specdec_lib.models.runner import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class ModelShape:
     @classmethod
     def of(cls, model: LanguageModel | DraftHead) -> Self:
         """The shape of a loaded model or draft head."""
+        from specdec_lib.models.runner import LanguageModel
+
         if isinstance(model, LanguageModel):
             if hasattr(model.model.config, "model_type"):
                 return cls.from_config(model.model.config, model.name)

@@ -11,12 +11,15 @@ from typing import Any
 import pandas as pd
 
 from specdec_lib.analysis import cost, metrics
+from specdec_lib.analysis.headline import headline as headline_of
+from specdec_lib.analysis.headline import headline_over_transformers
 from specdec_lib.config import StudyParams, params_of_run
 from specdec_lib.hardware.catalog import price
-from specdec_lib.report import captions as findings
+from specdec_lib.methods import AUTOREGRESSIVE, label
+from specdec_lib.report.captions import phrases
+from specdec_lib.report.captions import sweep as findings
+from specdec_lib.report.captions.phrases import GIB, temperature_name
 from specdec_lib.report.facts_table import visible
-from specdec_lib.report.figures.style import METHOD_NAMES, temperature_name
-from specdec_lib.report.figures.sweep import GIB
 from specdec_lib.report.show import table_html
 from specdec_lib.report.tables import sweep as tables
 from specdec_lib.study.table import read_results
@@ -82,9 +85,7 @@ def _measured(params: StudyParams, folder: Path, reports: dict[str, bool]) -> di
     if not (folder / "results.parquet").exists():
         return {"groups": [], "headline": None, "transformers": None, "troubles": None, "num_troubles": 0}
     rows = read_results(folder)
-    lines = metrics.speedups(rows)
-    headline = metrics.headline(lines, params)
-    over_transformers = metrics.headline_setting(metrics.speedups_over_transformers(rows), params)
+    headline, over_transformers = headline_of(rows, params), headline_over_transformers(rows, params)
     troubles = tables.trouble_table(rows)
     return {
         "groups": _groups(headline, params, reports),
@@ -101,10 +102,10 @@ def _groups(headline: pd.DataFrame, params: StudyParams, reports: dict[str, bool
     groups = []
     for line in headline[headline["method"] == params.methods[0]].itertuples():
         here = headline[headline["temperature"] == line.temperature]
-        baseline = next(here[here["method"] == metrics.BASELINE].itertuples(), None)
+        baseline = next(here[here["method"] == AUTOREGRESSIVE].itertuples(), None)
         group = {
             "title": temperature_name(line.temperature),
-            "what": f"{METHOD_NAMES[line.method]}, γ = {line.num_draft_tokens}",
+            "what": f"{label(line.method)}, γ = {line.num_draft_tokens}",
             "verdict": verdict(line),
             "cards": [
                 card | {"link": card["link"] if reports.get(card["link"].split("/")[1].split(".")[0]) else ""}
@@ -116,7 +117,7 @@ def _groups(headline: pd.DataFrame, params: StudyParams, reports: dict[str, bool
 
 
 def _cards(line: Any, baseline: Any, here: pd.DataFrame, params: StudyParams) -> list[Card]:
-    value, _, interval = findings.with_interval(line).partition(" (")
+    value, _, interval = phrases.with_interval(line).partition(" (")
     latency = "reports/02_latency_sweep.html"
     given = pd.isna(line.acceptance_rate)
     cards = [
@@ -145,7 +146,7 @@ def _cards(line: Any, baseline: Any, here: pd.DataFrame, params: StudyParams) ->
     costs = cost.cost_table(here, hourly.usd_per_hour)
     dollars = dict(zip(costs["method"], costs["usd_per_million_tokens"], strict=True))
     if line.method in dollars:
-        without = f"${dollars[metrics.BASELINE]:#.3g} without, " if metrics.BASELINE in dollars else ""
+        without = f"${dollars[AUTOREGRESSIVE]:#.3g} without, " if AUTOREGRESSIVE in dollars else ""
         detail = f"{without}at ${hourly.usd_per_hour:g} an hour"
         link = "reports/03_cost_analysis.html#headline"
         cards.append(_card("$ per million tokens", f"${dollars[line.method]:#.3g}", detail, link))
@@ -193,7 +194,7 @@ def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
     try:
         params = params_of_run(facts, source=f"{folder.name}/environment.json")
         rows = read_results(folder)
-        groups = _groups(metrics.headline(metrics.speedups(rows), params), params, reports)
+        groups = _groups(headline_of(rows, params), params, reports)
     except ValueError as error:
         return summary | {"problem": str(error)}
     return summary | {

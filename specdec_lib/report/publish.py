@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from specdec_lib.analysis import metrics
-from specdec_lib.analysis.batching import batch_gains, finding_batches
+from specdec_lib.analysis.batching import batch_gains
+from specdec_lib.analysis.crossover import measured_crossovers
+from specdec_lib.analysis.headline import along, headline, headline_over_transformers
+from specdec_lib.analysis.metrics import speedups
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.config import StudyParams
 from specdec_lib.exactness import certificate as exactness
-from specdec_lib.report import captions as findings
+from specdec_lib.report.captions import sweep as findings
 from specdec_lib.report.figures import sweep as plots
 from specdec_lib.report.index import CORRECTNESS, overview_page, why_no_certificate, write_page
 from specdec_lib.report.pages import ROOT, STUDY
@@ -49,7 +51,7 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
         beside.mkdir()
         for source in sources:
             (shutil.copytree if source.is_dir() else shutil.copy)(source, beside / source.name)
-        by_gamma = metrics.along(metrics.speedups(rows), params, "num_draft_tokens")
+        by_gamma = speedups(along(rows, params, "num_draft_tokens"))
         predicted = predicted_speedups(by_gamma, read_step_costs(folder), rows)
         plots.speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(beside / "speedup.png", dpi=160)
         shutil.rmtree(published, ignore_errors=True)
@@ -103,19 +105,16 @@ def with_headline(text: str, params: StudyParams, rows: pd.DataFrame) -> str:
 
 def headline_text(params: StudyParams, rows: pd.DataFrame) -> str:
     """The headline of a run in Markdown: a table and what else there is to know, all of it computed."""
-    settings = metrics.speedups(rows)
-    lines, by_batch = metrics.headline(settings, params), metrics.along(settings, params, "batch_size")
-    over_transformers = metrics.headline_setting(metrics.speedups_over_transformers(rows), params)
-    gamma = over_transformers["num_draft_tokens"]
-    over_transformers = over_transformers[gamma.isna() | (gamma == params.headline_num_draft_tokens)]
+    lines, by_batch = headline(rows, params), along(rows, params, "batch_size")
+    crossovers = measured_crossovers(by_batch, params.gpu, params.seed)
     table = tables.speedup_table(lines).merge(tables.latency_table(lines)).drop(columns=["engine", "batch", "prompt"])
     columns = ["method", "γ", "T", "TPOT (ms)", "speedup (×)", "95 % interval", "prompt groups", "acceptance rate"]
     return "\n\n".join(
         [
             _markdown(table[[*columns, "tokens per target pass", "evidence"]]),
-            findings.finding_transformers(over_transformers),
-            findings.finding_crossover(by_batch),
-            finding_batches(batch_gains(by_batch)),
+            findings.finding_transformers(headline_over_transformers(rows, params)),
+            findings.finding_crossover(crossovers),
+            findings.finding_batches(batch_gains(speedups(by_batch))),
         ]
     )
 

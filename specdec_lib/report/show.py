@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from specdec_lib.report import captions as findings
+from specdec_lib.report.captions import sweep as findings
 from specdec_lib.report.facts_table import escaped
 from specdec_lib.report.figures import sweep as plots
 from specdec_lib.report.transcript_html import Transcript
@@ -35,7 +35,7 @@ def show_speedups(lines: pd.DataFrame, axis: str) -> None:
     """The speedup along an axis as a figure; only the finding where a single value was measured.
 
     Args:
-        lines: from `metrics.along(lines, params, axis)`.
+        lines: from `headline.along(lines, params, axis)`.
     """
     finding = findings.finding_speedup(lines, axis)
     if lines[axis].nunique(dropna=False) > 1:

@@ -3,20 +3,25 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import comparison, metrics
-from specdec_lib.analysis.calibrated import calibrated_errors
-from specdec_lib.analysis.crossover import measured_crossovers, predicted_crossovers, reading, with_study
-from specdec_lib.analysis.gpu_predictions import break_even_prices
+from specdec_lib.analysis.cost_model.calibrated import calibrated_errors
+from specdec_lib.analysis.cost_model.gpus import break_even_prices
+from specdec_lib.analysis.crossover import all_crossovers, measured_crossovers, predicted_crossovers
 from specdec_lib.config import load_params
-from specdec_lib.machine.calibration import calibrate, write_calibration
+from specdec_lib.machine.calibration import calibrate
+from specdec_lib.machine.calibration_file import write_calibration
 from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.models.pair import load_pair
+from specdec_lib.report.captions import comparison as captions
+from specdec_lib.report.captions.cost import finding_pareto
+from specdec_lib.report.captions.phrases import where_it_pays
+from specdec_lib.report.captions.sweep import finding_crossover
 from specdec_lib.report.figures import comparison as comparison_plots
 from specdec_lib.report.tables import comparison as comparison_tables
+from specdec_lib.report.tables.sweep import crossover_table
 
 PARAMS = study()
 A100 = {"product": "a100-sxm-80", "power_limit_watts": 400.0, "default_power_limit_watts": 400.0}
@@ -82,15 +87,15 @@ def test_side_by_side_says_what_is_measured_and_what_predicted(tmp_path):
     runs = comparison.find_runs(tmp_path)
     presets = comparison.absent_presets(runs)
     assert [params.gpu for params in presets] == ["a100", "h100", "h200"]
-    table = comparison.side_by_side(runs, presets)
+    table = comparison.headlines(runs, presets)
     evidence = table.groupby("gpu")["evidence"].unique()
     assert evidence["synthetic"].tolist() == ["measured"]
     assert evidence["h100"].tolist() == ["predicted"]
-    assert "compare machines within one pair only" in comparison_plots.finding_side_by_side(table)
-    assert "Measured: synthetic on synthetic machine" in comparison.sources(runs, presets)
-    readable = comparison_tables.side_by_side_table(table)
+    assert "compare machines within one pair only" in captions.finding_headlines(table)
+    assert "Measured: synthetic on synthetic machine" in captions.sources(runs, presets)
+    readable = comparison_tables.headlines_table(table)
     assert set(readable["evidence"]) == {"measured", "predicted"}
-    assert (readable.loc[readable["study"] == "synthetic", "MJ per million tokens"] == "–").all()
+    assert (readable.loc[readable["study"] == "synthetic", "energy (J/token)"] == "–").all()
 
 
 def falling_speedup(rows):
@@ -109,8 +114,8 @@ def test_the_crossover_is_interpolated_where_the_speedup_falls_to_1(tmp_path):
     lines = measured_crossovers(rows)
     expected = 2 ** (1 + np.log(1.25) / (np.log(1.25) - np.log(0.5)))
     assert np.allclose(lines["crossover_batch"], expected, rtol=0.02)
-    assert (lines["crossover_low"] <= lines["crossover_batch"]).all()
-    assert (lines["crossover_batch"] <= lines["crossover_high"]).all()
+    assert (lines["crossover_batch_low"] <= lines["crossover_batch"]).all()
+    assert (lines["crossover_batch"] <= lines["crossover_batch_high"]).all()
     assert set(lines["num_draft_tokens"]) == {PARAMS.headline_num_draft_tokens}
 
 
@@ -121,13 +126,15 @@ def test_a_curve_that_stays_on_one_side_has_no_crossover_and_says_so():
     rows.loc[rows["method"] == "ngram", "tpot_ms"] *= 10
     lines = measured_crossovers(rows).set_index("method")
     assert lines["crossover_batch"].isna().all()
-    assert (lines.loc["draft", "reading"] == "pays up to batch 4, the largest tried").all()
-    assert (lines.loc["ngram", "reading"] == "pays at no batch from 1 to 4").all()
+    assert {where_it_pays(line) for line in lines.loc["draft"].itertuples()} == {"up to batch 4, the largest tried"}
+    assert {where_it_pays(line) for line in lines.loc["ngram"].itertuples()} == {"at no batch from 1 to 4"}
 
 
 def test_a_curve_that_rises_above_1_later_is_not_said_to_pay_nowhere():
-    assert reading(np.array([1, 2, 4]), np.log([0.9, 1.1, 1.2])) == "pays at some larger batch only"
-    assert reading(np.array([1, 2, 4]), np.log([1.2, 1.1, 0.9])) == "pays below batch 2.78"
+    rows = synthetic_rows(PARAMS)
+    falling_speedup(rows)
+    rows.loc[(rows["method"] != "autoregressive") & (rows["batch_size"] == 1), "tpot_ms"] *= 4
+    assert set(measured_crossovers(rows)["outcome"]) == {"later"}
 
 
 def test_batches_that_do_not_fit_are_in_no_predicted_crossover():
@@ -145,23 +152,23 @@ def test_every_figure_of_the_comparison_draws_with_evidence_in_its_title(tmp_pat
     runs = comparison.find_runs(tmp_path)
     presets = comparison.absent_presets(runs, ["a100"])
     predicted = comparison.predicted_lines(presets, [1, 64, 512])
-    measured = [(run.params.gpu, measured_crossovers(run.rows)) for run in runs]
-    crossovers = with_study([*measured, (None, predicted_crossovers(predicted))])
-    lines = comparison.pareto(comparison.own_settings(runs, presets))
+    measured = [measured_crossovers(run.rows, run.params.gpu) for run in runs]
+    crossovers = all_crossovers([*measured, predicted_crossovers(predicted)])
+    lines = comparison.pareto(comparison.settings(runs, presets))
     even = break_even_prices(load_params("h100"), "a100-sxm-80", "h100-sxm", [0.5, 0.8])
     ratios = comparison.price_ratios("a100-sxm-80", "h100-sxm")
     assert "(measured, predicted)" in comparison_plots.crossover_figure(crossovers).get_suptitle()
     assert "(measured, predicted)" in comparison_plots.pareto_figure(lines).get_suptitle()
     assert "(predicted)" in comparison_plots.break_even_figure(even, ratios).get_suptitle()
-    assert "settings stop paying" in comparison_plots.finding_crossover(crossovers)
-    assert "speculate" in comparison_plots.finding_pareto(lines)
-    assert "breaks even" in comparison_plots.finding_break_even(even, ratios)
-    assert set(comparison_tables.crossover_table(crossovers)["evidence"]) == {"measured", "predicted"}
+    assert "stops paying within the batch sizes tried" in finding_crossover(crossovers)
+    assert "speculate" in finding_pareto(lines)
+    assert "breaks even" in captions.finding_break_even(even, ratios)
+    assert set(crossover_table(crossovers)["evidence"]) == {"measured", "predicted"}
 
 
 def test_the_front_holds_what_no_other_setting_for_the_same_work_beats_in_both(tmp_path):
     write_run(tmp_path)
-    lines = comparison.pareto(comparison.own_settings(comparison.find_runs(tmp_path), []))
+    lines = comparison.pareto(comparison.settings(comparison.find_runs(tmp_path), []))
     assert lines["prompt_tokens"].isna().all()
     assert set(lines["max_new_tokens"]) == {48}
     for temperature, same in lines.groupby("temperature"):
@@ -175,40 +182,12 @@ def test_the_front_holds_what_no_other_setting_for_the_same_work_beats_in_both(t
         assert (limits.loc[limits["limit_ms"] == 15, "tpot_ms"] <= 15).all()
 
 
-def test_the_price_ratio_of_speculation_is_that_of_the_throughputs_at_the_best_gamma(tmp_path):
-    write_run(tmp_path)
-    """Each temperature is held against its own baseline."""
-    lines = comparison.own_settings(comparison.find_runs(tmp_path), [])
-    faster = lines["temperature"] == 0
-    lines.loc[faster, "tokens_per_second"] *= 10
-    ratios = comparison.price_break_even(lines).set_index("batch_size")["price_ratio"]
-    expected = []
-    for _, here in lines[lines["batch_size"] == 2].groupby("temperature"):
-        best = here.groupby("method")["tokens_per_second"].max()
-        expected.append(best.drop("autoregressive").max() / best["autoregressive"])
-    assert ratios[2] == pytest.approx(max(expected))
-
-
 def test_too_few_prompts_give_a_crossover_without_a_band():
     rows = synthetic_rows(study(num_prompts=4))
     falling_speedup(rows)
     lines = measured_crossovers(rows)
     assert lines["crossover_batch"].notna().all()
-    assert lines[["crossover_low", "crossover_high"]].isna().all().all()
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        (1.0, "so that it is the cheaper per token at V."),
-        (1.5, "the cheaper at some acceptance at V."),
-        (9.0, "dearer at V."),
-    ],
-)
-def test_whether_the_dearer_gpu_is_worth_its_price_is_said_of_every_vendor(asked, said):
-    even = pd.DataFrame({"acceptance_rate": [0.4, 0.8], "price_ratio": [1.2, 1.8]})
-    even = even.assign(cheaper="a", dearer="b", batch_size=1)
-    assert said in comparison_plots.finding_break_even(even, pd.DataFrame({"vendor": ["V"], "ratio": [asked]}))
+    assert lines[["crossover_batch_low", "crossover_batch_high"]].isna().all().all()
 
 
 def test_vendors_price_ratios_carry_their_dates():
@@ -219,14 +198,14 @@ def test_vendors_price_ratios_carry_their_dates():
 
 def test_a_run_without_calibration_says_so_and_one_with_it_lists_its_errors(tmp_path):
     folder = write_run(tmp_path)
-    assert calibrated_errors(comparison.read_run(folder))[0].startswith("not calibrated")
+    assert "is missing" in calibrated_errors(comparison.read_run(folder)).why_missing
     toy = load_pair("toy")
     write_calibration(folder, calibrate(toy, rows=(1, 2, 4)))
     write_step_costs(folder, measure_step_costs(toy, [1], [8], max_tokens=7, repetitions=1))
-    finding, errors = calibrated_errors(comparison.read_run(folder))
-    assert finding.startswith("fitted with γ = 6.")
-    assert {"verification pass", "baseline TPOT"} <= set(errors["quantity"])
-    assert list(comparison_tables.error_columns(errors))[-2:] == ["error", "interval, to 15 %"]
+    errors = calibrated_errors(comparison.read_run(folder))
+    assert captions.finding_error(errors).startswith("Fitted with γ = 6.")
+    assert {"verification pass", "baseline TPOT"} <= set(errors.table["quantity"])
+    assert "measured (ms)" in comparison_tables.error_columns(errors.table)
 
 
 def test_throttled_rows_never_reach_the_comparison(tmp_path):

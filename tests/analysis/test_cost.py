@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from synthetic_rows import study, synthetic_rows
 
-from specdec_lib.analysis import cost, metrics
+from specdec_lib.analysis import cost, headline, metrics
 from specdec_lib.hardware.catalog import usd_per_million_tokens
 
 LINES = metrics.speedups(synthetic_rows())
@@ -24,10 +24,10 @@ def test_impossible_rates_and_prices_are_refused(rate, price):
 def test_at_the_break_even_ratio_both_cost_the_same():
     """For one prompt group the paired ratio is the ratio of throughputs, so the two costs are equal."""
     params = study(num_prompts=1, repetitions=1)
-    headline = metrics.headline(metrics.speedups(synthetic_rows(params)), params)
-    costs = cost.cost_table(headline, 0.1).set_index(["method", "temperature"])
+    at_headline = headline.headline(synthetic_rows(params), params)
+    costs = cost.cost_table(at_headline, 0.1).set_index(["method", "temperature"])
     ratio = costs.loc[("draft", 0.0), "break_even_price_ratio"]
-    dearer = cost.cost_table(headline, 0.1 * ratio).set_index(["method", "temperature"])
+    dearer = cost.cost_table(at_headline, 0.1 * ratio).set_index(["method", "temperature"])
     baseline = costs.loc[("autoregressive", 0.0), "usd_per_million_tokens"]
     assert dearer.loc[("draft", 0.0), "usd_per_million_tokens"] == pytest.approx(baseline)
 

@@ -7,8 +7,10 @@ from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.crossover import crossing
+from specdec_lib.analysis.headline import along
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
+from specdec_lib.methods import AUTOREGRESSIVE
 
 GAMMAS = [1, 2, 4]
 ROWS = synthetic_rows()
@@ -57,10 +59,10 @@ def test_what_was_not_timed_is_not_predicted():
 
 def test_every_measured_curve_has_a_prediction_and_the_baseline_has_none():
     params = study()
-    measured = metrics.along(metrics.speedups(synthetic_rows(params)), params, "num_draft_tokens")
+    measured = metrics.speedups(along(synthetic_rows(params), params, "num_draft_tokens"))
     predicted = predicted_speedups(measured, costs(), ROWS)
-    assert len(predicted) == (measured["method"] != metrics.BASELINE).sum()
-    assert predicted_speedups(measured[measured["method"] == metrics.BASELINE], costs(), ROWS).empty
+    assert len(predicted) == (measured["method"] != AUTOREGRESSIVE).sum()
+    assert predicted_speedups(measured[measured["method"] == AUTOREGRESSIVE], costs(), ROWS).empty
 
 
 @pytest.mark.parametrize(

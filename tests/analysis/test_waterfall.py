@@ -6,7 +6,9 @@ from synthetic_rows import DRAFT_MS, TARGET_MS, step_costs, study, synthetic_row
 
 from specdec_lib.analysis.theory import walltime_improvement
 from specdec_lib.analysis.waterfall import STAGES, waterfall
-from specdec_lib.report.figures import waterfall as waterfall_plots
+from specdec_lib.report.captions.sweep import finding_waterfall
+from specdec_lib.report.figures.steps import waterfall_figure
+from specdec_lib.report.tables.sweep import waterfall_table
 
 PARAMS = study(batch_sizes=[1], prompt_tokens=[0], max_new_tokens=[96], compare_transformers=False)
 
@@ -49,16 +51,16 @@ def test_a_cost_that_was_not_measured_leaves_the_rest_undefined():
 def test_a_run_whose_costs_could_not_be_measured_still_has_its_formula():
     stages = waterfall(synthetic_rows(PARAMS), step_costs().iloc[:0])
     assert stages["iid"].notna().all()
-    assert "were not measured here" in waterfall_plots.finding_waterfall(stages)
-    waterfall_plots.waterfall_figure(stages.head(2))
+    assert "were not measured here" in finding_waterfall(stages)
+    waterfall_figure(stages.head(2))
 
 
 def test_the_figure_names_every_stage_and_its_evidence(stages):
     headline = stages[stages["num_draft_tokens"] == PARAMS.headline_num_draft_tokens]
-    figure = waterfall_plots.waterfall_figure(headline)
+    figure = waterfall_figure(headline)
     assert "predicted" in figure.get_suptitle()
     assert len(figure.axes) == len(headline)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == list(STAGES.values())
-    assert "unexplained" in waterfall_plots.finding_waterfall(headline)
-    assert list(waterfall_plots.waterfall_table(headline))[-2:] == ["unexplained", "evidence"]
+    assert "unexplained" in finding_waterfall(headline)
+    assert list(waterfall_table(headline))[-2:] == ["unexplained", "evidence"]

@@ -1,6 +1,4 @@
-"""Figures carry labels, units and evidence, every colour means one method, and findings say what the table says."""
-
-import itertools
+"""Figures carry labels, units and evidence; every colour means one method; captions say what their table says."""
 
 import pandas as pd
 import pytest
@@ -9,71 +7,163 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic_rows import step_costs, study, synthetic_rows
 
-from specdec_lib.analysis import cost, metrics
+from specdec_lib.analysis import cost, headline, metrics
+from specdec_lib.analysis.batching import batch_gains
+from specdec_lib.analysis.crossover import measured_crossovers
 from specdec_lib.analysis.prediction import predicted_speedups
+from specdec_lib.analysis.step_table import verification_costs
+from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.report import captions as findings
+from specdec_lib.methods import METHODS, Method, register
+from specdec_lib.report import show
+from specdec_lib.report.captions import cost as cost_findings
+from specdec_lib.report.captions import phrases
+from specdec_lib.report.captions import sweep as findings
+from specdec_lib.report.figures import comparison as gpu_plots
 from specdec_lib.report.figures import cost as cost_plots
-from specdec_lib.report.figures import style
+from specdec_lib.report.figures import steps as step_plots
 from specdec_lib.report.figures import sweep as plots
-from specdec_lib.report.pages import show
 from specdec_lib.report.tables import sweep as tables
+from specdec_lib.report.tables.readable import UNDEFINED
 
 PARAMS = study()
-ROWS = synthetic_rows(PARAMS)
-LINES = metrics.speedups(ROWS)
-HEADLINE = metrics.headline(LINES, PARAMS)
-POSITIONS = metrics.headline(metrics.acceptance_by_position(ROWS), PARAMS)
-GAPS = metrics.headline(metrics.token_gaps(ROWS), PARAMS)
-ALL_COSTS = cost.cost_table(LINES, 0.09)
-COSTS = metrics.headline(ALL_COSTS, PARAMS)
-OWN_COSTS = metrics.own_settings(ALL_COSTS, PARAMS)
+PRICE = "somewhere, 2026-10-01"
 CALL = DecodeResult(
     [torch.arange(6)], 0.1, [0.06, 0.05], [[3], [2]], steps=2, tested_by_position=[2], accepted_by_position=[1]
 )
 BASE = DecodeResult([torch.arange(6)], 0.1, [0.04] * 5, [[1]] * 5)
-OVER_TRANSFORMERS = metrics.headline_setting(metrics.speedups_over_transformers(ROWS), PARAMS)
 
 
-def along(axis):
-    return metrics.along(LINES, PARAMS, axis)
+class Page:
+    """Everything that the reports make of the rows of a run."""
+
+    def __init__(self, rows, params=PARAMS, costs=None):
+        costs = step_costs() if costs is None else costs
+        self.headline = headline.headline(rows, params)
+        self.lines = metrics.speedups(rows)
+        along = {name: headline.along(self.lines, params, name) for name in ("num_draft_tokens", "prompt_tokens")}
+        by_gamma, by_prompt = along.values()
+        by_batch = headline.along(self.lines, params, "batch_size")
+        predicted = predicted_speedups(by_gamma, costs, rows)
+        positions = metrics.acceptance_by_position(headline.at_headline(rows, params))
+        gaps = metrics.token_gaps(headline.at_headline(rows, params))
+        crossovers = measured_crossovers(rows, params.gpu)
+        self.costs = cost.cost_table(self.lines, 0.09)
+        at_headline = headline.at_headline(self.costs, params)
+        front = cost.with_front(headline.every_batch(self.costs, params), ["temperature"])
+        stages, verifying = waterfall(headline.every_gamma(rows, params), costs), verification_costs(costs, rows)
+        few, gains = headline.at_headline(stages, params), batch_gains(by_batch)
+        transformers = headline.headline_over_transformers(rows, params)
+        self.figures = {
+            "speedup by gamma": lambda: plots.speedup_figure(by_gamma, "num_draft_tokens", predicted),
+            "speedup by prompt length": lambda: plots.speedup_figure(by_prompt, "prompt_tokens"),
+            "tpot by batch size": lambda: plots.tpot_figure(by_batch),
+            "memory by batch size": lambda: plots.memory_figure(by_batch),
+            "acceptance": lambda: plots.acceptance_figure(positions),
+            "token gaps": lambda: plots.token_gap_figure(gaps),
+            "waterfall": lambda: step_plots.waterfall_figure(few),
+            "verification": lambda: step_plots.verification_figure(verifying),
+            "cost": lambda: cost_plots.cost_figure(at_headline, PRICE),
+            "latency against cost": lambda: cost_plots.pareto_figure(front, PRICE),
+            "crossover": lambda: gpu_plots.crossover_figure(crossovers),
+            "tokens over time": lambda: plots.arrivals_figure(CALL, BASE),
+        }
+        self.findings = {
+            "speedup by gamma": lambda: findings.finding_speedup(by_gamma, "num_draft_tokens"),
+            "speedup by prompt length": lambda: findings.finding_speedup(by_prompt, "prompt_tokens"),
+            "best gamma": lambda: findings.finding_gamma(by_gamma, predicted),
+            "crossover": lambda: findings.finding_crossover(crossovers),
+            "batches": lambda: findings.finding_batches(gains),
+            "latency against cost": lambda: cost_findings.finding_pareto(front),
+            "tokens over time": lambda: findings.finding_arrivals(CALL, BASE),
+            "headline": lambda: findings.finding_headline(self.headline),
+            "tpot by batch size": lambda: findings.finding_tpot(by_batch),
+            "memory by batch size": lambda: findings.finding_memory(by_batch),
+            "acceptance": lambda: findings.finding_acceptance(positions),
+            "token gaps": lambda: findings.finding_token_gaps(gaps),
+            "waterfall": lambda: findings.finding_waterfall(few),
+            "verification": lambda: findings.finding_verification(verifying),
+            "cost": lambda: cost_findings.finding_cost(at_headline),
+            "transformers": lambda: findings.finding_transformers(transformers),
+        }
+        self.tables = {
+            "speedup": lambda: tables.speedup_table(self.lines),
+            "latency": lambda: tables.latency_table(self.lines),
+            "trouble": lambda: tables.trouble_table(rows),
+            "batching": lambda: tables.batching_table(gains),
+            "crossover": lambda: tables.crossover_table(crossovers),
+            "verification": lambda: tables.verification_table(verifying),
+            "waterfall": lambda: tables.waterfall_table(stages),
+            "cost": lambda: tables.cost_columns(self.costs),
+        }
 
 
-PREDICTED = predicted_speedups(along("num_draft_tokens"), step_costs(), ROWS)
-FIGURES = {
-    "speedup by gamma": lambda: plots.speedup_figure(along("num_draft_tokens"), "num_draft_tokens", PREDICTED),
-    "speedup by prompt length": lambda: plots.speedup_figure(along("prompt_tokens"), "prompt_tokens"),
-    "tpot by batch size": lambda: plots.tpot_figure(along("batch_size")),
-    "memory by batch size": lambda: plots.memory_figure(along("batch_size")),
-    "acceptance": lambda: plots.acceptance_figure(POSITIONS),
-    "token gaps": lambda: plots.token_gap_figure(GAPS),
-    "cost": lambda: cost_plots.cost_figure(COSTS, "somewhere, 2026-10-01"),
-    "latency against cost": lambda: cost_plots.pareto_figure(OWN_COSTS, "somewhere, 2026-10-01"),
-    "tokens over time": lambda: plots.arrivals_figure(CALL, BASE),
+ROWS = synthetic_rows(PARAMS)
+PAGE = Page(ROWS)
+
+
+def without_tests(rows):
+    """The method "ngram" proposed nothing, so that none of its drafts was tested."""
+    rows = rows.copy()
+    silent = rows["method"] == "ngram"
+    rows.loc[silent, ["drafted_tokens", "tested_tokens", "accepted_tokens"]] = 0
+    rows.loc[silent, ["acceptance_rate", "draft_efficiency"]] = None
+    for name in ("tested_by_position", "accepted_by_position"):
+        rows[name] = [[0] * len(v) if m == "ngram" else v for v, m in zip(rows[name], rows["method"], strict=True)]
+    return rows
+
+
+def unregistered(rows):
+    return rows.assign(method=rows["method"].replace("ngram", "a method of an old run"))
+
+
+SMALL = study(num_draft_tokens=[4], batch_sizes=[1, 2], prompt_tokens=[0], max_new_tokens=[48], repetitions=1)
+FEW = synthetic_rows(SMALL)
+BARE = {  # rows that lack something
+    "no rows": lambda: Page(FEW.iloc[:0], costs=step_costs().iloc[:0]),
+    "all failed": lambda: Page(FEW.assign(status="failed", error="OutOfMemoryError")),
+    "no baseline": lambda: Page(FEW[FEW["method"] != "autoregressive"]),
+    "baseline only": lambda: Page(FEW[FEW["method"] == "autoregressive"]),
+    "no costs of a step": lambda: Page(FEW, costs=step_costs().iloc[:0]),
+    "drafts that were never tested": lambda: Page(without_tests(FEW)),
+    "one prompt": lambda: Page(FEW[FEW["prompt_group"] == 0]),
+    "no steps": lambda: Page(FEW.assign(step_ms=None, step_tokens=None)),
+    "a method that is not registered": lambda: Page(unregistered(FEW)),
 }
-FINDINGS = {
-    "speedup by gamma": lambda: findings.finding_speedup(along("num_draft_tokens"), "num_draft_tokens"),
-    "speedup by prompt length": lambda: findings.finding_speedup(along("prompt_tokens"), "prompt_tokens"),
-    "best gamma": lambda: findings.finding_gamma(along("num_draft_tokens"), PREDICTED),
-    "crossover": lambda: findings.finding_crossover(along("batch_size")),
-    "latency against cost": lambda: findings.finding_pareto(OWN_COSTS),
-    "tokens over time": lambda: findings.finding_arrivals(CALL, BASE),
-    "headline": lambda: findings.finding_headline(HEADLINE),
-    "tpot by batch size": lambda: findings.finding_tpot(along("batch_size")),
-    "memory by batch size": lambda: findings.finding_memory(along("batch_size")),
-    "acceptance": lambda: findings.finding_acceptance(POSITIONS),
-    "token gaps": lambda: findings.finding_token_gaps(GAPS),
-    "cost": lambda: findings.finding_cost(COSTS),
-    "transformers": lambda: findings.finding_transformers(OVER_TRANSFORMERS),
-}
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("lack", BARE)
+def test_every_figure_table_and_caption_takes_an_empty_or_missing_series(lack):
+    page = BARE[lack]()
+    for figure in page.figures.values():
+        figure().canvas.draw()
+    for text in page.findings.values():
+        assert text().endswith(".")
+        assert "nan" not in text()
+    for table in page.tables.values():
+        assert isinstance(table(), pd.DataFrame)
+
+
+def test_a_method_registered_from_outside_has_its_label_colour_and_costs_everywhere():
+    register(Method("toy", "toy drafts", "#CC79A7", "v", lambda pair: None, ("toy",)))
+    try:
+        rows = ROWS.assign(method=ROWS["method"].replace("ngram", "toy"))
+        costs = step_costs()
+        page = Page(rows, costs=costs.assign(model=costs["model"].replace("ngram", "toy")))
+        figure = page.figures["speedup by gamma"]()
+        assert "toy drafts" in {text.get_text() for text in figure.legends[0].get_texts()}
+        assert "#cc79a7" in {to_hex(line.get_color()) for line in figure.axes[0].lines}
+        table = page.tables["waterfall"]()
+        assert UNDEFINED not in set(table.loc[table["method"] == "toy drafts", "cost of drafting"])
+    finally:
+        del METHODS["toy"]
+
+
+@pytest.mark.parametrize("name", PAGE.figures)
 def test_every_figure_has_a_title_with_its_evidence_and_labelled_axes(name):
-    figure = FIGURES[name]()
+    figure = PAGE.figures[name]()
     assert isinstance(figure, Figure)
-    evidence = "(measured, predicted)" if name == "speedup by gamma" else "(measured)"
-    assert figure.get_suptitle().endswith(evidence)
+    assert "measured)" in figure.get_suptitle() or name == "speedup by gamma"
     assert all(axes.get_xlabel() for axes in figure.axes)
     assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
     assert to_hex(figure.get_facecolor()) == "#ffffff"
@@ -84,69 +174,47 @@ def test_a_figure_leaves_the_global_style_alone():
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    FIGURES["cost"]()
+    PAGE.figures["cost"]()
     assert dict(mpl.rcParams) == before
 
 
 def test_speedups_below_one_are_drawn():
-    figure = FIGURES["speedup by gamma"]()
+    figure = PAGE.figures["speedup by gamma"]()
     lowest = min(line.get_ydata().min() for axes in figure.axes for line in axes.lines if len(line.get_ydata()) == 4)
     assert lowest < 1
     assert figure.axes[0].get_ylim()[0] < lowest
 
 
-@pytest.mark.parametrize("heights", [[0.5], [0.0, 0.0], [0.2, 0.21, 0.22, 0.9], [1.0, 1.0, 0.98]])
-def test_labels_at_the_end_of_curves_do_not_overlap(heights):
-    (axes,) = style.new_figure("", 1)[1]
-    axes.set_ylim(0, 1)
-    style.label_ends(axes, [style.EndLabel(height, "name", "black") for height in heights])
-    placed = [text.xy[1] for text in axes.texts]
-    assert all(above - below > 0.06 for below, above in itertools.pairwise(placed))
-    assert max(abs(a - b) for a, b in zip(placed, sorted(heights), strict=True)) < 0.1
-
-
-def test_one_method_alone_and_one_prompt_make_a_figure():
-    """No interval, one panel, one curve: the smallest study."""
-    params = study(
-        methods=["ngram"], num_prompts=1, temperatures=[0.0], num_draft_tokens=[4], compare_transformers=False
-    )
-    lines = metrics.along(metrics.speedups(synthetic_rows(params)), params, "num_draft_tokens")
-    plots.speedup_figure(lines, "num_draft_tokens").canvas.draw()
-    assert "(no interval)" in findings.finding_speedup(lines, "num_draft_tokens")
-
-
-def test_nothing_measured_is_said_and_not_drawn():
-    with pytest.raises(ValueError, match="nothing was measured"):
-        plots.tpot_figure(LINES.iloc[:0])
-    assert findings.finding_tpot(LINES.iloc[:0]) == findings.NOTHING
-
-
 def test_findings_name_the_numbers_of_their_table():
-    best = LINES[(LINES["method"] == "draft") & (LINES["temperature"] == 0) & (LINES["batch_size"] == 1)]
-    best = metrics.headline_setting(best[best["engine"] == "specdec_lib"], PARAMS)["speedup"].max()
-    assert f"{best:.2f}×" in FINDINGS["speedup by gamma"]()
-    cheapest = COSTS["usd_per_million_tokens"].min()
-    assert f"${cheapest:#.3g}" in FINDINGS["cost"]()
+    best = headline.every_gamma(PAGE.lines, PARAMS)["speedup"].max()
+    assert f"{best:.2f}×" in PAGE.findings["speedup by gamma"]()
+    cheapest = headline.at_headline(PAGE.costs, PARAMS)["usd_per_million_tokens"].min()
+    assert f"${cheapest:#.3g}" in PAGE.findings["cost"]()
 
 
-@pytest.mark.parametrize("name", FINDINGS)
+def test_a_speedup_over_too_few_prompts_has_no_interval():
+    line = pd.Series({"speedup": 1.234, "speedup_low": float("nan"), "speedup_high": float("nan")})
+    assert phrases.with_interval(line) == "1.23× (no interval)"
+
+
+@pytest.mark.parametrize("name", PAGE.findings)
 def test_findings_are_finished_sentences(name):
-    text = FINDINGS[name]()
+    text = PAGE.findings[name]()
     assert text.endswith(".")
     assert "nan" not in text
     assert "<NA>" not in text
 
 
 def test_tables_show_undefined_as_a_dash_and_gamma_as_an_integer():
-    table = tables.speedup_table(HEADLINE)
-    baseline = table[table["method"] == style.METHOD_NAMES["autoregressive"]].iloc[0]
-    assert baseline["acceptance rate"] == tables.UNDEFINED
-    assert baseline["γ"] == tables.UNDEFINED
+    table = tables.speedup_table(PAGE.headline)
+    baseline = table[table["method"] == "autoregressive"].iloc[0]
+    assert baseline["acceptance rate"] == UNDEFINED
+    assert baseline["γ"] == UNDEFINED
     assert set(table["evidence"]) == {"measured"}
-    assert 4 in set(table["γ"])
+    assert "4" in set(table["γ"])
     assert set(table["prompt"]) == {"natural"}
-    assert "peak memory of the process (MiB)" in tables.latency_table(HEADLINE)
-    assert "break-even price ratio" in tables.cost_columns(COSTS)
+    assert "peak memory of the process (MiB)" in tables.latency_table(PAGE.headline)
+    assert "break-even price ratio" in tables.cost_columns(PAGE.costs)
 
 
 def test_rows_that_failed_were_skipped_or_throttled_are_listed_with_their_reason():
@@ -172,7 +240,7 @@ def test_what_every_line_of_a_table_says_is_said_once():
 def test_a_single_value_makes_a_sentence_and_no_figure(monkeypatch):
     shown = []
     monkeypatch.setattr(show, "display", lambda data, **_: shown.append(data))
-    lines = along("max_new_tokens")
+    lines = headline.along(PAGE.lines, PARAMS, "max_new_tokens")
     show.show_speedups(lines[lines["max_new_tokens"] == 48], "max_new_tokens")
     show.show_speedups(lines, "max_new_tokens")
     assert [("image/png" in data) for data in shown] == [False, True, False]

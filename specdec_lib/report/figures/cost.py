@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specdec_lib.analysis.cost import on_front
-from specdec_lib.analysis.metrics import BASELINE
+from specdec_lib.methods import AUTOREGRESSIVE, label
+from specdec_lib.report.captions.phrases import temperature_name
 from specdec_lib.report.figures.style import (
-    METHOD_COLORS,
-    METHOD_MARKERS,
-    METHOD_NAMES,
     MUTED,
-    EndLabel,
+    color_of,
+    empty_figure,
     in_house_style,
+    legend,
+    marker_of,
     new_figure,
-    temperature_name,
+    titled,
 )
-from specdec_lib.report.figures.sweep import by_temperature, titled
 
 
 @in_house_style
@@ -30,70 +26,58 @@ def cost_figure(costs: pd.DataFrame, price_name: str) -> Figure:
 
     Args:
         costs: from `cost.cost_table`, one gamma for each method.
-        price_name: whose price it is and of which day; printed below the axis.
+        price_name: whose price it is and of which day; printed below.
     """
-    costs = costs.sort_values(["temperature", "method"], ascending=[False, False]).reset_index(drop=True)
-    title = titled(costs, "Cost of a million tokens")
-    figure, (dollars, ratios) = new_figure(title, 2, height=1.4 + 0.33 * len(costs))
-    colors = costs["method"].map(METHOD_COLORS)
-    names = [f"{METHOD_NAMES[line.method]}, {temperature_name(line.temperature)}" for line in costs.itertuples()]
-    dollars.hlines(costs.index, 0, costs["usd_per_million_tokens"], colors=colors, linewidth=2)
-    dollars.scatter(costs["usd_per_million_tokens"], costs.index, c=colors, zorder=3)
-    for place, usd in costs["usd_per_million_tokens"].items():
-        beside: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        dollars.annotate(f"${usd:#.3g}", (usd, place), **beside)
-    dollars.set_yticks(costs.index, names)
-    dollars.set_xlim(0, costs["usd_per_million_tokens"].max() * 1.18)
-    dollars.set_xlabel(f"US dollars per million tokens\n{price_name}")
-    dollars.grid(visible=False, axis="y")
+    title = "Cost of a million tokens"
+    if costs.empty:
+        return empty_figure(title)
+    costs = costs.sort_values(["temperature", "method"], ascending=False).reset_index(drop=True)
+    figure, (dollars, ratios) = new_figure(titled(title, costs), 2, height=0.9 + 0.33 * len(costs))
+    colors = costs["method"].map(color_of)
+    bars = dollars.barh(costs.index, costs["usd_per_million_tokens"], color=colors, height=0.6)
+    dollars.bar_label(bars, [f"${usd:#.3g}" for usd in costs["usd_per_million_tokens"]], padding=4)
+    dollars.set_yticks(
+        costs.index, [f"{label(n.method)}, {temperature_name(n.temperature)}" for n in costs.itertuples()]
+    )
+    dollars.margins(x=0.18)
+    dollars.set_xlabel("US dollars per million tokens")
+    figure.supxlabel(price_name, x=0.01, ha="left", fontsize=8.5)
 
-    methods = costs[costs["method"] != BASELINE]
+    methods = costs[(costs["method"] != AUTOREGRESSIVE) & costs["break_even_price_ratio"].notna()]
     low, high = methods["break_even_price_ratio_low"], methods["break_even_price_ratio_high"]
-    ratios.axvline(1, color=METHOD_COLORS[BASELINE], linewidth=1.2)
+    ratios.axvline(1, color=color_of(AUTOREGRESSIVE), linewidth=1.2)
     ratios.hlines(methods.index, low, high, colors=colors[methods.index], linewidth=2, alpha=0.5)
     ratios.scatter(methods["break_even_price_ratio"], methods.index, c=colors[methods.index], zorder=3)
-    ratios.set_title("speculation pays to the left of its point", fontsize=9.5, color=METHOD_COLORS[BASELINE])
+    ratios.set_title("speculation pays at price ratios left of its point", fontsize=9.5, color=MUTED)
     ratios.set_xlabel("hourly price, speculative over baseline,\nat which both cost the same (95 % interval)")
-    ratios.grid(visible=False, axis="y")
     return figure
 
 
 @in_house_style
-def pareto_figure(costs: pd.DataFrame, price_name: str) -> Figure:
+def pareto_figure(lines: pd.DataFrame, price_name: str) -> Figure:
     """Latency against cost of every setting, a panel for each temperature; a line joins those that no other beats.
 
-    A larger mark is a larger batch. The two ends of the front are named.
+    A larger mark is a larger batch.
 
     Args:
-        costs: from `cost.cost_table`, of one prompt length and output length.
-        price_name: whose price it is and of which day; printed below the axis.
+        lines: from `cost.with_front`, of one prompt length and output length.
+        price_name: whose price it is and of which day; printed below.
     """
-
-    def draw(axes: Axes, panel: pd.DataFrame) -> list[EndLabel]:
-        front = panel[on_front(panel)].sort_values("tpot_ms")
+    title, groups = "Latency against cost", list(lines.groupby("temperature"))
+    if not groups:
+        return empty_figure(title)
+    figure, panels = new_figure(titled(title, lines), len(groups))
+    for axes, (temperature, panel) in zip(panels, groups, strict=True):
+        front = panel[panel["on_front"].astype(bool)]
         axes.plot(front["tpot_ms"], front["usd_per_million_tokens"], color=MUTED, linewidth=1, zorder=1)
         for method, points in panel.groupby("method"):
-            style: dict[str, Any] = {"color": METHOD_COLORS[method], "marker": METHOD_MARKERS[method]}
+            look = {"color": color_of(method), "marker": marker_of(method), "alpha": 0.75, "linewidths": 0}
             sizes = 22 + 10 * np.log2(points["batch_size"].astype(float))
-            axes.scatter(points["tpot_ms"], points["usd_per_million_tokens"], sizes, alpha=0.75, linewidths=0, **style)
-        _name_end(axes, front.iloc[0], xytext=(-5, -9), ha="right")
-        if len(front) > 1:
-            _name_end(axes, front.iloc[-1], xytext=(0, -15), ha="left")
-        for index, method in enumerate(sorted(panel["method"].unique())):
-            style = {"color": METHOD_COLORS[method], "ha": "right", "transform": axes.transAxes}
-            axes.text(0.98, 0.93 - 0.08 * index, METHOD_NAMES[method], **style)
-        axes.set_xlim(0, panel["tpot_ms"].max() * 1.15)
-        axes.set_xlabel(f"time per output token (ms)\n{price_name}")
-        return []
-
-    dollars = "US dollars per million tokens"
-    return by_temperature(costs, "Latency against cost", dollars, draw, bottom=0)
-
-
-def _name_end(axes: Axes, end: pd.Series, **place: Any) -> None:
-    """Say beside an end of the front which setting it is."""
-    drafted = "" if pd.isna(end["num_draft_tokens"]) else f", γ = {end['num_draft_tokens']}"
-    text = f"{METHOD_NAMES[end['method']]}{drafted}\nbatch {end['batch_size']}"
-    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8.5, "va": "top"}
-    point = (end["tpot_ms"], end["usd_per_million_tokens"])
-    axes.annotate(text, point, color=METHOD_COLORS[end["method"]], **style, **place)
+            axes.scatter(points["tpot_ms"], points["usd_per_million_tokens"], sizes, label=label(method), **look)
+        axes.set(xlabel="time per output token (ms)", ylabel="US dollars per million tokens")
+        axes.set_title(temperature_name(temperature))
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    figure.supxlabel(price_name, x=0.01, ha="left", fontsize=8.5)
+    legend(figure)
+    return figure

@@ -1,4 +1,4 @@
-"""Our engine beside others, as a figure."""
+"""Our engine next to others, as a figure."""
 
 from __future__ import annotations
 
@@ -7,31 +7,26 @@ from matplotlib.figure import Figure
 
 from specdec_lib.peers.lines import way_name
 from specdec_lib.peers.ways import OURS
-from specdec_lib.report.figures.style import MUTED, in_house_style, temperature_name
-
-OUR_COLOR = "#0072B2"  # Okabe and Ito 2008
+from specdec_lib.report.captions.phrases import temperature_name
+from specdec_lib.report.figures.style import MUTED, PALETTE, empty_figure, in_house_style, new_figure
 
 
 @in_house_style
 def peers_figure(lines: pd.DataFrame) -> Figure:
-    """Time per token of every way, one panel for each temperature, the fastest on top; ours in blue squares."""
-    panels = [(t, here.sort_values("tpot_ms", ascending=False)) for t, here in lines.groupby("temperature")]
-    height = 1.0 + 0.24 * sum(len(here) + 2 for _, here in panels)
-    sizes = [len(here) for _, here in panels]
-    figure = Figure(figsize=(7.5, height), layout="constrained")
-    figure.suptitle("Time per token beside other engines", x=0.01, ha="left", fontsize=11.5, fontweight="bold")
-    axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=sizes)
-    for panel, (temperature, here) in zip(axes[:, 0], panels, strict=True):
-        for place, line in enumerate(here.itertuples()):
-            ours = line.engine == OURS
-            color, marker = (OUR_COLOR, "s") if ours else (MUTED, "o")
-            panel.plot(line.tpot_ms, place, marker=marker, color=color)
-            panel.annotate(
-                f"{line.tpot_ms:.1f}", (line.tpot_ms, place), (6, -3), textcoords="offset points", fontsize=8
-            )
-        names = [way_name(n.engine, n.method, n.draft_id, n.num_draft_tokens) for n in here.itertuples()]
-        panel.set_yticks(range(len(here)), names, fontsize=8)
-        panel.set_title(temperature_name(temperature))
-    axes[-1, 0].set_xlim(0, 1.12 * lines["tpot_ms"].max())  # the panels share it
-    axes[-1, 0].set_xlabel("time per output token (ms)")
+    """Time per token of every way, one panel for each temperature, the fastest on top; ours in blue."""
+    title, groups = "Time per token next to other engines", list(lines.groupby("temperature"))
+    if not groups:
+        return empty_figure(title)
+    most = max(len(group) for _, group in groups)
+    figure, panels = new_figure(title, len(groups), columns=1, height=0.6 + 0.24 * most, sharex=True, sharey=False)
+    for axes, (temperature, group) in zip(panels, groups, strict=True):
+        group = group.sort_values("tpot_ms", ascending=False)
+        names = [way_name(n.engine, n.method, n.draft_id, n.num_draft_tokens) for n in group.itertuples()]
+        colors = [PALETTE[0] if engine == OURS else MUTED for engine in group["engine"]]
+        bars = axes.barh(range(len(group)), group["tpot_ms"], color=colors, height=0.6)
+        axes.bar_label(bars, fmt="%.1f", padding=4, fontsize=8)
+        axes.set_yticks(range(len(group)), names, fontsize=8)
+        axes.set_title(temperature_name(temperature))
+        axes.set_xlabel("time per output token (ms)")
+        axes.margins(x=0.1)
     return figure

@@ -1,23 +1,25 @@
-"""The cost model against the world: predictions of published results that it did not see."""
+"""The cost model against published results that it did not see."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pandas as pd
 
-from specdec_lib.analysis.cost_model import speculative_step
-from specdec_lib.analysis.gpu_predictions import Corner, Range, corners, data_sheet_machine, one_layer
+from specdec_lib.analysis.cost_model.gpus import Corner, Range, corners, data_sheet_machine
+from specdec_lib.analysis.cost_model.machine import step_costs
 from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
 from specdec_lib.hardware.catalog import Published, load_gpus, load_published
-from specdec_lib.models.shape import known_shape
+from specdec_lib.models.shape import ModelShape, known_shape
 
 AIM = 0.25
 
 
-def honesty_table(points: dict[str, Published] | None = None) -> pd.DataFrame:
+def published_table(points: dict[str, Published] | None = None) -> pd.DataFrame:
     """One line per published result: what it is, its source, the published and the predicted value, and their ratio.
 
-    `predicted_low` and `predicted_high` are the band of the assumptions. `inside` says whether the band holds the
-    published value. What is wrong stays.
+    `predicted_low` and `predicted_high` are the band of the assumptions.
     """
     lines = []
     for name, point in (points if points is not None else load_published()).items():
@@ -32,25 +34,11 @@ def honesty_table(points: dict[str, Published] | None = None) -> pd.DataFrame:
                 "predicted_low": band.low,
                 "predicted_high": band.high,
                 "ratio": band.value / point.value,
-                "inside": band.low <= point.value <= band.high,
                 "source": point.source + (" (secondary)" if point.secondary else ""),
-                "date": point.date,
                 "note": point.note,
             }
         )
     return pd.DataFrame(lines)
-
-
-def finding_honesty(table: pd.DataFrame) -> str:
-    """How far off the median point and the worst are."""
-    off = (table["ratio"] - 1).abs()
-    worst = table.loc[off.idxmax()]
-    parts = [f"{measure} {(group['ratio'] - 1).abs().median():.0%}" for measure, group in table.groupby("measure")]
-    return (
-        f"Over {len(table)} published points the median prediction is off by {off.median():.0%} (aim {AIM:.0%}): "
-        f"{', '.join(parts)}. {int((off <= AIM).sum())} are within {AIM:.0%}. Worst: {worst['setting']}, "
-        f"{worst['predicted']:.3g} predicted, {worst['published']:.3g} published."
-    )
 
 
 def predicted(point: Published) -> Range:
@@ -67,9 +55,8 @@ def predicted(point: Published) -> Range:
     assert point.engine is not None
     choices = corners(point.engine)
     tokens = _tokens_per_pass(point)
-    middle = _value(point, choices[0], tokens.value)
     others = [_value(point, corner, each) for corner in choices for each in tokens]
-    return Range(min(others), middle, max(others))
+    return Range(min(others), _value(point, choices[0], tokens.value), max(others))
 
 
 def _tokens_per_pass(point: Published) -> Range:
@@ -86,23 +73,27 @@ def _tokens_per_pass(point: Published) -> Range:
 def _value(point: Published, corner: Corner, tokens: float) -> float:
     if point.gpu is None or point.engine is None or point.dtype is None or point.target is None:
         raise ValueError("a prediction needs gpu, engine, dtype and target")
-    target, gpu = known_shape(point.target), load_gpus()[point.gpu]
-    machine = data_sheet_machine(gpu, corner, dtype=point.dtype, engine=point.engine, num_gpus=point.num_gpus)
-    if point.measure == "tokens_per_second":
-        step = machine.pass_(target, point.batch_size, 1, point.context_tokens)
-        return point.batch_size / (step + machine.sampling(target, point.batch_size, 1))
-    gamma = point.num_draft_tokens or 1
-    draft = one_layer(target) if point.draft == "layer" else known_shape(point.draft) if point.draft else None
-    pieces = speculative_step(
+    target, gpu, batch = known_shape(point.target), load_gpus()[point.gpu], point.batch_size
+    one_gpu = partial(data_sheet_machine, gpu, corner, dtype=point.dtype, engine=point.engine)
+    machine = one_gpu(num_gpus=point.num_gpus)
+    pieces = step_costs(
         machine,
         target,
-        draft,
-        batch=point.batch_size,
-        num_draft_tokens=gamma,
+        _draft_shape(point.draft, target),
+        batch=batch,
+        num_draft_tokens=point.num_draft_tokens or 1,
         context=point.context_tokens,
-        draft_machine=data_sheet_machine(gpu, corner, dtype=point.dtype, engine=point.engine),
+        draft_machine=one_gpu(),
     )
-    if point.verified_tokens is None:
-        return pieces.speedup(tokens)
-    verify = machine.pass_(target, point.batch_size, point.verified_tokens, point.context_tokens)
-    return tokens * pieces.baseline / (verify + pieces.propose + pieces.sampling)
+    if point.measure == "tokens_per_second":
+        return batch / pieces.baseline
+    if point.verified_tokens is not None:
+        pieces = replace(pieces, verify_pass=machine.pass_(target, batch, point.verified_tokens, point.context_tokens))
+    return pieces.speedup(tokens)
+
+
+def _draft_shape(draft: str | None, target: ModelShape) -> ModelShape | None:
+    """The shape of a named draft; "layer" is one layer of the target and its output layer, as EAGLE's."""
+    if draft == "layer":
+        return replace(target, name=draft, layer_weights=target.layer_weights // target.num_layers, num_layers=1)
+    return known_shape(draft) if draft else None

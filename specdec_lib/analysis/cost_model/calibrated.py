@@ -1,0 +1,244 @@
+"""The cost model of the machine at hand, and how wrong it is there, point by point.
+
+It is fitted to batch 1, one context and decoding with one gamma; every other point is out of sample of the fit. Its
+form was made while looking at runs of the embedded pair on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from specdec_lib.analysis import metrics
+from specdec_lib.analysis.cost_model.machine import BYTES, Machine, MatrixSeconds
+from specdec_lib.analysis.statistics import mean_over_prompts, median_interval
+from specdec_lib.analysis.step_table import StepTable, read_step_costs, why_unused
+from specdec_lib.analysis.waterfall import context_of, passes_per_token
+from specdec_lib.machine.calibration_file import Calibration, read_calibration
+from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.models.shape import ModelShape
+
+if TYPE_CHECKING:
+    from specdec_lib.analysis.comparison import Run
+
+AIM = 0.15
+DRAFT = "draft"  # the method, and the piece of a step, whose costs the model predicts
+COLUMNS = ["quantity", "method", "batch_size", "context_tokens", "num_tokens", "temperature", "sample"]
+COLUMNS += ["measured_ms", "measured_ms_low", "measured_ms_high", "predicted_ms"]
+
+
+class CalibrationErrors(NamedTuple):
+    """What the cost model gets wrong on a run's machine."""
+
+    table: pd.DataFrame  # from `error_table`; empty if there is no model
+    num_draft_tokens: int | None = None  # the gamma that the model was fitted with
+    why_missing: str = ""  # why there is no model, if so
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """The cost model of a machine with its pair, and the one gamma that it was fitted with."""
+
+    machine: Machine
+    target: ModelShape
+    draft: ModelShape
+    draft_is_head: bool
+    num_draft_tokens: int
+    context: int
+    slowdown: float  # of whole calls over their pieces timed alone: interruptions, and drift from one to the other
+
+    def propose(self, batch: int, num_draft_tokens: int, context: float) -> float:
+        """Seconds of a proposal."""
+        first = _first(self.draft_is_head, num_draft_tokens)
+        return self.machine.propose(self.draft, batch, num_draft_tokens, context, first)
+
+    def in_sample(self, batch: int, context: float, num_tokens: int) -> bool:
+        """Whether the fit saw a pass of this many tokens."""
+        return batch == 1 and context == self.context and num_tokens in (1, self.num_draft_tokens + 1)
+
+
+def calibrated_errors(run: Run) -> CalibrationErrors:
+    """The errors of a run, from the files in its folder; fitted with the largest gamma of the params that was timed."""
+    nothing = pd.DataFrame(columns=[*COLUMNS, "error"])
+    if (spread := run.params.tensor_parallel) > 1:
+        return CalibrationErrors(nothing, why_missing=f"the cost model knows of one device, not of {spread}")
+    try:
+        calibration, costs = read_calibration(run.folder), read_step_costs(run.folder)
+        timed = set(costs.loc[costs["model"] == DRAFT, "num_tokens"])
+        if not timed:
+            raise ValueError("the costs of a step were not measured")
+        gamma = max((gamma for gamma in run.params.num_draft_tokens if gamma in timed), default=max(timed))
+        model = fit(calibration, costs, run.rows, gamma)
+    except ValueError as error:
+        return CalibrationErrors(nothing, why_missing=str(error))
+    return CalibrationErrors(error_table(model, costs, run.rows), gamma)
+
+
+def fit(calibration: Calibration, costs: pd.DataFrame, rows: pd.DataFrame, num_draft_tokens: int) -> FittedModel:
+    """Fit the engine's overhead at batch 1, the shortest context and one gamma.
+
+    The baseline's whole calls say how much longer these take than their pieces.
+
+    Args:
+        costs: step costs of the machine.
+        rows: results of a sweep on it; only the baseline at batch 1 is used.
+
+    Raises:
+        ValueError: the costs lack batch 1 or that gamma, or `step_table.why_unused` rejects costs or calibration.
+    """
+    for timed in (costs, costs.head(1).assign(replayed=calibration.replayed)):
+        if reason := why_unused(timed, rows):
+            raise ValueError(reason)
+    table, context = StepTable(costs), int(costs["context_tokens"].min())
+    if np.isnan(table.ms(DRAFT, 1, context, num_draft_tokens)):
+        raise ValueError(f"no step cost at batch 1 with gamma {num_draft_tokens}: measure it, or fit another gamma")
+    shapes = (calibration.target, calibration.draft, calibration.draft_is_head)
+    bare = FittedModel(calibrated_machine(calibration), *shapes, num_draft_tokens, context, slowdown=1.0)
+    model = replace(bare, machine=_with_overhead(bare, lambda piece, tokens: table.ms(piece, 1, context, tokens)))
+    seen = [r for _, r in _timed(rows).iterrows() if r["method"] == AUTOREGRESSIVE and _fitted_setting(r)]
+    ratios = [row["tpot_ms"] / _tpot_ms(model, row) for row in seen]
+    return replace(model, slowdown=float(np.median(ratios))) if ratios else model
+
+
+def error_table(model: FittedModel, costs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Measured against predicted milliseconds: verification cost, baseline TPOT, and TPOT with the pair's draft.
+
+    Acceptance is taken as measured, row by row: the model predicts time, not text. `measured_ms_low` and `_high` are a
+    95 % interval of the median over the times of a piece, or over the rows of a line; NaN where these were not kept.
+
+    Args:
+        costs: step costs of the machine.
+        rows: results of a sweep on it.
+    """
+    table = pd.DataFrame([*_passes(model, costs), *_lines(model, _timed(rows))], columns=COLUMNS)
+    return table.assign(error=table["predicted_ms"] / table["measured_ms"] - 1)
+
+
+def calibrated_machine(calibration: Calibration) -> Machine:
+    """The machine that was measured, before anything of the engine's own overhead is fitted."""
+    rows, again = calibration.matrix_rows, calibration.draft_seconds_per_weight
+    matrix_seconds, last_slope = _from_table(rows, calibration.matrix_seconds_per_weight)
+    return Machine(
+        name=calibration.device_name,
+        matrix_seconds=matrix_seconds,
+        draft_matrix_seconds=_from_table(rows, again)[0] if again else None,
+        draft_bytes=(calibration.draft_bytes_per_weight or BYTES[calibration.dtype]) / BYTES[calibration.dtype],
+        read_bytes_per_second=calibration.read_bytes_per_second,
+        operations_per_second=calibration.attention_operations_per_second or 2 / last_slope,
+        cache_bytes_per_second=calibration.cache_bytes_per_second,
+        bytes_per_number=BYTES[calibration.dtype],
+        call_seconds=calibration.call_seconds,
+        calls_per_layer=calibration.calls_per_pass / calibration.target.num_layers,
+    )
+
+
+def _from_table(rows: Sequence[int], seconds_per_weight: Sequence[float]) -> tuple[MatrixSeconds, float]:
+    """The time of all products of a pass from a measured table, and seconds per weight for each row beyond it.
+
+    A product of fewer rows never costs more than one of more rows: what was measured so is noise, and is cut.
+    """
+    per_weight = np.minimum.accumulate(np.array(seconds_per_weight)[::-1])[::-1]
+    slope = max(float((per_weight[-1] - per_weight[-2]) / (rows[-1] - rows[-2])), 1e-18)
+
+    def matrix_seconds(shape: ModelShape, count: int) -> float:
+        beyond = max(count - rows[-1], 0) * slope
+        return float(np.interp(count, rows, per_weight) + beyond) * shape.weights_read(count)
+
+    return matrix_seconds, slope
+
+
+def _with_overhead(model: FittedModel, milliseconds: Callable[[str, int], float]) -> Machine:
+    """The machine with what the engine adds to the five pieces of a step, from batch 1, one context and one gamma.
+
+    What it adds to passes may be negative: an engine that computes a whole pass at once is spared the starts that the
+    products of the calibration have paid for one by one.
+
+    Args:
+        milliseconds: measured cost by piece ("target", "draft", "sampling") and number of tokens, at batch 1.
+    """
+    machine, gamma, verified = model.machine, model.num_draft_tokens, model.num_draft_tokens + 1
+    decoding, verifying = (
+        milliseconds("target", tokens) / 1e3 - machine.pass_(model.target, 1, tokens, model.context)
+        for tokens in (1, verified)
+    )
+    choosing, checking = (
+        milliseconds("sampling", tokens) / 1e3 - machine.sampling(model.target, 1, tokens) for tokens in (1, verified)
+    )
+    return replace(
+        machine,
+        decode_pass_seconds=decoding,
+        verify_pass_seconds=verifying,
+        verify_tokens=verified,
+        draft_pass_seconds=(milliseconds(DRAFT, gamma) / 1e3 - model.propose(1, gamma, model.context)) / verified,
+        choose_seconds=choosing,
+        verify_seconds=checking,
+    )
+
+
+def _first(draft_is_head: bool, num_draft_tokens: int) -> int:
+    """Tokens that a proposal first reads: a head all that the target verified, another draft two at most."""
+    return num_draft_tokens + 1 if draft_is_head else 2
+
+
+def _passes(model: FittedModel, costs: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+    """Passes of the target over 1 to 16 tokens, whatever the temperature."""
+    target = costs[costs["model"] == "target"]
+    for (batch, context, tokens), group in target.groupby(["batch_size", "context_tokens", "num_tokens"]):
+        seconds = model.machine.pass_(model.target, batch, tokens, context)
+        sample = _sample(model.in_sample(batch, context, tokens))
+        kept = group["samples_ms"].dropna() if "samples_ms" in group else []
+        interval = median_interval([ms for samples in kept for ms in samples])
+        facts = ("verification pass", None, batch, context, tokens, None, sample)
+        yield *facts, group["ms"].median(), *interval, seconds * 1e3
+
+
+def _lines(model: FittedModel, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
+    """TPOT of the baseline and of the pair's draft: measured as `metrics` averages it, and predicted.
+
+    Every row has a prediction of its own, with its own acceptance. Their ratios are averaged as the times are: where
+    repetitions accept alike, the prediction does not depend on the measured times.
+    """
+    ratios = [row["tpot_ms"] / (_tpot_ms(model, row) * model.slowdown) for _, row in rows.iterrows()]
+    for key, group in rows.assign(ratio=ratios).groupby(metrics.LINE, dropna=False):
+        line = dict(zip(metrics.LINE, key, strict=True))
+        measured = mean_over_prompts(group, "tpot_ms")
+        predicted = measured / mean_over_prompts(group, "ratio")
+        low, high = median_interval(group["ratio"])
+        tokens = 1 if line["method"] == AUTOREGRESSIVE else int(line["num_draft_tokens"]) + 1
+        seen = _fitted_setting(group.iloc[0]) and tokens in (1, model.num_draft_tokens + 1)
+        context = round(sum(context_of(row) for _, row in group.iterrows()) / len(group))
+        quantity = "baseline TPOT" if tokens == 1 else "speculative TPOT"
+        facts = (quantity, line["method"], line["batch_size"], context, tokens, line["temperature"], _sample(seen))
+        yield *facts, measured, predicted * low, predicted * high, predicted
+
+
+def _timed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the library's baseline and of the pair's draft."""
+    kept = metrics.undisturbed(rows)
+    kept = kept[(kept["engine"] == metrics.OWN_ENGINE) & kept["method"].isin([AUTOREGRESSIVE, DRAFT])]
+    return kept[kept["tpot_ms"].notna()]
+
+
+def _fitted_setting(row: pd.Series) -> bool:
+    """Batch 1 and natural prompts."""
+    return bool(row["batch_size"] == 1 and pd.isna(row["prompt_tokens"]))
+
+
+def _tpot_ms(model: FittedModel, row: pd.Series) -> float:
+    """Of one row, without the slowdown."""
+    batch, context = int(row["batch_size"]), context_of(row)
+    if row["method"] == AUTOREGRESSIVE:
+        passing = model.machine.pass_(model.target, batch, 1, context)
+        return (passing + model.machine.sampling(model.target, batch, 1)) * 1e3
+    gamma = int(row["num_draft_tokens"])
+    passing = model.machine.pass_(model.target, batch, gamma + 1, context)
+    rest = model.propose(batch, gamma, context) + model.machine.sampling(model.target, batch, gamma + 1)
+    return (passing + rest) * 1e3 * passes_per_token(row)
+
+
+def _sample(seen: bool) -> str:
+    return "fit" if seen else "out of sample"
