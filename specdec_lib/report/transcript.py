@@ -1,0 +1,75 @@
+"""One generation as static HTML: coloured text, token by token, above a timeline of its steps.
+
+No script, nothing loaded, every text escaped. Underlines differ, so that no two kinds differ by colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specdec_lib.decoding.transcript import Transcript, TranscriptToken
+from specdec_lib.report.safe_html import escaped
+
+_NARROW = 0.025  # a step shorter than this share of the timeline has no room for its number
+KINDS = {  # what the legend calls each kind of token
+    "accepted": "accepted draft token",
+    "rejected": "rejected draft token, not emitted",
+    "resampled": "resampled after a rejection",
+    "bonus": "bonus after full acceptance",
+    "own": "the target's own, nothing drafted here",
+    "last": "last of its step",
+}
+
+
+def transcript_html(transcript: Transcript) -> str:
+    """Legend, text and timeline; `templates/transcript.css` styles the classes."""
+    title = f"<p><strong>{escaped(transcript.title)}</strong></p>" if transcript.title else ""
+    steps = "".join(f'<span class="specdec-step">{"".join(map(_token, step))}</span>' for step in transcript.steps)
+    text = f'{title}{_legend(transcript)}<div class="specdec-text">{steps}</div>'
+    return f'<div class="specdec-transcript">{text}{_timeline(transcript)}</div>'
+
+
+def _legend(transcript: Transcript) -> str:
+    tokens = [token for step in transcript.steps for token in step]
+    kinds = {token.kind for token in tokens}
+    names = "".join(_token(TranscriptToken(kind, name)) for kind, name in KINDS.items() if kind in kinds)
+    recorded = any(token.target_prob is not None for token in tokens)
+    numbers = " Below a token: its probability in percent, target / draft." if recorded else ""
+    return f'<p class="specdec-legend">{names}A bar starts each step.{numbers}</p>'
+
+
+def _token(token: TranscriptToken) -> str:
+    text = escaped(token.text.replace("\n", "⏎"))
+    recorded = token.target_prob is not None
+    probs = f"<small>{_percent(token.target_prob)}/{_percent(token.draft_prob)}</small>" if recorded else ""
+    line_break = "<br>" if "\n" in token.text and token.kind != "rejected" else ""
+    word = f'<span class="specdec-word">{text}</span>{probs}'
+    return f'<span class="specdec-token specdec-{token.kind}">{word}</span>{line_break}'
+
+
+def _percent(prob: float | None) -> str:
+    if prob is None:
+        return "–"
+    return "&lt;1" if 0 < prob < 0.005 else f"{100 * prob:.0f}"
+
+
+def _timeline(transcript: Transcript) -> str:
+    baseline = transcript.baseline_seconds
+    total = max(sum(transcript.seconds), sum(baseline))
+    strips = _strip("With speculation", transcript.seconds, transcript.emitted, total)
+    if baseline:
+        strips += _strip("Without speculation", baseline, [1] * len(baseline), total)
+    return f'<div class="specdec-timeline">{strips}</div>'
+
+
+def _strip(name: str, seconds: Sequence[float], emitted: Sequence[int], total: float) -> str:
+    """Prefill and steps as blocks on one time axis, each with the number of tokens that it emitted."""
+    blocks, start = [], 0.0
+    for index, (duration, tokens) in enumerate(zip(seconds, emitted, strict=True)):
+        kind = ' class="specdec-start"' if index == 0 else ' class="specdec-many"' if tokens > 1 else ""
+        place = f"left:{100 * start / total:.2f}%;width:{100 * duration / total:.2f}%"
+        label = tokens if index and tokens > 1 and duration / total > _NARROW else ""
+        blocks.append(f'<span{kind} style="{place}">{label}</span>')
+        start += duration
+    text = f"{name}: {sum(emitted)} tokens in {1e3 * start:.0f} ms, prefill (hatched) and {len(seconds) - 1} steps"
+    return f'<p>{text}</p><div class="specdec-strip" role="img" aria-label="{text}">{"".join(blocks)}</div>'
