@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from specdec_lib.analysis.headline import headline, headline_over_transformers
-from specdec_lib.analysis.metrics import memory_column
 from specdec_lib.config import StudyParams, load_params
 from specdec_lib.hardware.catalog import price, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE, label
@@ -94,9 +94,9 @@ def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
 def _measured(params: StudyParams, folder: Path, rows: pd.DataFrame) -> dict[str, Any]:
     """What both pages say about the results table."""
     lines, over_transformers = headline(rows, params), headline_over_transformers(rows, params)
-    troubles = tables.trouble_table(rows)
+    first, troubles = lines[lines["method"] == params.methods[0]], tables.trouble_table(rows)
     return {
-        "groups": [_group(line, lines, params, folder) for line in lines.itertuples() if line.method == params.methods[0]],
+        "groups": [_group(line, lines, params, folder) for line in first.itertuples()],
         "headline": table_html(headline_table(rows, params), "The headline setting"),
         "transformers": finding_transformers(over_transformers) if len(over_transformers) else None,
         "troubles": table_html(troubles, "What failed, was skipped or is not counted") if len(troubles) else None,
@@ -112,35 +112,42 @@ def _group(line: Any, lines: pd.DataFrame, params: StudyParams, folder: Path) ->
         "title": temperature_name(line.temperature),
         "what": f"{label(line.method)}, γ = {line.num_draft_tokens}",
         "verdict": verdict(line),
-        "cards": [card for card in _cards(line, next(same.itertuples(), None), params, folder) if card],
+        "cards": _cards(line, next(same.itertuples(), None), params, folder),
     }
 
 
 def _cards(line: Any, baseline: Any, params: StudyParams, folder: Path) -> list[dict[str, str]]:
     latency, costs = _link(folder, "02_latency_sweep"), _link(folder, "03_cost_analysis")
+    hourly = price(params.price).times(params.num_devices).usd_per_hour
+    on_device = pd.notna(line.peak_memory_allocated_bytes)
+    memory = "peak_memory_allocated_bytes" if on_device else "process_peak_rss_bytes"
+    place = "on the device" if on_device else "in main memory"
+
+    def against(text: Callable[[Any], str]) -> str:
+        return f"{text(baseline)} without speculation" if baseline else "no baseline"
+
+    def tpot(each: Any) -> str:
+        return f"{each.tpot_ms:.2f} ms"
+
+    def gibibytes(each: Any) -> str:
+        return f"{getattr(each, memory) / GIB:.2f} GiB"
+
+    def dollars(each: Any) -> str:
+        return f"${usd_per_million_tokens(each.tokens_per_second, hourly):#.3g}"
+
     speedup, _, interval = with_interval(line).partition(" (")
     rate, tokens = f"{line.acceptance_rate:.2f}", f"{line.mean_acceptance_length:.2f} tokens per target pass"
     if pd.isna(line.acceptance_rate):
-        rate, tokens = "given", "replayed, not measured"
-    without = f"{baseline.tpot_ms:.2f} ms without speculation" if baseline else "no baseline"
-    cards = [
+        rate, tokens = (
+            ("given", "replayed, not measured") if params.accepted_per_step else ("none", "nothing was tested")
+        )
+    return [
         _card("Speedup", speedup, interval.rstrip(")"), latency, "headline"),
-        _card("Time per output token", f"{line.tpot_ms:.2f} ms", without, latency, "headline"),
+        _card("Time per output token", tpot(line), against(tpot), latency, "headline"),
         _card("Acceptance rate", rate, tokens, latency, "which-drafted-tokens-survive"),
+        _card("Peak memory", gibibytes(line), f"{place}, {against(gibibytes)}", latency, "memory"),
+        _card("$ per million tokens", dollars(line), f"{against(dollars)}, at ${hourly:g} an hour", costs, "headline"),
     ]
-    column = memory_column(pd.DataFrame([line]))
-    if pd.notna(memory := getattr(line, column)):
-        place = "on the device" if column == "peak_memory_allocated_bytes" else "of the process"
-        if params.tensor_parallel > 1:
-            place = f"in all of the {params.tensor_parallel} processes together"
-        without = f", {getattr(baseline, column) / GIB:.2f} GiB without" if baseline else ""
-        cards.append(_card("Peak memory", f"{memory / GIB:.2f} GiB", f"{place}{without}", latency, "memory"))
-    hourly = price(params.price).times(params.num_devices).usd_per_hour
-    if pd.notna(line.tokens_per_second):
-        without = f"${usd_per_million_tokens(baseline.tokens_per_second, hourly):#.3g} without, " if baseline else ""
-        dollars = f"${usd_per_million_tokens(line.tokens_per_second, hourly):#.3g}"
-        cards.append(_card("$ per million tokens", dollars, f"{without}at ${hourly:g} an hour", costs, "headline"))
-    return cards
 
 
 def _card(name: str, value: str, detail: str, page: str, section: str = "") -> dict[str, str]:
@@ -155,8 +162,8 @@ def _exactness(folder: Path, params: StudyParams) -> dict[str, str]:
         return _card(name, "none", why_no_certificate(params) or "this run wrote no certificate", link)
     if not certificate["passed"]:
         return _card(name, "failed", "; ".join(certificate["failures"]), link) | {"tone": "bad"}
-    tests = certificate.get("tests", [])
-    bias = max((test["detectable_bias"] for test in tests), default=math.nan)
+    tests = pd.DataFrame(certificate.get("tests", {}))
+    bias = tests["detectable_bias"].max() if len(tests) else math.nan
     detail = f"{len(tests)} tests of sampled output; a bias above {bias:.2g} would have shown in any"
     return _card(name, "passed", detail, link) | {"tone": "good"}
 
@@ -177,6 +184,4 @@ def _link(folder: Path, name: str) -> str:
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in facts.keys() & {"started", "ended"}:
-        facts[name] = str(facts[name]).replace("T", " ").replace("+00:00", " UTC")
     return facts | {"versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())}

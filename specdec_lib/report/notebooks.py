@@ -46,7 +46,9 @@ def execute(source: Path, executed: Path, values: dict[str, Any]) -> str | None:
         return f"failed: {error.ename}: {' '.join(str(error.evalue).split())}"
     except (PapermillException, RuntimeError) as error:
         return f"failed: {' '.join(str(error).split())}"
-    return None if _is_complete(executed) else "stopped before its last cell: its kernel died, perhaps for lack of memory"
+    return (
+        None if _is_complete(executed) else "stopped before its last cell: its kernel died, perhaps for lack of memory"
+    )
 
 
 def _is_complete(executed: Path) -> bool:

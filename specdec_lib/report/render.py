@@ -19,27 +19,23 @@ from pygments.lexers import PythonLexer
 from specdec_lib.report.safe_html import escaped, render_template, visible
 
 HIDDEN_CELLS = {"parameters", "injected-parameters"}  # the index lists the params
-NO_OUTPUTS = {"progress"}
+NO_OUTPUTS = "progress"
 MATHML = {
     *("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "msub", "msup", "msubsup"),
     *("munder", "mover", "munderover", "mstyle"),
 }
 TAGS = MATHML | {
-    *("a", "abbr", "b", "bdi", "blockquote", "br", "caption", "code", "dd", "del", "details", "div", "dl", "dt", "em"),
-    *("h1", "h2", "h3", "h4", "hr", "i", "li", "ol", "p", "pre", "small", "span", "strong", "sub", "summary", "sup"),
-    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
+    *("a", "b", "blockquote", "br", "caption", "code", "details", "div", "em", "h1", "h2", "h3", "h4", "hr", "i", "li"),
+    *("ol", "p", "pre", "small", "span", "strong", "summary", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
 ATTRIBUTES = {  # for each attribute the tags that may carry it, and the form of its value
     "class": (TAGS - MATHML, r"[\w -]*"),
     "id": ({"h2", "h3", "h4"}, r"[\w-]+"),
     "href": ({"a"}, r"#[\w-]+|https://.+|[\w.-]+\.html(#[\w-]+)?"),
-    "title": ({"abbr", "span"}, r".*"),
     "aria-label": ({"div"}, r".*"),
     "role": ({"div"}, r"img|group"),
     "tabindex": ({"div"}, r"0"),
     "scope": ({"th"}, r"row|col"),
-    "colspan": ({"td", "th"}, r"\d+"),
-    "rowspan": ({"td", "th"}, r"\d+"),
     "style": ({"span"}, r"left:[\d.]+%;width:[\d.]+%"),  # a block of a timeline
     **dict.fromkeys(
         ("display", "displaystyle", "stretchy", "fence", "form", "movablelimits", "mathvariant", "width"),
@@ -66,8 +62,8 @@ def render_page(notebook: Path) -> str:
     Content-Security-Policy forbids scripts and loading.
     """
     content = nbformat.read(notebook, as_version=4)
-    shown = [cell for cell in content.cells if cell.cell_type != "raw" and not HIDDEN_CELLS & _tags(cell)]
-    cells = [_prose(cell) if cell.cell_type == "markdown" else _code(cell) for cell in shown]
+    tagged = [(cell, set(cell.metadata.get("tags", []))) for cell in content.cells if cell.cell_type != "raw"]
+    cells = [_shown(cell, tags) for cell, tags in tagged if not HIDDEN_CELLS & tags]
     return render_template(
         "report.html.j2",
         title=content.metadata.get("title", notebook.stem),
@@ -101,16 +97,10 @@ class _Renderer(mistune.HTMLRenderer):
         return f"<p>{convert(text.strip(), display='block')}</p>\n"
 
 
-def _tags(cell: Any) -> set[str]:
-    return set(cell.metadata.get("tags", []))
-
-
-def _prose(cell: Any) -> dict[str, Any]:
-    return {"prose": markdown_to_html(cell.source)}
-
-
-def _code(cell: Any) -> dict[str, Any]:
-    outputs = [] if NO_OUTPUTS & _tags(cell) else filter(None, map(_output, cell.outputs))
+def _shown(cell: Any, tags: set[str]) -> dict[str, Any]:
+    if cell.cell_type == "markdown":
+        return {"prose": markdown_to_html(cell.source)}
+    outputs = [] if NO_OUTPUTS in tags else filter(None, map(_output, cell.outputs))
     return {"code": highlight(visible(cell.source), PythonLexer(), _CODE), "outputs": list(outputs)}
 
 

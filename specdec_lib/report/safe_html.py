@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 from pathlib import Path
 
 import jinja2
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-# Marks that change the writing direction, line separators and surrogates.
-_INVISIBLE = re.compile("[\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# Control characters but tab and line break, marks that change the writing direction, line separators, surrogates.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def escaped(value: object) -> str:
@@ -20,9 +21,8 @@ def escaped(value: object) -> str:
 
 
 def visible(text: str) -> str:
-    """Replace characters that hide or reorder text by their number, such as ⟨U+202E⟩. Line breaks and tabs stay."""
-    text = _INVISIBLE.sub(lambda match: _number(match[0]), text)
-    return "".join(_number(each) if unicodedata.category(each) == "Cc" and each not in "\n\t\r" else each for each in text)
+    """Replace characters that hide or reorder text by their number, such as ⟨U+202E⟩."""
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
 
 
 def render_template(template: str, **values: object) -> str:
@@ -35,7 +35,3 @@ def render_template(template: str, **values: object) -> str:
         finalize=lambda value: visible(value) if type(value) is str else "none" if value is None else value,
     )
     return environment.get_template(template).render(**values)
-
-
-def _number(character: str) -> str:
-    return f"⟨U+{ord(character):04X}⟩"

@@ -5,11 +5,19 @@ No script, nothing loaded, every text escaped. Underlines differ, so that no two
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from specdec_lib.decoding.transcript import Transcript, TranscriptToken
 from specdec_lib.report.safe_html import escaped
 
+if TYPE_CHECKING:
+    from specdec_lib.decoding.recording import Transcript, TranscriptToken  # they load PyTorch
+
+AnyTranscript: TypeAlias = "Transcript | SimpleNamespace"  # of a call, or as read from a run's folder
+FILE = "transcripts.json"
 _NARROW = 0.025  # a step shorter than this share of the timeline has no room for its number
 KINDS = {  # what the legend calls each kind of token
     "accepted": "accepted draft token",
@@ -21,7 +29,14 @@ KINDS = {  # what the legend calls each kind of token
 }
 
 
-def transcript_html(transcript: Transcript) -> str:
+def read_transcripts(folder: Path) -> list[SimpleNamespace]:
+    """The transcripts that a run recorded, with the attributes of `Transcript`; empty if it recorded none."""
+    path = Path(folder) / FILE
+    recorded = json.loads(path.read_text(encoding="utf-8"))["transcripts"] if path.exists() else []
+    return [SimpleNamespace(**each) for each in recorded]
+
+
+def transcript_html(transcript: AnyTranscript) -> str:
     """Legend, text and timeline; `templates/transcript.css` styles the classes."""
     title = f"<p><strong>{escaped(transcript.title)}</strong></p>" if transcript.title else ""
     steps = "".join(f'<span class="specdec-step">{"".join(map(_token, step))}</span>' for step in transcript.steps)
@@ -29,22 +44,22 @@ def transcript_html(transcript: Transcript) -> str:
     return f'<div class="specdec-transcript">{text}{_timeline(transcript)}</div>'
 
 
-def _legend(transcript: Transcript) -> str:
+def _legend(transcript: AnyTranscript) -> str:
     tokens = [token for step in transcript.steps for token in step]
-    kinds = {token.kind for token in tokens}
-    names = "".join(_token(TranscriptToken(kind, name)) for kind, name in KINDS.items() if kind in kinds)
-    recorded = any(token.target_prob is not None for token in tokens)
+    found = {kind for kind, *_ in tokens}
+    names = "".join(_token((kind, name, None, None)) for kind, name in KINDS.items() if kind in found)
+    recorded = any(target_prob is not None for _, _, target_prob, _ in tokens)
     numbers = " Below a token: its probability in percent, target / draft." if recorded else ""
     return f'<p class="specdec-legend">{names}A bar starts each step.{numbers}</p>'
 
 
-def _token(token: TranscriptToken) -> str:
-    text = escaped(token.text.replace("\n", "⏎"))
-    recorded = token.target_prob is not None
-    probs = f"<small>{_percent(token.target_prob)}/{_percent(token.draft_prob)}</small>" if recorded else ""
-    line_break = "<br>" if "\n" in token.text and token.kind != "rejected" else ""
-    word = f'<span class="specdec-word">{text}</span>{probs}'
-    return f'<span class="specdec-token specdec-{token.kind}">{word}</span>{line_break}'
+def _token(token: TranscriptToken | Sequence[Any]) -> str:
+    kind, text, target_prob, draft_prob = token
+    shown = escaped(text.replace("\n", "⏎"))
+    probs = "" if target_prob is None else f"<small>{_percent(target_prob)}/{_percent(draft_prob)}</small>"
+    line_break = "<br>" if "\n" in text and kind != "rejected" else ""
+    word = f'<span class="specdec-word">{shown}</span>{probs}'
+    return f'<span class="specdec-token specdec-{escaped(kind)}">{word}</span>{line_break}'
 
 
 def _percent(prob: float | None) -> str:
@@ -53,7 +68,7 @@ def _percent(prob: float | None) -> str:
     return "&lt;1" if 0 < prob < 0.005 else f"{100 * prob:.0f}"
 
 
-def _timeline(transcript: Transcript) -> str:
+def _timeline(transcript: AnyTranscript) -> str:
     baseline = transcript.baseline_seconds
     total = max(sum(transcript.seconds), sum(baseline))
     strips = _strip("With speculation", transcript.seconds, transcript.emitted, total)
