@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,35 +118,30 @@ def _group(line: Any, lines: pd.DataFrame, params: StudyParams, folder: Path) ->
 def _cards(line: Any, baseline: Any, params: StudyParams, folder: Path) -> list[dict[str, str]]:
     latency, costs = _link(folder, "02_latency_sweep"), _link(folder, "03_cost_analysis")
     hourly = price(params.price).times(params.num_devices).usd_per_hour
-    on_device = pd.notna(line.peak_memory_allocated_bytes)
-    memory = "peak_memory_allocated_bytes" if on_device else "process_peak_rss_bytes"
-    place = "on the device" if on_device else "in main memory"
-
-    def against(text: Callable[[Any], str]) -> str:
-        return f"{text(baseline)} without speculation" if baseline else "no baseline"
-
-    def tpot(each: Any) -> str:
-        return f"{each.tpot_ms:.2f} ms"
-
-    def gibibytes(each: Any) -> str:
-        return f"{getattr(each, memory) / GIB:.2f} GiB"
-
-    def dollars(each: Any) -> str:
-        return f"${usd_per_million_tokens(each.tokens_per_second, hourly):#.3g}"
-
+    ours, theirs = _in_words(line, hourly), dict.fromkeys(_in_words(line, hourly), "no baseline")
+    if baseline:
+        theirs = {name: f"{text} without speculation" for name, text in _in_words(baseline, hourly).items()}
     speedup, _, interval = with_interval(line).partition(" (")
     rate, tokens = f"{line.acceptance_rate:.2f}", f"{line.mean_acceptance_length:.2f} tokens per target pass"
     if pd.isna(line.acceptance_rate):
-        rate, tokens = (
-            ("given", "replayed, not measured") if params.accepted_per_step else ("none", "nothing was tested")
-        )
+        rate, tokens = "none", "replayed from the params" if params.accepted_per_step else "no draft was tested"
     return [
         _card("Speedup", speedup, interval.rstrip(")"), latency, "headline"),
-        _card("Time per output token", tpot(line), against(tpot), latency, "headline"),
+        _card("Time per output token", ours["tpot"], theirs["tpot"], latency, "headline"),
         _card("Acceptance rate", rate, tokens, latency, "which-drafted-tokens-survive"),
-        _card("Peak memory", gibibytes(line), f"{place}, {against(gibibytes)}", latency, "memory"),
-        _card("$ per million tokens", dollars(line), f"{against(dollars)}, at ${hourly:g} an hour", costs, "headline"),
+        _card("Peak memory", ours["memory"], theirs["memory"], latency, "memory"),
+        _card("$ per million tokens", ours["cost"], f"{theirs['cost']}, at ${hourly:g} an hour", costs, "headline"),
     ]
+
+
+def _in_words(line: Any, usd_per_hour: float) -> dict[str, str]:
+    on_device = pd.notna(line.peak_memory_allocated_bytes)
+    memory = line.peak_memory_allocated_bytes if on_device else line.process_peak_rss_bytes
+    return {
+        "tpot": f"{line.tpot_ms:.2f} ms",
+        "memory": f"{memory / GIB:.2f} GiB",
+        "cost": f"${usd_per_million_tokens(line.tokens_per_second, usd_per_hour):#.3g}",
+    }
 
 
 def _card(name: str, value: str, detail: str, page: str, section: str = "") -> dict[str, str]:
