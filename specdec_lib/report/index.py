@@ -13,9 +13,8 @@ from specdec_lib.analysis.headline import headline, headline_over_transformers
 from specdec_lib.config import StudyParams, load_params
 from specdec_lib.hardware.catalog import price, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE, label
-from specdec_lib.report.captions import finding_transformers, with_interval
-from specdec_lib.report.figures.style import temperature_name
-from specdec_lib.report.figures.sweep import GIB
+from specdec_lib.report.captions.phrases import GIB, temperature_name, with_interval
+from specdec_lib.report.captions.sweep import finding_transformers
 from specdec_lib.report.safe_html import render_template
 from specdec_lib.report.show import table_html
 from specdec_lib.report.tables import sweep as tables
@@ -26,14 +25,6 @@ CERTIFICATE = "exactness.json"
 SPREAD = "not made: a certificate needs the whole target in one process, and this one is spread over several devices"
 RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
 _FIRST_FACTS = ("device_name", "started", "ended", "commit", "benchmark_version", "versions")
-
-
-def headline_table(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
-    """The headline for readers: README, index and reports print this table."""
-    lines = headline(rows, params)
-    table = tables.speedup_table(lines).merge(tables.latency_table(lines))
-    columns = ["method", "γ", "T", "TPOT (ms)", "speedup (×)", "95 % interval", "prompt groups", "acceptance rate"]
-    return table[[*columns, "tokens per target pass", "evidence"]]
 
 
 def run_page(params: StudyParams, folder: Path, titles: dict[str, str]) -> str:
@@ -96,7 +87,7 @@ def _measured(params: StudyParams, folder: Path, rows: pd.DataFrame) -> dict[str
     first, troubles = lines[lines["method"] == params.methods[0]], tables.trouble_table(rows)
     return {
         "groups": [_group(line, lines, params, folder) for line in first.itertuples()],
-        "headline": table_html(headline_table(rows, params), "The headline setting"),
+        "headline": table_html(tables.headline_table(lines), "The headline setting"),
         "transformers": finding_transformers(over_transformers) if len(over_transformers) else None,
         "troubles": table_html(troubles, "What failed, was skipped or is not counted") if len(troubles) else None,
         "num_troubles": len(troubles),

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from specdec_lib.analysis.batching import batch_gains, finding_batches
-from specdec_lib.analysis.headline import along, headline_over_transformers
+from specdec_lib.analysis.batching import batch_gains
+from specdec_lib.analysis.crossover import measured_crossovers
+from specdec_lib.analysis.headline import along, headline, headline_over_transformers
 from specdec_lib.analysis.metrics import speedups
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.config import StudyParams
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.report import captions as findings
+from specdec_lib.report.captions import sweep as findings
 from specdec_lib.report.figures.sweep import speedup_figure
-from specdec_lib.report.index import CERTIFICATE, headline_table, overview_page, why_no_certificate
+from specdec_lib.report.index import CERTIFICATE, overview_page, why_no_certificate
 from specdec_lib.report.notebooks import ROOT
 from specdec_lib.report.pages import render_reports
+from specdec_lib.report.tables.sweep import headline_table
 from specdec_lib.study.table import read_results
 
 README = ROOT / "README.md"
@@ -51,7 +53,7 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
         render_reports(copy)
         shutil.rmtree(copy / "notebooks")
         (copy / "run.lock").unlink(missing_ok=True)
-        by_gamma = along(speedups(rows), params, "num_draft_tokens")
+        by_gamma = speedups(along(rows, params, "num_draft_tokens"))
         predicted = predicted_speedups(by_gamma, read_step_costs(folder), rows)
         speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(copy / "speedup.png", dpi=160)
         shutil.rmtree(published, ignore_errors=True)
@@ -92,12 +94,12 @@ def with_headline(text: str, params: StudyParams, rows: pd.DataFrame) -> str:
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"the README lacks the marks {begin} and {end}: put them where the headline belongs")
-    by_batch = along(speedups(rows), params, "batch_size")
+    by_batch = along(rows, params, "batch_size")
     parts = [
-        _markdown(headline_table(rows, params)),
+        _markdown(headline_table(headline(rows, params))),
         findings.finding_transformers(headline_over_transformers(rows, params)),
-        findings.finding_crossover(by_batch),
-        finding_batches(batch_gains(by_batch)),
+        findings.finding_crossover(measured_crossovers(by_batch, params.gpu, params.seed)),
+        findings.finding_batches(batch_gains(speedups(by_batch))),
     ]
     return pattern.sub(lambda _: "\n".join([begin, "\n\n".join(parts), end]), text)
 

@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from specdec_lib.analysis.headline import headline
 from specdec_lib.config import load_params
-from specdec_lib.report.index import headline_table
 from specdec_lib.report.notebooks import ROOT
 from specdec_lib.report.publish import README
+from specdec_lib.report.tables.sweep import headline_table
 from specdec_lib.study.table import read_results
 
 PUBLISHED = sorted(folder for folder in (ROOT / "outputs" / "published").glob("*") if folder.is_dir())
@@ -70,7 +71,7 @@ def printed_in_readme(gpu):
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_readme_index_and_report_print_the_same_headline(folder):
     params = load_params(folder)
-    computed = headline_table(read_results(folder), params).astype(str).to_dict("records")
+    computed = headline_table(headline(read_results(folder), params)).astype(str).to_dict("records")
     assert len(computed) > 2
     assert printed_in_readme(params.gpu) == computed
     for page in ("index.html", "reports/02_latency_sweep.html"):
