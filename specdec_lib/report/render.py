@@ -42,11 +42,19 @@ ATTRIBUTES = {  # for each attribute the tags that may carry it, and the form of
         (MATHML, r"[\w.-]+"),
     ),
 }
+
+
+def _allowed(tag: str, name: str, value: str) -> str | None:
+    """The value of an attribute that may stay, else None."""
+    tags, form = ATTRIBUTES.get(name, (set(), ""))
+    return value if tag in tags and re.fullmatch(form, value, re.DOTALL) else None
+
+
 _CLEANER = nh3.Cleaner(
     tags=TAGS,
     clean_content_tags={"script", "style"},
     attributes={tag: {name for name, (tags, _) in ATTRIBUTES.items() if tag in tags} for tag in TAGS},
-    attribute_filter=lambda tag, name, value: value if re.fullmatch(ATTRIBUTES[name][1], value, re.DOTALL) else None,
+    attribute_filter=_allowed,
     url_schemes={"https"},
     link_rel=None,
 )
