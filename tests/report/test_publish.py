@@ -10,6 +10,7 @@ from specdec_lib.report import publish
 from specdec_lib.report.notebooks import ROOT
 
 PUBLISHED = [path for path in (ROOT / "outputs" / "published").rglob("*") if path.is_file()]
+ONE = {"num_draft_tokens": [4], "batch_sizes": [1], "prompt_tokens": [0], "max_new_tokens": [48]}
 MARKS = "<!-- headline smoke -->\nold numbers\n<!-- end of headline -->"
 
 
@@ -21,7 +22,7 @@ def test_what_is_published_is_small():
 
 
 def test_the_headline_lists_every_method_and_replaces_what_is_between_the_marks():
-    params = study(gpu="smoke")
+    params = study(gpu="smoke", **ONE)
     new = publish.with_headline(f"before\n{MARKS}\nafter", params, synthetic_rows(params))
     assert "old numbers" not in new
     assert new.startswith("before")
@@ -35,7 +36,7 @@ def test_the_headline_lists_every_method_and_replaces_what_is_between_the_marks(
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A whole run, what was published before, and a README; its pages are written by a stub."""
-    params, folder, published = study(gpu="smoke"), tmp_path / "run", tmp_path / "outputs" / "published" / "smoke"
+    params, folder, published = study(gpu="smoke", **ONE), tmp_path / "run", tmp_path / "outputs" / "published" / "smoke"
     folder.mkdir()
     published.mkdir(parents=True)
     (published / "before.txt").touch()

@@ -17,7 +17,8 @@ from specdec_lib.report.index import verdict
 from specdec_lib.report.notebooks import NOTEBOOKS
 from specdec_lib.report.render import render_page
 
-PARAMS = study(gpu="smoke")
+ONE = {"num_draft_tokens": [4], "batch_sizes": [1], "prompt_tokens": [0], "max_new_tokens": [48]}
+PARAMS = study(gpu="smoke", **ONE)
 PARAMETERS = new_code_cell("output_folder = ''", metadata={"tags": ["parameters"]})
 
 
@@ -72,7 +73,7 @@ def test_notebooks_run_with_this_interpreter_and_failures_are_named(finished_run
     text = page.read_text(encoding="utf-8")
     assert page.stem == "03_cost_analysis"
     assert text.count("<img") == 2
-    assert "Cheapest per million tokens" in text
+    assert "of a million tokens" in text
     assert "a figure without a description" not in text
     index = (finished_run / "index.html").read_text(encoding="utf-8")
     assert index.count("missing: this part did not run to its end") == 2
@@ -99,7 +100,7 @@ def test_a_page_is_self_contained_and_leaves_out_params_warnings_and_progress(tm
 
 def test_index_shows_headline_environment_and_escapes(finished_run):
     index = index_of(finished_run)
-    for text in ("Speedup", "95 % interval", "without speculation", "tokens per target pass", "Over transformers"):
+    for text in ("Speedup", "95 % interval", "without speculation", "tokens per target pass", "transformers.generate"):
         assert text in index
     assert "&lt;script&gt;alert(1)" in index
     assert "<script" not in index
