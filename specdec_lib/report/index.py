@@ -1,76 +1,65 @@
-"""The page of a run and the overview of all runs: headline cards, what went wrong, where and how it was measured."""
+"""The page of a run and the overview of all runs: headline, what went wrong, where and how it was measured."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from specdec_lib.analysis import cost, metrics
-from specdec_lib.analysis.headline import headline as headline_of
-from specdec_lib.analysis.headline import headline_over_transformers
-from specdec_lib.config import StudyParams, params_of_run
-from specdec_lib.hardware.catalog import price
+from specdec_lib.analysis.headline import headline, headline_over_transformers
+from specdec_lib.config import StudyParams, load_params
+from specdec_lib.hardware.catalog import price, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE, label
-from specdec_lib.report.captions import phrases
-from specdec_lib.report.captions import sweep as findings
-from specdec_lib.report.captions.phrases import GIB, temperature_name
-from specdec_lib.report.facts_table import visible
+from specdec_lib.report.captions.phrases import GIB, temperature_name, with_interval
+from specdec_lib.report.captions.sweep import finding_transformers
+from specdec_lib.report.safe_html import render_template
 from specdec_lib.report.show import table_html
 from specdec_lib.report.tables import sweep as tables
 from specdec_lib.study.table import read_results
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
-Card = dict[str, str]
 CORRECTNESS = "01_correctness"
+CERTIFICATE = "exactness.json"
 SPREAD = "not made: a certificate needs the whole target in one process, and this one is spread over several devices"
 RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
-_FIRST_FACTS = ["device_name", "pair", "dtype", "prompt_set", "started", "ended", "commit", "benchmark_version"]
+_FIRST_FACTS = ("device_name", "started", "ended", "commit", "benchmark_version", "versions")
 
 
 def run_page(params: StudyParams, folder: Path, titles: dict[str, str]) -> str:
-    """The page of a run, as HTML in which all text is escaped.
+    """The page of a run, as HTML; an unfinished run has one too.
 
     Args:
-        titles: for each report's file name, what a link to it says.
+        titles: for each report's file name, the text of a link to it.
     """
     facts = _facts(folder)
-    flat = dict(_flat({"pair": params.pair, "dtype": params.dtype, "prompt_set": params.prompt_set} | facts))
-    reports = {name: (folder / "reports" / f"{name}.html").exists() for name in titles}
-    first = {name: flat.pop(name, None) for name in _FIRST_FACTS}
-    first["versions"] = ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())
-    return _render(
+    measured = (folder / "results.parquet").exists()
+    return render_template(
         "run.html.j2",
         params=params.model_dump(),
-        facts=first,
-        more_facts={name: value for name, value in flat.items() if not name.startswith("versions ")},
-        reports=[(f"reports/{name}.html", title, _state(params, name, reports)) for name, title in titles.items()],
-        exactness=_exactness(folder, reports, params),
-        **_measured(params, folder, reports),
+        facts={name: facts.get(name) for name in _FIRST_FACTS},
+        more_facts=json.dumps({k: v for k, v in facts.items() if k not in (*_FIRST_FACTS, "params", "runs")}, indent=2),
+        reports=[(f"reports/{name}.html", title, _state(params, folder, name)) for name, title in titles.items()],
+        exactness=_exactness(folder, params),
+        **(_measured(params, folder, read_results(folder)) if measured else {}),
     )
 
 
 def overview_page(root: Path) -> str:
     """The page of all runs under `root` and `root/published`."""
-    folders = sorted({path.parent for pattern in ("*", "published/*") for path in root.glob(f"{pattern}/index.html")})
-    folders = [folder for folder in folders if folder.name != "published"]
-    return _render("overview.html.j2", runs=[_run_summary(folder, root) for folder in folders])
+    folders = {path.parent for pattern in ("*", "published/*") for path in root.glob(f"{pattern}/index.html")}
+    runs = [_run_summary(folder, root) for folder in sorted(folders) if folder.name != "published"]
+    return render_template("overview.html.j2", runs=runs)
 
 
-def write_page(path: Path, text: str) -> Path:
-    """Write a page at once; what UTF-8 cannot hold becomes a question mark."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(path)
-    return path
+def why_no_certificate(params: StudyParams) -> str | None:
+    """Why a run of this study makes no certificate of exactness; None if it does."""
+    return RANDOM if params.weights == "random" else SPREAD if params.tensor_parallel > 1 else None
 
 
 def verdict(line: Any) -> str:
-    """Whether speculation pays, in words: only if all of the interval says so."""
+    """Whether speculation pays, in words: yes or no only if the whole interval says so."""
     if pd.isna(line.speedup):
         return "not measured"
     if pd.isna(line.speedup_low):
@@ -80,156 +69,104 @@ def verdict(line: Any) -> str:
     return "no, it is slower" if line.speedup_high < 1 else "unclear, the interval holds 1"
 
 
-def _measured(params: StudyParams, folder: Path, reports: dict[str, bool]) -> dict[str, Any]:
-    """What the page says about the results table; empty values while there is none."""
-    if not (folder / "results.parquet").exists():
-        return {"groups": [], "headline": None, "transformers": None, "troubles": None, "num_troubles": 0}
-    rows = read_results(folder)
-    headline, over_transformers = headline_of(rows, params), headline_over_transformers(rows, params)
-    troubles = tables.trouble_table(rows)
+def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
+    """What the overview says about one run; a run whose params or price are unknown today has no numbers."""
+    name = folder.relative_to(root).as_posix()
+    summary: dict[str, Any] = {"home": f"{name}/", "name": name, "facts": _facts(folder)}
+    try:
+        params = load_params(folder)
+        numbers = _measured(params, folder, read_results(folder))
+    except ValueError as error:
+        return summary | {"problem": str(error)}
+    return summary | numbers | {"params": params, "exactness": _exactness(folder, params)}
+
+
+def _measured(params: StudyParams, folder: Path, rows: pd.DataFrame) -> dict[str, Any]:
+    """What both pages say about the results table."""
+    lines, over_transformers = headline(rows, params), headline_over_transformers(rows, params)
+    first, troubles = lines[lines["method"] == params.methods[0]], tables.trouble_table(rows)
     return {
-        "groups": _groups(headline, params, reports),
-        "headline": table_html(tables.speedup_table(headline), "The headline setting"),
-        "transformers": findings.finding_transformers(over_transformers) if len(over_transformers) else None,
-        "troubles": table_html(troubles, "What failed, was skipped or is kept out") if len(troubles) else None,
+        "groups": [_group(line, lines, params, folder) for line in first.itertuples()],
+        "headline": table_html(tables.headline_table(lines), "The headline setting"),
+        "transformers": finding_transformers(over_transformers) if len(over_transformers) else None,
+        "troubles": table_html(troubles, "What failed, was skipped or is not counted") if len(troubles) else None,
         "num_troubles": len(troubles),
         "counts": f"{rows['cell_id'].nunique()} cells, {len(rows)} rows",
     }
 
 
-def _groups(headline: pd.DataFrame, params: StudyParams, reports: dict[str, bool]) -> list[dict[str, Any]]:
-    """For each temperature the answer in a word, and the cards of the params' first method."""
-    groups = []
-    for line in headline[headline["method"] == params.methods[0]].itertuples():
-        here = headline[headline["temperature"] == line.temperature]
-        baseline = next(here[here["method"] == AUTOREGRESSIVE].itertuples(), None)
-        group = {
-            "title": temperature_name(line.temperature),
-            "what": f"{label(line.method)}, γ = {line.num_draft_tokens}",
-            "verdict": verdict(line),
-            "cards": [
-                card | {"link": card["link"] if reports.get(card["link"].split("/")[1].split(".")[0]) else ""}
-                for card in _cards(line, baseline, here, params)
-            ],
-        }
-        groups.append(group)
-    return groups
+def _group(line: Any, lines: pd.DataFrame, params: StudyParams, folder: Path) -> dict[str, Any]:
+    """The verdict and the cards of the params' first method at one temperature."""
+    same = lines[(lines["method"] == AUTOREGRESSIVE) & (lines["temperature"] == line.temperature)]
+    return {
+        "title": temperature_name(line.temperature),
+        "what": f"{label(line.method)}, γ = {line.num_draft_tokens}",
+        "verdict": verdict(line),
+        "cards": _cards(line, next(same.itertuples(), None), params, folder),
+    }
 
 
-def _cards(line: Any, baseline: Any, here: pd.DataFrame, params: StudyParams) -> list[Card]:
-    value, _, interval = phrases.with_interval(line).partition(" (")
-    latency = "reports/02_latency_sweep.html"
-    given = pd.isna(line.acceptance_rate)
-    cards = [
-        _card("Speedup", value, interval.rstrip(")"), f"{latency}#headline"),
-        _card(
-            "Time per output token",
-            f"{line.tpot_ms:.2f} ms",
-            f"{baseline.tpot_ms:.2f} ms without speculation" if baseline else "no baseline",
-            f"{latency}#headline",
-        ),
-        _card(
-            "Acceptance rate",
-            "given" if given else f"{line.acceptance_rate:.2f}",
-            "replayed, not measured" if given else f"{line.mean_acceptance_length:.2f} tokens per target pass",
-            f"{latency}#which-drafted-tokens-survive",
-        ),
+def _cards(line: Any, baseline: Any, params: StudyParams, folder: Path) -> list[dict[str, str]]:
+    latency, costs = _link(folder, "02_latency_sweep"), _link(folder, "03_cost_analysis")
+    hourly = price(params.price).times(params.num_devices).usd_per_hour
+    ours, theirs = _in_words(line, hourly), dict.fromkeys(_in_words(line, hourly), "no baseline")
+    if baseline:
+        theirs = {name: f"{text} without speculation" for name, text in _in_words(baseline, hourly).items()}
+    speedup, _, interval = with_interval(line).partition(" (")
+    rate, tokens = f"{line.acceptance_rate:.2f}", f"{line.mean_acceptance_length:.2f} tokens per target pass"
+    if pd.isna(line.acceptance_rate):
+        rate, tokens = "none", "replayed from the params" if params.accepted_per_step else "no draft was tested"
+    return [
+        _card("Speedup", speedup, interval.rstrip(")"), latency, "headline"),
+        _card("Time per output token", ours["tpot"], theirs["tpot"], latency, "headline"),
+        _card("Acceptance rate", rate, tokens, latency, "which-drafted-tokens-survive"),
+        _card("Peak memory", ours["memory"], theirs["memory"], latency, "memory"),
+        _card("$ per million tokens", ours["cost"], f"{theirs['cost']}, at ${hourly:g} an hour", costs, "headline"),
     ]
-    column = metrics.memory_column(here)
-    if pd.notna(memory := getattr(line, column)):
-        without = f", {getattr(baseline, column) / GIB:.2f} GiB without" if baseline else ""
-        place = "on the device" if column == "peak_memory_allocated_bytes" else "of the process"
-        if params.tensor_parallel > 1:
-            place = f"in all of the {params.tensor_parallel} processes together"
-        cards.append(_card("Peak memory", f"{memory / GIB:.2f} GiB", f"{place}{without}", f"{latency}#memory"))
-    hourly = price(params.price).times(params.num_devices)
-    costs = cost.cost_table(here, hourly.usd_per_hour)
-    dollars = dict(zip(costs["method"], costs["usd_per_million_tokens"], strict=True))
-    if line.method in dollars:
-        without = f"${dollars[AUTOREGRESSIVE]:#.3g} without, " if AUTOREGRESSIVE in dollars else ""
-        detail = f"{without}at ${hourly.usd_per_hour:g} an hour"
-        link = "reports/03_cost_analysis.html#headline"
-        cards.append(_card("$ per million tokens", f"${dollars[line.method]:#.3g}", detail, link))
-    return cards
 
 
-def _card(name: str, value: str, detail: str, link: str) -> Card:
-    return {"name": name, "value": value, "detail": detail, "link": link}
+def _in_words(line: Any, usd_per_hour: float) -> dict[str, str]:
+    on_device = pd.notna(line.peak_memory_allocated_bytes)
+    memory = line.peak_memory_allocated_bytes if on_device else line.process_peak_rss_bytes
+    return {
+        "tpot": f"{line.tpot_ms:.2f} ms",
+        "memory": f"{memory / GIB:.2f} GiB",
+        "cost": f"${usd_per_million_tokens(line.tokens_per_second, usd_per_hour):#.3g}",
+    }
 
 
-def _state(params: StudyParams, name: str, reports: dict[str, bool]) -> str:
+def _card(name: str, value: str, detail: str, page: str, section: str = "") -> dict[str, str]:
+    return {"name": name, "value": value, "detail": detail, "link": f"{page}#{section}" if page and section else page}
+
+
+def _exactness(folder: Path, params: StudyParams) -> dict[str, str]:
+    """The card of the exactness certificate."""
+    name, link, path = "Exactness certificate", _link(folder, CORRECTNESS), folder / CERTIFICATE
+    certificate = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "passed" not in certificate:
+        return _card(name, "none", why_no_certificate(params) or "this run wrote no certificate", link)
+    if not certificate["passed"]:
+        return _card(name, "failed", "; ".join(certificate["failures"]), link) | {"tone": "bad"}
+    tests = pd.DataFrame(certificate.get("tests", {}))
+    bias = tests["detectable_bias"].max() if len(tests) else math.nan
+    detail = f"{len(tests)} tests of sampled output; a bias above {bias:.2g} would have shown in any"
+    return _card(name, "passed", detail, link) | {"tone": "good"}
+
+
+def _state(params: StudyParams, folder: Path, name: str) -> str:
     """Whether a report is there; if not, why."""
-    if reports[name]:
+    if _link(folder, name):
         return "there"
     why_not = why_no_certificate(params) if name == CORRECTNESS else None
     return why_not or "missing: this part did not run to its end"
 
 
-def why_no_certificate(params: StudyParams) -> str | None:
-    """Why a run of this study makes no certificate of exactness; None if it does."""
-    return RANDOM if params.weights == "random" else SPREAD if params.tensor_parallel > 1 else None
-
-
-def _exactness(folder: Path, reports: dict[str, bool], params: StudyParams) -> Card:
-    """The card of the exactness certificate, which is one only if the run wrote it."""
-    path = folder / "exactness.json"
-    certificate = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    link = f"reports/{CORRECTNESS}.html" if reports.get(CORRECTNESS) else ""
-    if not (isinstance(certificate, dict) and isinstance(certificate.get("passed"), bool)):
-        detail = why_no_certificate(params) or "this run wrote no certificate"
-        return _card("Exactness certificate", "none", detail, link)
-    tests, failures = certificate.get("tests", []), certificate.get("failures", [])
-    if certificate["passed"]:
-        bias = max((test["detectable_bias"] for test in tests), default=math.nan)
-        detail = f"{len(tests)} tests of sampled output; a bias above {bias:.2g} would have shown in any"
-        return _card("Exactness certificate", "passed", detail, link) | {"tone": "good"}
-    return _card("Exactness certificate", "failed", "; ".join(failures), link) | {"tone": "bad"}
-
-
-def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
-    """What the overview says about one run; one whose params or price are no longer known has no numbers."""
-    facts, name = _facts(folder), folder.relative_to(root).as_posix()
-    reports = {path.stem: True for path in (folder / "reports").glob("*.html")}
-    summary: dict[str, Any] = {"home": f"{name}/", "name": name, "facts": facts}
-    try:
-        params = params_of_run(facts, source=f"{folder.name}/environment.json")
-        rows = read_results(folder)
-        groups = _groups(headline_of(rows, params), params, reports)
-    except ValueError as error:
-        return summary | {"problem": str(error)}
-    return summary | {
-        "setting": f"{params.pair}, {params.dtype}",
-        "groups": groups,
-        "exactness": _exactness(folder, reports, params),
-        "num_troubles": len(tables.trouble_table(rows)),
-    }
+def _link(folder: Path, name: str) -> str:
+    """The link to a report; empty if there is none."""
+    return f"reports/{name}.html" if (folder / "reports" / f"{name}.html").exists() else ""
 
 
 def _facts(folder: Path) -> dict[str, Any]:
     path = folder / "environment.json"
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name in facts.keys() & {"started", "ended"}:
-        facts[name] = str(facts[name]).replace("T", " ").replace("+00:00", " UTC")
-    return facts
-
-
-def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            if name not in ("runs", "params", "source"):
-                yield from _flat(value, f"{prefix}{name} ")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _render(template: str, **values: object) -> str:
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else "none" if value is None else value,
-    )
-    return environment.get_template(template).render(**values)
+    return facts | {"versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())}

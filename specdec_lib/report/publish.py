@@ -1,4 +1,4 @@
-"""Keep a run: its table and reports under `outputs/published/<gpu>`, and its headline in the README."""
+"""Keep a run: its data and pages under `outputs/published/<gpu>`, and its headline in the README."""
 
 from __future__ import annotations
 
@@ -17,106 +17,91 @@ from specdec_lib.analysis.metrics import speedups
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.config import StudyParams
-from specdec_lib.exactness import certificate as exactness
+from specdec_lib.machine.files import write_atomically
 from specdec_lib.report.captions import sweep as findings
-from specdec_lib.report.figures import sweep as plots
-from specdec_lib.report.index import CORRECTNESS, overview_page, why_no_certificate, write_page
-from specdec_lib.report.pages import ROOT, STUDY
-from specdec_lib.report.tables import sweep as tables
+from specdec_lib.report.figures.sweep import speedup_figure
+from specdec_lib.report.index import CERTIFICATE, overview_page, why_no_certificate
+from specdec_lib.report.notebooks import ROOT
+from specdec_lib.report.pages import render_reports
+from specdec_lib.report.tables.sweep import headline_table
 from specdec_lib.study.table import read_results
 
 README = ROOT / "README.md"
-KEPT = ("results.parquet", "environment.json", "step_costs.json", "index.html", "reports")
-OF_ONE_DEVICE = "calibration.json"  # which a target that is spread over several has not
-OF_PEERS = ("peers.parquet", "peer_rows.parquet")  # where the run was also compared with other engines
+NEEDED = ("results.parquet", "environment.json", "step_costs.json")
+KEPT = (*NEEDED, CERTIFICATE, "calibration.json", "transcripts.json", "peers.parquet", "peer_rows.parquet")
 
 
 def publish(params: StudyParams, folder: Path, published: Path) -> Path:
-    """Copy what readers need from a run's `folder` to `published`, draw the headline figure, and update the README.
+    """Copy the data of a run to `published`, write its pages there anew, and update the README's headline.
 
-    Everything is checked and made first: a run that cannot be published leaves what was published before.
+    All of it is made next to `published` first: a run that cannot be published leaves what was published before.
 
     Raises:
-        ValueError: the run is not whole, has cells that failed or a certificate that does not pass; names the remedy.
+        ValueError: the run is not whole, has failed cells, or has no certificate that passes; names the remedy.
+        RuntimeError: a page cannot be written.
     """
+    check(params, folder)
     rows = read_results(folder)
-    if (rows["status"] == "failed").any():
-        raise ValueError(f"{folder} has failed cells: run it again before publishing it")
-    _check_certificate(params, folder)
-    sources = _sources(params, folder)
     readme = with_headline(README.read_text(encoding="utf-8"), params, rows)
     published.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=published.parent.parent) as work:  # gone again, whatever fails
-        beside = Path(work) / published.name
-        beside.mkdir()
-        for source in sources:
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, beside / source.name)
+    with tempfile.TemporaryDirectory(dir=published.parent.parent) as work:
+        copy = Path(work) / published.name
+        copy.mkdir()
+        for name in KEPT:
+            if (folder / name).exists():
+                shutil.copy(folder / name, copy)
+        render_reports(copy)
+        shutil.rmtree(copy / "notebooks")
+        (copy / "run.lock").unlink(missing_ok=True)
         by_gamma = speedups(along(rows, params, "num_draft_tokens"))
         predicted = predicted_speedups(by_gamma, read_step_costs(folder), rows)
-        plots.speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(beside / "speedup.png", dpi=160)
+        speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(copy / "speedup.png", dpi=160)
         shutil.rmtree(published, ignore_errors=True)
-        beside.rename(published)
+        copy.rename(published)
     for root in (published.parent, published.parent.parent):
-        write_page(root / "index.html", overview_page(root))
-    README.write_text(readme, encoding="utf-8")
+        write_atomically(root / "index.html", overview_page(root))
+    write_atomically(README, readme)
     return published
 
 
-def _check_certificate(params: StudyParams, folder: Path) -> None:
-    """Refuse a run whose certificate of exactness does not pass, or that lacks one without a reason.
+def check(params: StudyParams, folder: Path) -> None:
+    """Refuse a run that is not whole.
 
     Raises:
-        ValueError: with what failed.
+        ValueError: cells failed, data is missing, or the certificate of exactness does not pass; names the remedy.
     """
+    if (read_results(folder)["status"] == "failed").any():
+        raise ValueError(f"{folder} has failed cells: run it again before publishing it")
+    for name in (*NEEDED, *(["calibration.json"] if params.tensor_parallel == 1 else [])):
+        if not (folder / name).exists():
+            raise ValueError(f"{folder / name} is missing: run the study to its end before publishing it")
     if why_no_certificate(params):
         return
-    path = folder / exactness.FILE
+    path = folder / CERTIFICATE
     certificate = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not certificate.get("passed"):
-        said = "; ".join(certificate.get("failures", [])) or "it is missing"
-        raise ValueError(f"{path} is no certificate of exactness ({said}): run the study until it passes, then publish")
-
-
-def _sources(params: StudyParams, folder: Path) -> list[Path]:
-    """What is kept of a run.
-
-    Raises:
-        ValueError: some of it is missing.
-    """
-    certificate = [] if why_no_certificate(params) else [exactness.FILE]
-    calibration = [OF_ONE_DEVICE] if params.tensor_parallel == 1 else []
-    needed = [folder / name for name in (*KEPT, *certificate, *calibration)]
-    reports = [folder / "reports" / f"{name}.html" for name in STUDY if name != CORRECTNESS or certificate]
-    for source in (*needed, *reports):
-        if not source.exists():
-            raise ValueError(f"{source} is missing: run the study to its end before publishing it")
-    return needed + [folder / name for name in OF_PEERS if (folder / name).exists()]
+        problem = "; ".join(certificate.get("failures", [])) or "it is missing"
+        raise ValueError(f"{path} does not pass ({problem}): run the study until it passes, then publish")
 
 
 def with_headline(text: str, params: StudyParams, rows: pd.DataFrame) -> str:
-    """The README's `text` with everything between the two headline marks made anew from the table."""
+    """The README's `text` with everything between the two headline marks written anew from the table.
+
+    Raises:
+        ValueError: the text lacks the marks.
+    """
     begin, end = f"<!-- headline {params.gpu} -->", "<!-- end of headline -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"the README lacks the marks {begin} and {end}: put them where the headline belongs")
-    block = f"{begin}\n{headline_text(params, rows)}\n{end}"
-    return pattern.sub(lambda _: block, text)
-
-
-def headline_text(params: StudyParams, rows: pd.DataFrame) -> str:
-    """The headline of a run in Markdown: a table and what else there is to know, all of it computed."""
-    lines, by_batch = headline(rows, params), along(rows, params, "batch_size")
-    crossovers = measured_crossovers(by_batch, params.gpu, params.seed)
-    table = tables.speedup_table(lines).merge(tables.latency_table(lines)).drop(columns=["engine", "batch", "prompt"])
-    columns = ["method", "γ", "T", "TPOT (ms)", "speedup (×)", "95 % interval", "prompt groups", "acceptance rate"]
-    return "\n\n".join(
-        [
-            _markdown(table[[*columns, "tokens per target pass", "evidence"]]),
-            findings.finding_transformers(headline_over_transformers(rows, params)),
-            findings.finding_crossover(crossovers),
-            findings.finding_batches(batch_gains(speedups(by_batch))),
-        ]
-    )
+    by_batch = along(rows, params, "batch_size")
+    parts = [
+        _markdown(headline_table(headline(rows, params))),
+        findings.finding_transformers(headline_over_transformers(rows, params)),
+        findings.finding_crossover(measured_crossovers(by_batch, params.gpu, params.seed)),
+        findings.finding_batches(batch_gains(speedups(by_batch))),
+    ]
+    return pattern.sub(lambda _: "\n".join([begin, "\n\n".join(parts), end]), text)
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -1,79 +1,70 @@
-"""The README's numbers are those of the committed table, and only a run that is whole replaces what is published."""
+"""Only a run that is whole replaces what is published, and its headline goes to the README."""
 
 import json
 
 import pytest
 from synthetic_rows import study, synthetic_rows
 
-from specdec_lib.config import params_of_run
 from specdec_lib.machine.step_costs import write_step_costs
-from specdec_lib.report.pages import ROOT, STUDY, publish
-from specdec_lib.study.table import read_results
+from specdec_lib.report import publish
+from specdec_lib.report.notebooks import ROOT
 
-PUBLISHED = sorted(folder for folder in (ROOT / "outputs" / "published").glob("*") if folder.is_dir())
-
-
-@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_the_readme_shows_the_numbers_of_the_published_table(folder):
-    facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    params = params_of_run(facts, source="environment.json")
-    text = publish.README.read_text(encoding="utf-8")
-    assert publish.with_headline(text, params, read_results(folder)) == text
-
-
-def test_something_is_published():
-    assert PUBLISHED
+PUBLISHED = [path for path in (ROOT / "outputs" / "published").rglob("*") if path.is_file()]
+ONE = {"num_draft_tokens": [4], "batch_sizes": [1], "prompt_tokens": [0], "max_new_tokens": [48]}
+MARKS = "<!-- headline smoke -->\nold numbers\n<!-- end of headline -->"
 
 
 def test_what_is_published_is_small():
     """At most 8 MB together, and each page below 5 MB."""
-    files = [path for folder in PUBLISHED for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8e6
-    assert max(path.stat().st_size for path in files) < 5e6
+    sizes = [path.stat().st_size for path in PUBLISHED]
+    assert 0 < sum(sizes) < 8e6
+    assert max(sizes) < 5e6
 
 
-def test_the_headline_lists_every_method_and_what_is_between_the_marks_is_replaced():
-    params = study()
-    text = f"before\n<!-- headline {params.gpu} -->\nold numbers\n<!-- end of headline -->\nafter"
-    new = publish.with_headline(text, params, synthetic_rows(params))
+def test_the_headline_lists_every_method_and_replaces_what_is_between_the_marks():
+    params = study(gpu="smoke", **ONE)
+    new = publish.with_headline(f"before\n{MARKS}\nafter", params, synthetic_rows(params))
     assert "old numbers" not in new
     assert new.startswith("before")
     assert new.endswith("after")
     assert "| draft model | 4 | 0 |" in new
     assert "transformers.generate" in new
-
-
-def test_a_readme_without_marks_is_refused():
     with pytest.raises(ValueError, match="lacks the marks"):
-        publish.with_headline("nothing here", study(), synthetic_rows())
+        publish.with_headline("nothing here", params, synthetic_rows(params))
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A whole run with a certificate, what was published before, and a README."""
-    params, folder, published = study(), tmp_path / "run", tmp_path / "outputs" / "published" / "synthetic"
-    (folder / "reports").mkdir(parents=True)
-    for name in STUDY:
-        (folder / "reports" / f"{name}.html").touch()
+    """A whole run, what was published before, and a README; its pages are written by a stub."""
+    params, folder, published = study(gpu="smoke", **ONE), tmp_path / "run", tmp_path / "outputs" / "published" / "smoke"
+    folder.mkdir()
     published.mkdir(parents=True)
     (published / "before.txt").touch()
     synthetic_rows(params).to_parquet(folder / "results.parquet")
     write_step_costs(folder, [])
     (folder / "environment.json").write_text(json.dumps({"params": params.model_dump()}))
-    for name, text in {"index.html": "", "calibration.json": "{}", "exactness.json": '{"passed": true}'}.items():
+    for name, text in {"calibration.json": "{}", "exactness.json": '{"passed": true}'}.items():
         (folder / name).write_text(text)
     readme = tmp_path / "README.md"
-    readme.write_text(f"<!-- headline {params.gpu} -->\n<!-- end of headline -->")
+    readme.write_text(MARKS)
     monkeypatch.setattr(publish, "README", readme)
+    monkeypatch.setattr(publish, "render_reports", write_page)
     return params, folder, published
+
+
+def write_page(folder):
+    for name in ("notebooks", "reports"):
+        (folder / name).mkdir()
+    (folder / "index.html").touch()
 
 
 def test_a_whole_run_takes_the_place_of_what_was_published(run):
     params, folder, published = run
+    (folder / "peers.parquet").touch()
+    (folder / "cells").mkdir()
     assert publish.publish(params, folder, published) == published
-    assert {*publish.KEPT, "exactness.json", "calibration.json", "speedup.png"} == {
-        path.name for path in published.iterdir()
-    }
+    data = {*publish.NEEDED, "exactness.json", "calibration.json", "peers.parquet"}
+    assert {path.name for path in published.iterdir()} == {*data, "index.html", "reports", "speedup.png"}
     assert [path.name for path in published.parent.iterdir() if path.is_dir()] == [published.name]
     assert "| draft model |" in publish.README.read_text()
 
@@ -82,8 +73,8 @@ def test_a_whole_run_takes_the_place_of_what_was_published(run):
     ("change", "message"),
     [
         ({"step_costs.json": None}, "step_costs.json is missing: run the study to its end"),
-        ({"reports/03_cost_analysis.html": None}, "03_cost_analysis.html is missing: run the study to its end"),
-        ({"exactness.json": None}, r"exactness.json is no certificate of exactness \(it is missing\)"),
+        ({"calibration.json": None}, "calibration.json is missing: run the study to its end"),
+        ({"exactness.json": None}, r"exactness.json does not pass \(it is missing\)"),
         ({"exactness.json": '{"passed": false, "failures": ["a bias"]}'}, r"\(a bias\): run the study until it passes"),
     ],
 )
@@ -97,7 +88,7 @@ def test_a_run_that_cannot_be_published_leaves_what_was(run, change, message):
         publish.publish(params, folder, published)
     assert [path.name for path in published.iterdir()] == ["before.txt"]
     assert [path.name for path in published.parent.parent.iterdir()] == ["published"]
-    assert "draft model" not in publish.README.read_text()
+    assert "old numbers" in publish.README.read_text()
 
 
 @pytest.mark.parametrize("change", [{"tensor_parallel": 2}, {"weights": "random", "accepted_per_step": [1]}])

@@ -1,0 +1,78 @@
+"""Execute notebooks with papermill, in a kernel of this very interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+TERMINAL = "SPECDEC_TERMINAL"  # tells the sweep in the kernel that its output ends in a terminal
+
+
+def execute(source: Path, executed: Path, values: dict[str, Any]) -> str | None:
+    """Execute a notebook with these values of its `parameters` cell; returns what went wrong, or None."""
+    import papermill
+    from papermill.exceptions import PapermillException, PapermillExecutionError
+    from traitlets.config import Config
+
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is returned
+    options = Config(
+        KernelManager={"transport_encryption": "auto"},  # without it the kernel warns of plain TCP
+        NotebookClient={"shutdown_kernel": "immediate"},  # the kernel holds nothing more, and Ctrl-C need not wait
+    )
+    try:
+        with kernel_of_this_interpreter():
+            papermill.execute_notebook(
+                source,
+                executed,
+                parameters=values,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                cwd=ROOT,
+                config=options,
+            )
+    except PapermillExecutionError as error:
+        return f"failed: {error.ename}: {' '.join(str(error.evalue).split())}"
+    except (PapermillException, RuntimeError) as error:
+        return f"failed: {' '.join(str(error).split())}"
+    return (
+        None if _is_complete(executed) else "stopped before its last cell: its kernel died, perhaps for lack of memory"
+    )
+
+
+def _is_complete(executed: Path) -> bool:
+    """Whether the last cell ran: after a kernel died papermill reports no error, but leaves the execution count out."""
+    import nbformat
+
+    code = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
+    return code[-1].execution_count is not None
+
+
+@contextlib.contextmanager
+def kernel_of_this_interpreter() -> Iterator[None]:
+    """Let `python3` mean this interpreter, whatever kernels are registered on the machine."""
+    from ipykernel.kernelspec import get_kernel_dict
+
+    with tempfile.TemporaryDirectory() as folder:
+        kernel = Path(folder) / "kernels" / "python3"
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(json.dumps(get_kernel_dict()), encoding="utf-8")
+        changed = {
+            "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
+            # tqdm.auto asks for widgets, which no report can show
+            "PYTHONWARNINGS": ",".join(filter(None, ["ignore:IProgress not found", os.environ.get("PYTHONWARNINGS")])),
+            TERMINAL if sys.stderr.isatty() else "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        with patch.dict(os.environ, changed):
+            yield

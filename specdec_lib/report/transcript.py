@@ -1,0 +1,90 @@
+"""One generation as static HTML: coloured text, token by token, above a timeline of its steps.
+
+No script, nothing loaded, every text escaped. Underlines differ, so that no two kinds differ by colour alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from specdec_lib.report.safe_html import escaped
+
+if TYPE_CHECKING:
+    from specdec_lib.decoding.recording import Transcript, TranscriptToken  # they load PyTorch
+
+AnyTranscript: TypeAlias = "Transcript | SimpleNamespace"  # of a call, or as read from a run's folder
+FILE = "transcripts.json"
+_NARROW = 0.025  # a step shorter than this share of the timeline has no room for its number
+KINDS = {  # what the legend calls each kind of token
+    "accepted": "accepted draft token",
+    "rejected": "rejected draft token, not emitted",
+    "resampled": "resampled after a rejection",
+    "bonus": "bonus after full acceptance",
+    "own": "the target's own, nothing drafted here",
+    "last": "last of its step",
+}
+
+
+def read_transcripts(folder: Path) -> list[SimpleNamespace]:
+    """The transcripts that a run recorded, with the attributes of `Transcript`; empty if it recorded none."""
+    path = Path(folder) / FILE
+    recorded = json.loads(path.read_text(encoding="utf-8"))["transcripts"] if path.exists() else []
+    return [SimpleNamespace(**each) for each in recorded]
+
+
+def transcript_html(transcript: AnyTranscript) -> str:
+    """Legend, text and timeline; `templates/transcript.css` styles the classes."""
+    title = f"<p><strong>{escaped(transcript.title)}</strong></p>" if transcript.title else ""
+    steps = "".join(f'<span class="specdec-step">{"".join(map(_token, step))}</span>' for step in transcript.steps)
+    text = f'{title}{_legend(transcript)}<div class="specdec-text">{steps}</div>'
+    return f'<div class="specdec-transcript">{text}{_timeline(transcript)}</div>'
+
+
+def _legend(transcript: AnyTranscript) -> str:
+    tokens = [token for step in transcript.steps for token in step]
+    found = {kind for kind, *_ in tokens}
+    names = "".join(_token((kind, name, None, None)) for kind, name in KINDS.items() if kind in found)
+    recorded = any(target_prob is not None for _, _, target_prob, _ in tokens)
+    numbers = " Below a token: its probability in percent, target / draft." if recorded else ""
+    return f'<p class="specdec-legend">{names}A bar starts each step.{numbers}</p>'
+
+
+def _token(token: TranscriptToken | Sequence[Any]) -> str:
+    kind, text, target_prob, draft_prob = token
+    shown = escaped(text.replace("\n", "⏎"))
+    probs = "" if target_prob is None else f"<small>{_percent(target_prob)}/{_percent(draft_prob)}</small>"
+    line_break = "<br>" if "\n" in text and kind != "rejected" else ""
+    word = f'<span class="specdec-word">{shown}</span>{probs}'
+    return f'<span class="specdec-token specdec-{escaped(kind)}">{word}</span>{line_break}'
+
+
+def _percent(prob: float | None) -> str:
+    if prob is None:
+        return "–"
+    return "&lt;1" if 0 < prob < 0.005 else f"{100 * prob:.0f}"
+
+
+def _timeline(transcript: AnyTranscript) -> str:
+    baseline = transcript.baseline_seconds
+    total = max(sum(transcript.seconds), sum(baseline))
+    strips = _strip("With speculation", transcript.seconds, transcript.emitted, total)
+    if baseline:
+        strips += _strip("Without speculation", baseline, [1] * len(baseline), total)
+    return f'<div class="specdec-timeline">{strips}</div>'
+
+
+def _strip(name: str, seconds: Sequence[float], emitted: Sequence[int], total: float) -> str:
+    """Prefill and steps as blocks on one time axis, each with the number of tokens that it emitted."""
+    blocks, start = [], 0.0
+    for index, (duration, tokens) in enumerate(zip(seconds, emitted, strict=True)):
+        kind = ' class="specdec-start"' if index == 0 else ' class="specdec-many"' if tokens > 1 else ""
+        place = f"left:{100 * start / total:.2f}%;width:{100 * duration / total:.2f}%"
+        label = tokens if index and tokens > 1 and duration / total > _NARROW else ""
+        blocks.append(f'<span{kind} style="{place}">{label}</span>')
+        start += duration
+    text = f"{name}: {sum(emitted)} tokens in {1e3 * start:.0f} ms, prefill (hatched) and {len(seconds) - 1} steps"
+    return f'<p>{text}</p><div class="specdec-strip" role="img" aria-label="{text}">{"".join(blocks)}</div>'
