@@ -153,7 +153,7 @@ def _sampled(params: StudyParams) -> str:
     tests = []
     for method, rule in [*samplers, (params.methods[0], without_residual)]:
         proposer = make_proposer(method, pair)
-        options = {"num_draft_tokens": GAMMA, "batch_size": 1024, "verification": rule}
+        options: dict[str, Any] = {"num_draft_tokens": GAMMA, "batch_size": 1024, "verification": rule}
         sample = engine_sampler(pair.target, proposer, **given, **options)
         prompts = short_prompts(pair, params)
         each, _ = put_to_test(sample, pair.target, prompts, **given, samples=SAMPLES, seed=params.seed)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from specdec_lib.machine.calibration_file import Calibration
 from specdec_lib.machine.environment import device_name
-from specdec_lib.machine.files import now, write_atomically
+from specdec_lib.machine.files import now
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch, Timer, timed_as_run
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
@@ -35,34 +33,10 @@ ATTENTION_CONTEXTS = (64, 576)  # the difference is of more keys and values than
 REPEATS = 7
 WARM_UP, TIMED = 2, 3  # runs of a piece in each: a pass follows its like, and finds what that left in the caches
 CALLS = 300
-FILE = "calibration.json"
 
 Weight = tuple[torch.Tensor, ...]  # [N, K]; of 8 bits with its factors [N]
 Multiply = Callable[..., torch.Tensor]  # [R, K] and a weight to [R, N]
 Key = tuple[str, int, int]  # a piece: ("target", rows, 0), ("draft", rows, 0), ("pass", tokens, context), ...
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a machine was measured to do, in seconds and bytes; means over interleaved repetitions."""
-
-    device_name: str
-    dtype: str
-    measured: str  # when
-    read_bytes_per_second: float  # one pass over a buffer that no cache holds
-    matrix_rows: tuple[int, ...]
-    matrix_seconds_per_weight: tuple[float, ...]  # for that many rows, over the target's own weights in turn
-    call_seconds: float  # an operation too small to cost anything but its start
-    calls_per_pass: int  # operations that one pass of the target starts
-    target: ModelShape
-    draft: ModelShape
-    draft_is_head: bool  # on the target's hidden states: its first pass reads all that the target verified
-    draft_seconds_per_weight: tuple[float, ...] | None = None  # as for the matrices, over the draft's own in turn
-    draft_bytes_per_weight: float | None = None  # that it reads
-    cache_bytes_per_second: float | None = None  # attention reading keys and values
-    attention_operations_per_second: float | None = None  # attention computing with them
-    attention_missing: str | None = None  # why these two are null
-    replayed: bool = False  # whether all this was captured and replayed, as the steps of rows with the same mark
 
 
 def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
@@ -128,30 +102,6 @@ def _calibration(pair: Pair, seconds: dict[Key, float], rows: Sequence[int], *, 
         attention_missing=rates.missing,
         replayed=replayed,
     )
-
-
-def write_calibration(folder: Path, calibration: Calibration) -> None:
-    """Write `calibration.json` into a run's folder."""
-    text = json.dumps({"evidence": "measured", **asdict(calibration)}, indent=1)
-    write_atomically(Path(folder) / FILE, text + "\n")
-
-
-def read_calibration(folder: Path) -> Calibration:
-    """What `write_calibration` wrote.
-
-    Raises:
-        ValueError: there is none yet, or one of an earlier version.
-    """
-    path = Path(folder) / FILE
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run the study first, with make run GPU=<name>")
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    if "draft_is_head" not in facts:
-        raise ValueError(f"{path} does not say whether the draft is a head: delete it and run the study again")
-    del facts["evidence"]
-    lists = {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
-    shapes = {name: ModelShape(**facts[name]) for name in ("target", "draft")}
-    return Calibration(**facts | lists | shapes)
 
 
 class AttentionRates(NamedTuple):

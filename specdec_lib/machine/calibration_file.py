@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from specdec_lib.machine.files import write_atomically
 from specdec_lib.models.shape import ModelShape
-from specdec_lib.study.cell_files import write_at_once
 
 FILE = "calibration.json"
 
@@ -38,7 +38,7 @@ class Calibration:
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Write `calibration.json` into a run's folder."""
     text = json.dumps({"evidence": "measured", **asdict(calibration)}, indent=1)
-    write_at_once(Path(folder) / FILE, text + "\n")
+    write_atomically(Path(folder) / FILE, text + "\n")
 
 
 def read_calibration(folder: Path) -> Calibration:

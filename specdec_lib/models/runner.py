@@ -64,8 +64,8 @@ class LanguageModel:
             )
         self._parts = self.body, self.head, self.feature_layers, self.context_length
         use_kernels = compiled and KernelEngine.can_compute(self.body)
-        self._engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
-        self.active_engine: Engine = self._engine_at_load
+        self.engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
+        self.active_engine: Engine = self.engine_at_load
         self.why_not_compiled: str | None = None
         self.kept: object = None
 
@@ -124,14 +124,14 @@ class LanguageModel:
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
         """Within this block, compute with the engine that was chosen at load, without `torch.compile`."""
-        engine, self.active_engine = self.active_engine, self._engine_at_load
+        engine, self.active_engine = self.active_engine, self.engine_at_load
         try:
             yield
         finally:
             self.active_engine = engine
 
     def _stop_compiling(self, error: NotCompiledError) -> None:
-        self.active_engine, self.why_not_compiled = self._engine_at_load, str(error)
+        self.active_engine, self.why_not_compiled = self.engine_at_load, str(error)
         logger.warning("%s is not compiled and runs slower (%s)", self.name, error)
 
     def to(self, device: str) -> LanguageModel:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pandas as pd

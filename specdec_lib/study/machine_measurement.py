@@ -15,8 +15,8 @@ from pathlib import Path
 
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.captured_loop import new_graphs
-from specdec_lib.machine import calibration, step_costs
-from specdec_lib.machine.calibration import Calibration
+from specdec_lib.machine import calibration, calibration_file, step_costs
+from specdec_lib.machine.calibration_file import Calibration
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch, timed_as_run
 from specdec_lib.methods import pieces
 from specdec_lib.models.pair import Pair
@@ -90,9 +90,9 @@ class MachineMeasurement:
             calibrated, costs = self.parts.result()
         folder = self.runner.folder
         if self.runner.team.leads:
-            (folder / calibration.FILE).unlink(missing_ok=True)
+            (folder / calibration_file.FILE).unlink(missing_ok=True)
             if calibrated is not None:
-                calibration.write_calibration(folder, calibrated)
+                calibration_file.write_calibration(folder, calibrated)
             step_costs.write_step_costs(folder, costs)
             (folder / KEY_FILE).write_text(self.key, encoding="utf-8")
 
@@ -108,7 +108,7 @@ class MachineMeasurement:
 def leave_unmeasured(folder: Path, reason: str) -> None:
     """Leave calibration and costs of a step empty, and say why."""
     print(f"the costs of a step were not measured: {reason}", flush=True)
-    for name in (calibration.FILE, KEY_FILE):
+    for name in (calibration_file.FILE, KEY_FILE):
         (folder / name).unlink(missing_ok=True)
     step_costs.write_step_costs(folder, [])
 

@@ -14,7 +14,8 @@ from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers.ngram import NgramProposer
 from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
 from specdec_lib.machine import step_costs
-from specdec_lib.machine.calibration import calibrate, read_calibration
+from specdec_lib.machine.calibration import calibrate
+from specdec_lib.machine.calibration_file import read_calibration
 from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch
 from specdec_lib.methods import METHODS, RULES, Method, make_proposer, pieces

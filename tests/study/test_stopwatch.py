@@ -4,15 +4,16 @@ import pandas as pd
 import pytest
 import torch
 from recorded_steps import Recorder
+from specdec_lib.analysis.calibration_error import fit
+from specdec_lib.analysis.verification_cost import verification_costs
 from synthetic_rows import step_costs as synthetic_costs
 from synthetic_rows import study, synthetic_rows
 
-from specdec_lib.analysis.calibration_error import fit
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import costs_of, read_step_costs, why_unused
-from specdec_lib.analysis.verification_cost import verification_costs
 from specdec_lib.analysis.waterfall import waterfall
-from specdec_lib.machine.calibration import calibrate, read_calibration, write_calibration
+from specdec_lib.machine.calibration import calibrate
+from specdec_lib.machine.calibration_file import read_calibration, write_calibration
 from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.machine.stopwatch import REPLAYS, CaptureError, Stopwatch, timed_as_run
 from specdec_lib.models.pair import load_pair

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -71,9 +73,16 @@ def pareto_figure(lines: pd.DataFrame, price_name: str) -> Figure:
         front = panel[panel["on_front"].astype(bool)]
         axes.plot(front["tpot_ms"], front["usd_per_million_tokens"], color=MUTED, linewidth=1, zorder=1)
         for method, points in panel.groupby("method"):
-            look = {"color": color_of(method), "marker": marker_of(method), "alpha": 0.75, "linewidths": 0}
+            look: dict[str, Any] = {
+                "color": color_of(method),
+                "marker": marker_of(method),
+                "alpha": 0.75,
+                "linewidths": 0,
+            }
             sizes = 22 + 10 * np.log2(points["batch_size"].astype(float))
-            axes.scatter(points["tpot_ms"], points["usd_per_million_tokens"], sizes, label=label(method), **look)
+            axes.scatter(
+                points["tpot_ms"], points["usd_per_million_tokens"], sizes, label=label(method), linewidths=0, **look
+            )
         axes.set(xlabel="time per output token (ms)", ylabel="US dollars per million tokens")
         axes.set_title(temperature_name(temperature))
         axes.set_xlim(left=0)

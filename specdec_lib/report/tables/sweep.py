@@ -12,6 +12,12 @@ from specdec_lib.report.tables.readable import SETTING, readable
 from specdec_lib.study.drift import BLOCK, LIMIT
 
 
+def headline_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """What README, index and 02 print of `analysis.headline.headline`, each with its evidence."""
+    columns = ["method", "num_draft_tokens", "temperature", "tpot_ms", "speedup", "num_prompts", "acceptance_rate"]
+    return readable(lines, [*columns, "mean_acceptance_length", "evidence"])
+
+
 def speedup_table(lines: pd.DataFrame) -> pd.DataFrame:
     """Speedup with interval, and the acceptance that explains it."""
     columns = ["speedup", "num_prompts", "acceptance_rate", "draft_efficiency", "mean_acceptance_length"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec_lib.config import StudyParams
-from specdec_lib.machine import calibration, step_costs
+from specdec_lib.machine import calibration_file, step_costs
 from specdec_lib.study import machine_measurement, transcripts
 from specdec_lib.study.cell_files import read_cell
 from specdec_lib.study.environment_file import read_environment
@@ -25,7 +25,7 @@ from specdec_lib.study.schema import Row
 from specdec_lib.study.workers.supervisor import PACKAGES, run_blocks
 
 POLL_S = 0.5
-MACHINE_FILES = (calibration.FILE, step_costs.FILE, machine_measurement.KEY_FILE, transcripts.FILE)
+MACHINE_FILES = (calibration_file.FILE, step_costs.FILE, machine_measurement.KEY_FILE, transcripts.FILE)
 CODE = (".py", ".cpp", ".yaml", ".jsonl")
 Cells = dict[str, list[Row]]
 
