@@ -36,7 +36,11 @@ def test_the_headline_lists_every_method_and_replaces_what_is_between_the_marks(
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A whole run, what was published before, and a README; its pages are written by a stub."""
-    params, folder, published = study(gpu="smoke", **ONE), tmp_path / "run", tmp_path / "outputs" / "published" / "smoke"
+    params, folder, published = (
+        study(gpu="smoke", **ONE),
+        tmp_path / "run",
+        tmp_path / "outputs" / "published" / "smoke",
+    )
     folder.mkdir()
     published.mkdir(parents=True)
     (published / "before.txt").touch()
