@@ -9,12 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from specdec_lib.analysis.headline import headline, headline_over_transformers
+from specdec_lib.analysis.headline import headline
 from specdec_lib.config import StudyParams, load_params
 from specdec_lib.hardware.catalog import price, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE, label
 from specdec_lib.report.captions.phrases import GIB, temperature_name, with_interval
-from specdec_lib.report.captions.sweep import finding_transformers
 from specdec_lib.report.safe_html import render_template
 from specdec_lib.report.show import table_html
 from specdec_lib.report.tables import sweep as tables
@@ -83,12 +82,11 @@ def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
 
 def _measured(params: StudyParams, folder: Path, rows: pd.DataFrame) -> dict[str, Any]:
     """What both pages say about the results table."""
-    lines, over_transformers = headline(rows, params), headline_over_transformers(rows, params)
-    first, troubles = lines[lines["method"] == params.methods[0]], tables.trouble_table(rows)
+    lines, troubles = headline(rows, params), tables.trouble_table(rows)
+    first = lines[lines["method"] == params.methods[0]]
     return {
         "groups": [_group(line, lines, params, folder) for line in first.itertuples()],
         "headline": table_html(tables.headline_table(lines), "The headline setting"),
-        "transformers": finding_transformers(over_transformers) if len(over_transformers) else None,
         "troubles": table_html(troubles, "What failed, was skipped or is not counted") if len(troubles) else None,
         "num_troubles": len(troubles),
         "counts": f"{rows['cell_id'].nunique()} cells, {len(rows)} rows",

@@ -31,7 +31,7 @@ def execute(source: Path, executed: Path, values: dict[str, Any]) -> str | None:
     )
     try:
         with kernel_of_this_interpreter():
-            papermill.execute_notebook(
+            cells = papermill.execute_notebook(
                 source,
                 executed,
                 parameters=values,
@@ -41,22 +41,15 @@ def execute(source: Path, executed: Path, values: dict[str, Any]) -> str | None:
                 stderr_file=sys.stderr,
                 cwd=ROOT,
                 config=options,
-            )
+            ).cells
     except PapermillExecutionError as error:
         return f"failed: {error.ename}: {' '.join(str(error.evalue).split())}"
     except (PapermillException, RuntimeError) as error:
         return f"failed: {' '.join(str(error).split())}"
-    return (
-        None if _is_complete(executed) else "stopped before its last cell: its kernel died, perhaps for lack of memory"
-    )
-
-
-def _is_complete(executed: Path) -> bool:
-    """Whether the last cell ran: after a kernel died papermill reports no error, but leaves the execution count out."""
-    import nbformat
-
-    code = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code"]
-    return code[-1].execution_count is not None
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    if code[-1].execution_count is None:  # after a kernel died papermill reports no error
+        return "stopped before its last cell: its kernel died, perhaps for lack of memory"
+    return None
 
 
 @contextlib.contextmanager

@@ -61,21 +61,13 @@ def render_reports(folder: Path) -> Path:
 
 
 def make_comparison(output_root: Path, gpus: Sequence[str] = ()) -> Path:
-    """Write the comparison of all runs below `output_root`, or of those named; returns its page.
-
-    Raises:
-        RuntimeError: the notebook did not run to its end, with its error.
-    """
+    """Write the comparison of all runs below `output_root`, or of those named; returns its page, or raises as above."""
     root = Path(output_root).resolve()
     return _make_page(root / "compare", COMPARISON, {"outputs": str(root), "gpus": list(gpus)})
 
 
 def make_peers(params: StudyParams, folder: Path) -> Path:
-    """Write the page about other engines from the rows in `folder`; returns the page.
-
-    Raises:
-        RuntimeError: the notebook did not run to its end, with its error.
-    """
+    """Write the page about other engines from the rows in `folder`; returns the page, or raises as above."""
     page = _make_page(Path(folder).resolve(), PEERS, notebook_parameters(params))
     write_index(params, folder)
     return page

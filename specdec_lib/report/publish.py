@@ -40,7 +40,7 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
         ValueError: the run is not whole, has failed cells, or has no certificate that passes; names the remedy.
         RuntimeError: a page cannot be written.
     """
-    check(params, folder)
+    _check(params, folder)
     rows = read_results(folder)
     readme = with_headline(README.read_text(encoding="utf-8"), params, rows)
     published.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +64,8 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
     return published
 
 
-def check(params: StudyParams, folder: Path) -> None:
-    """Refuse a run that is not whole.
-
-    Raises:
-        ValueError: cells failed, data is missing, or the certificate of exactness does not pass; names the remedy.
-    """
+def _check(params: StudyParams, folder: Path) -> None:
+    """Raise ValueError if cells failed, data is missing, or the certificate of exactness does not pass."""
     if (read_results(folder)["status"] == "failed").any():
         raise ValueError(f"{folder} has failed cells: run it again before publishing it")
     for name in (*NEEDED, *(["calibration.json"] if params.tensor_parallel == 1 else [])):

@@ -19,7 +19,6 @@ from pygments.lexers import PythonLexer
 from specdec_lib.report.safe_html import escaped, render_template, visible
 
 HIDDEN_CELLS = {"parameters", "injected-parameters"}  # the index lists the params
-NO_OUTPUTS = "progress"
 MATHML = {
     *("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "msub", "msup", "msubsup"),
     *("munder", "mover", "munderover", "mstyle"),
@@ -88,9 +87,7 @@ def clean(text: str) -> str:
 
 def markdown_to_html(source: str) -> str:
     """Markdown to clean HTML, with formulas as MathML and headings that can be linked to."""
-    text = mistune.create_markdown(renderer=_Renderer(escape=False), plugins=["math", "table"])(source)
-    assert isinstance(text, str)
-    return clean(text)
+    return clean(str(mistune.create_markdown(renderer=_Renderer(escape=False), plugins=["math", "table"])(source)))
 
 
 class _Renderer(mistune.HTMLRenderer):
@@ -108,7 +105,7 @@ class _Renderer(mistune.HTMLRenderer):
 def _shown(cell: Any, tags: set[str]) -> dict[str, Any]:
     if cell.cell_type == "markdown":
         return {"prose": markdown_to_html(cell.source)}
-    outputs = [] if NO_OUTPUTS in tags else filter(None, map(_output, cell.outputs))
+    outputs = [] if "progress" in tags else filter(None, map(_output, cell.outputs))
     return {"code": highlight(visible(cell.source), PythonLexer(), _CODE), "outputs": list(outputs)}
 
 
