@@ -1,8 +1,8 @@
 """A way to draft that the package does not know: the last token, again and again. Importing this registers it."""
 
 import torch
-from specdec_lib.decoding.proposers.proposer import Proposer
 
+from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.methods import Method, register
 
 
