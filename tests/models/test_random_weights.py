@@ -79,7 +79,7 @@ def test_the_stated_sequence_is_replayed_shifted_by_row_and_cut_where_the_draft_
         num_draft_tokens=2,
         sampling=SamplingConfig(temperature=1.0),
         generator=torch.Generator().manual_seed(0),
-        verification=GivenAcceptance([2, 0, 5]),
+        verification=GivenAcceptance((2, 0, 5)),
     )
     assert [counts[0] for counts in result.step_tokens][:4] == [3, 1, 3, 3]
     assert [counts[1] for counts in result.step_tokens][:4] == [1, 3, 3, 1]

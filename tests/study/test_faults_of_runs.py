@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from toy_sweep import alive, cell, cells_in, determined, faulty, python, toy_params
+from toy_sweep import alive, cell, cells_in, determined, faulty, gone, python, toy_params
 
 from specdec_lib.report.pages import make_reports
 from specdec_lib.study.sweep import run_sweep_here
@@ -44,13 +44,6 @@ def start_and_wait_until_stuck(start, folder):
 def is_stuck(seen):
     row = (seen and seen.row) or {}
     return (row.get("method"), row.get("temperature"), row.get("prompt_group")) == ("draft", 0, 1) and alive(seen.pid)
-
-
-def gone(pid, seconds):
-    end = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not alive(pid)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,14 @@ def alive(pid):
         return "State:\tZ" not in status.read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def gone(pid, seconds):
+    """Whether a process has ended, at the latest after so many seconds."""
+    end = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(pid)
 
 
 def python(*arguments, **options):
