@@ -25,10 +25,8 @@ from specdec_lib.methods import label
 
 FILE = "exactness.json"
 TABLES = ("enumeration", "tests", "cells", "mutants", "greedy", "divergences", "subjects")
-DECISIVE = (  # keys of the params that decide what is measured
-    "device pair target target_revision draft draft_revision weights dtype methods verification plugins prompt_set "
-    "correctness_samples seed"
-).split()
+PAIR_KEYS = ("device", "pair", "target", "target_revision", "draft", "draft_revision", "weights", "dtype")
+DECISIVE = (*PAIR_KEYS, "methods", "verification", "plugins", "prompt_set", "correctness_samples", "seed")
 
 SOUND = "sound"  # the sampler without a bug among the mutants
 FALSE_ALARM = 1e-6  # the chance that any test of a battery rejects a sound sampler

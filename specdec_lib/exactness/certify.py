@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -115,7 +116,7 @@ def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[
             batch_size=(batch_size := min(max(2**22 // target.vocab_size, 96), 4096)),
             verification=params.verification,
         )
-        options = {"sampling": sampling, "length": length, "samples": samples, "seed": seed}
+        options: dict[str, Any] = {"sampling": sampling, "length": length, "samples": samples, "seed": seed}
         each, counted = put_to_test(sampler, target, prompts, laws=laws[key], **options)
         where = {"pair": f"{pair.name} ({path_of(target)})", "path": path_of(target), "method": method}
         where |= {"num_draft_tokens": gamma, "batch_size": batch_size} | vars(sampling)
@@ -130,7 +131,11 @@ def _greedy(params: StudyParams, pairs: list[Pair]) -> tuple[pd.DataFrame, pd.Da
     tables, divergences = [], []
     for pair in pairs:
         proposers = {method: make_proposer(method, pair) for method in params.methods}
-        options = {"num_draft_tokens": (1, 4, 8), "max_new_tokens": 32, "verification": params.verification}
+        options: dict[str, Any] = {
+            "num_draft_tokens": (1, 4, 8),
+            "max_new_tokens": 32,
+            "verification": params.verification,
+        }
         table, found = greedy_agreement(pair.target, proposers, greedy_prompts(pair, params), **options)
         tables.append(table.assign(path=path_of(pair.target)))
         divergences += found.to_dict("records")
@@ -142,7 +147,7 @@ def _subjects(params: StudyParams, samples: int) -> pd.DataFrame:
     target, subjects = transformers_subjects(GAMMA, GAMMA + 2)
     prompts, tests = [torch.tensor([1]), torch.tensor([5, 2])], []
     for name, (sampling, sample) in subjects.items():
-        options = {"length": GAMMA + 2, "samples": samples, "seed": params.seed, "width": WIDTH}
+        options: dict[str, Any] = {"length": GAMMA + 2, "samples": samples, "seed": params.seed, "width": WIDTH}
         each, _ = put_to_test(sample, target, prompts, sampling=sampling, **options)
         tests.append(each.assign(sampler=name, **vars(sampling)))
     return decide(pd.concat(tests, ignore_index=True))

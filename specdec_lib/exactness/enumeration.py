@@ -2,7 +2,7 @@
 
 Decoding is a function of its table of random numbers. That function is constant on boxes: a draw gives the same token
 while its number stays between two steps of the cumulative distribution, a draft token is kept while its number stays
-below target/draft. So the law of the output is a sum of box volumes, and nothing about the rule has to be written down a
+below target/draft. So the law of the output is a sum of box volumes. Nothing about the rule has to be written down a
 second time: the decoding code itself runs in every box, with a table out of that box.
 
 `LookingOps` notes where the boxes end while the code runs in the middle of a box. This is then not trusted. The code
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -91,13 +92,17 @@ def enumerate_output(
     """
     draws, width = draws_of_call(max_new_tokens), num_draft_tokens + 1
     kernels = None if target.fused is None else CppOps(sampling)  # toys are too small to be given them otherwise
-    options = {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens, "sampling": sampling}
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "num_draft_tokens": num_draft_tokens,
+        "sampling": sampling,
+    }
 
     def decode(boxes: _Boxes, share: float, looking: LookingOps | None = None) -> DecodeResult:
         who = proposer if looking is None else _NeverCaptured(proposer)
         texts = [prompts[index] for index in boxes.prompt.tolist()]
         table = boxes.at(share).unflatten(1, (draws, width))  # [N, draws, gamma+1]
-        given = {"uniforms": table, "ops": looking or kernels, "verification": verification}
+        given: dict[str, Any] = {"uniforms": table, "ops": looking or kernels, "verification": verification}
         return speculative_decode(target, who, texts, **options, **given)
 
     found = Enumeration([{} for _ in prompts])
@@ -210,7 +215,7 @@ class LookingOps(PlainOps):
         if uniforms.stride(0) != numbers or uniforms.untyped_storage().nbytes() != 8 * numbers * len(uniforms):
             return  # no view of the table
         spacing = uniforms.stride(1) if uniforms.dim() == 2 else 0
-        columns = tuple(uniforms.storage_offset() + i * spacing for i in range(uniforms[0].numel()))
+        columns = tuple(int(uniforms.storage_offset()) + i * spacing for i in range(uniforms[0].numel()))
         nth = sum((use.columns, use.passed is None) == (columns, passed is None) for use in self.uses)
         self.uses.append(_Use(columns, edges.cpu(), None if passed is None else passed.cpu(), self.width, nth))
 

@@ -9,6 +9,7 @@ joint law    samples must follow the target's law (`joint_law`)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,11 @@ def mutant_table(samples: int, seed: int) -> pd.DataFrame:
     laws = [target_law(exact[SOUND].target, prompt, SAMPLING, LENGTH) for prompt in PROMPTS]
     lines = []
     for name, system in exact.items():
-        options = {"max_new_tokens": LENGTH, "num_draft_tokens": GAMMA, "verification": system.verification}
+        options: dict[str, Any] = {
+            "max_new_tokens": LENGTH,
+            "num_draft_tokens": GAMMA,
+            "verification": system.verification,
+        }
         found = enumerate_output(system.target, system.proposer, PROMPTS, sampling=SAMPLING, **options)
         levels = {
             "by_yield": not _yields_all(same[name]),
@@ -86,7 +91,7 @@ def _biased(system: SystemUnderTest, laws: Sequence[Law], samples: int, seed: in
         batch_size=4096 * len(PROMPTS),
         verification=system.verification,
     )
-    options = {"sampling": SAMPLING, "length": LENGTH, "samples": samples, "seed": seed}
+    options: dict[str, Any] = {"sampling": SAMPLING, "length": LENGTH, "samples": samples, "seed": seed}
     tests, _ = put_to_test(sample, system.target, PROMPTS, laws=laws, **options)
     return bool((tests["p_value"] < LEVEL).any())
 

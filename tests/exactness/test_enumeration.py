@@ -8,7 +8,14 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.proposers.model import ModelProposer
 from specdec_lib.decoding.verification import verify
 from specdec_lib.exactness import mutants
-from specdec_lib.exactness.adversaries import FILTERS, PROMPTS, adversarial_pairs, enumeration_line, enumeration_table, toy_pair
+from specdec_lib.exactness.adversaries import (
+    FILTERS,
+    PROMPTS,
+    adversarial_pairs,
+    enumeration_line,
+    enumeration_table,
+    toy_pair,
+)
 from specdec_lib.exactness.enumeration import enumerate_output
 from specdec_lib.exactness.target_law import target_law, total_variation
 
