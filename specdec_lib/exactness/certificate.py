@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
+from specdec_lib.machine.files import write_atomically
 from specdec_lib.methods import label
 
 FILE = "exactness.json"
@@ -155,9 +156,7 @@ def write_certificate(certificate: Certificate, folder: Path | str) -> None:
         record[name] = {column: [_plain(value) for value in table[column].tolist()] for column in table}
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def _plain(value: object) -> object:
