@@ -21,14 +21,13 @@ from typing import Any
 import pandas as pd
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
+from specdec_lib.machine.files import write_atomically
 from specdec_lib.methods import label
 
 FILE = "exactness.json"
 TABLES = ("enumeration", "tests", "cells", "mutants", "greedy", "divergences", "subjects")
-DECISIVE = (  # keys of the params that decide what is measured
-    *("device", "pair", "target", "target_revision", "draft", "draft_revision", "weights", "dtype", "methods"),
-    *("verification", "plugins", "prompt_set", "correctness_samples", "seed"),
-)
+PAIR_KEYS = ("device", "pair", "target", "target_revision", "draft", "draft_revision", "weights", "dtype")
+DECISIVE = (*PAIR_KEYS, "methods", "verification", "plugins", "prompt_set", "correctness_samples", "seed")
 
 SOUND = "sound"  # the sampler without a bug among the mutants
 FALSE_ALARM = 1e-6  # the chance that any test of a battery rejects a sound sampler
@@ -157,9 +156,7 @@ def write_certificate(certificate: Certificate, folder: Path | str) -> None:
         record[name] = {column: [_plain(value) for value in table[column].tolist()] for column in table}
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(record, separators=(",", ":")) + "\n")
 
 
 def _plain(value: object) -> object:

@@ -96,7 +96,7 @@ def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[
     runs = [(toy, method, GAMMA, sampling, effort.toy) for method in params.methods for sampling in FILTERS]
     runs.append((toy, first, 2 * GAMMA, FILTERS[0], effort.toy))
     if params.pair != TOY:
-        pair, samples = pairs[0] if pairs[-1].target.engine != "kernels" else pairs[-1], params.correctness_samples
+        pair, samples = pairs[0] if pairs[-1].target.fused is None else pairs[-1], params.correctness_samples
         fewer = -(-samples // FEWER) * effort.pair
         runs.append((pair, first, GAMMA, FILTERS[0], samples * effort.pair))
         runs.append((pair, first, GAMMA, FILTERS[1], fewer))
@@ -131,8 +131,11 @@ def _greedy(params: StudyParams, pairs: list[Pair]) -> tuple[pd.DataFrame, pd.Da
     tables, divergences = [], []
     for pair in pairs:
         proposers = {method: make_proposer(method, pair) for method in params.methods}
-        options: dict[str, Any] = {"num_draft_tokens": (1, 4, 8), "max_new_tokens": 32}
-        options["verification"] = params.verification
+        options: dict[str, Any] = {
+            "num_draft_tokens": (1, 4, 8),
+            "max_new_tokens": 32,
+            "verification": params.verification,
+        }
         table, found = greedy_agreement(pair.target, proposers, greedy_prompts(pair, params), **options)
         tables.append(table.assign(path=path_of(pair.target)))
         divergences += found.to_dict("records")

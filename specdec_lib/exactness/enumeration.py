@@ -2,8 +2,8 @@
 
 Decoding is a function of its table of random numbers. That function is constant on boxes: a draw gives the same token
 while its number stays between two steps of the cumulative distribution, a draft token is kept while its number stays
-below target/draft. So the law of the output is a sum of box volumes, and nothing about the rule has to be written down
-a second time: the decoding code itself runs in every box, with a table out of that box.
+below target/draft. So the law of the output is a sum of box volumes. Nothing about the rule has to be written down a
+second time: the decoding code itself runs in every box, with a table out of that box.
 
 `LookingOps` notes where the boxes end while the code runs in the middle of a box. This is then not trusted. The code
 runs again at the lowest and at the highest corner of every box, where numbers that nothing was seen to depend on are at
@@ -91,7 +91,7 @@ def enumerate_output(
     paths grows as (possible tokens) ** (draft and emitted tokens): a few tokens, a few draft tokens.
     """
     draws, width = draws_of_call(max_new_tokens), num_draft_tokens + 1
-    kernels = None if target.engine != "kernels" else CppOps(sampling)  # toys are too small to be given them otherwise
+    kernels = None if target.fused is None else CppOps(sampling)  # toys are too small to be given them otherwise
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "num_draft_tokens": num_draft_tokens,

@@ -1,13 +1,13 @@
 """The test of sampled tokens against the target's law: of each two successive tokens, with a bound on false alarms.
 
-Claim. The test is of pairs of outcomes, as `target_law` tells them apart. It says nothing about tokens that change
-places within a group, nor about what follows a token out of a group: `JointTest.pooled` is the share of such mass.
+Claim. The test is of pairs of outcomes, as `target_law` tells them apart. It does not see tokens that change places
+within a group, nor what follows a token out of a group: `JointTest.pooled` is the share of such mass.
 
-Size. The statistic is the likelihood ratio G = 2 n KL(observed, expected), summed over prompts. Chi-square p-values
-are approximations, and wrong by orders of magnitude where a false alarm of one in a million is decided. The bound of
-Agrawal (IEEE Trans. Inf. Theory 2020, arXiv 1904.02291) holds for every sample size: P(G / 2 >= x) <= exp(-x) (e x /
-d) ** d for d degrees of freedom. Holm's procedure keeps the chance of any false alarm in a battery below
-`FALSE_ALARM`, however the tests depend on each other.
+Size. The statistic is the likelihood ratio G = 2 n KL(observed, expected), summed over prompts. Chi-square p-values are
+wrong by orders of magnitude where a false alarm of one in a million is decided. The bound of Agrawal (IEEE Trans. Inf.
+Theory 2020, arXiv 1904.02291) holds for every sample size: P(G / 2 >= x) <= exp(-x) (e x / d) ** d for d degrees of
+freedom. Holm's procedure keeps the chance of any false alarm in a battery below `FALSE_ALARM`, however the tests depend
+on each other.
 
 Power. At total-variation distance e of the cells' laws KL is at least 2 e**2 (Pinsker), so G has at least the
 noncentrality 4 n e**2. `detectable_bias` is the e that is detected with probability `POWER`, however it is spread over

@@ -51,8 +51,11 @@ def mutant_table(samples: int, seed: int) -> pd.DataFrame:
     laws = [target_law(exact[SOUND].target, prompt, SAMPLING, LENGTH) for prompt in PROMPTS]
     lines = []
     for name, system in exact.items():
-        options: dict[str, Any] = {"max_new_tokens": LENGTH, "num_draft_tokens": GAMMA}
-        options["verification"] = system.verification
+        options: dict[str, Any] = {
+            "max_new_tokens": LENGTH,
+            "num_draft_tokens": GAMMA,
+            "verification": system.verification,
+        }
         found = enumerate_output(system.target, system.proposer, PROMPTS, sampling=SAMPLING, **options)
         levels = {
             "by_yield": not _yields_all(same[name]),

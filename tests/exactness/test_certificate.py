@@ -11,6 +11,8 @@ from specdec_lib.config import load_params
 from specdec_lib.exactness import certificate as data
 from specdec_lib.exactness import certify as measuring
 from specdec_lib.kernels.build import why_no_kernels
+from specdec_lib.report.captions import exactness as captions
+from specdec_lib.report.tables import exactness as tables
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,18 @@ def test_the_certificate_holds_and_says_what_it_shows(certificate):
     assert sentence.endswith("sampled through (float32, eager); greedy through (float32, eager).")
     kernels = ["bfloat16, kernels"] * (why_no_kernels() is None)
     assert certificate.paths()["enumerated"] == ["float64, eager", *kernels]
+
+
+def test_every_part_has_a_table_and_a_sentence(certificate):
+    assert len(tables.law_table(certificate.tests)) == certificate.tests["sampler"].nunique() == 7
+    assert len(tables.subject_table(certificate.subjects)) == 4
+    assert set(tables.greedy_table(certificate.greedy)["equal rows"]) == {"4 of 4"}
+    assert set(tables.enumeration_table(certificate.enumeration)["method"]) == {"draft model", "n-gram lookup"}
+    assert tables.mutant_table(certificate.mutants)["joint law, samples"].unique().tolist() == ["1,500"]
+    assert captions.finding_sampled(certificate.tests).startswith("In 7 of 7 samplers none of 23 tests finds a bias")
+    assert captions.finding_greedy(certificate.greedy, certificate.divergences).startswith("In float32 24 of 24 greedy")
+    assert "no bias was found" in captions.finding_subjects(certificate.subjects)
+    assert "the sound sampler is not rejected" in captions.finding_verdict(certificate)
 
 
 def test_every_method_is_put_to_every_level(certificate, params):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from specdec_lib.exactness.certificate import Certificate
-from specdec_lib.exactness.joint_law import FALSE_ALARM, POWER
-from specdec_lib.exactness.mutants import SOUND
+from specdec_lib.exactness.certificate import FALSE_ALARM, POWER, SOUND, Certificate
 
 
 def finding_verdict(certificate: Certificate) -> str:

@@ -11,8 +11,9 @@ YES_NO = {True: "yes", False: "no"}
 
 
 def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One line per pair, way to compute and draft length: paths and the largest error over the filters."""
-    lines = table.groupby(["pair", "path", "num_draft_tokens"], sort=False).agg(
+    """One line per pair, method, way to compute and draft length: paths and the largest error over the filters."""
+    keys = [key for key in ("pair", "method", "path", "num_draft_tokens") if key in table]  # old runs name no method
+    lines = table.groupby(keys, sort=False).agg(
         filters=("pair", "size"),
         prompts=("prompts", "max"),
         paths=("paths", "sum"),
@@ -27,7 +28,7 @@ def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
         "largest_error": Format("largest error", "{:.1e}"),
         "unexplained": Format("unexplained", "{:g}"),
     }
-    columns = ["pair", "path", "num_draft_tokens", "filters", "prompts", "paths", "largest_error", "unexplained"]
+    columns = [*keys, "filters", "prompts", "paths", "largest_error", "unexplained"]
     return readable(lines.reset_index(), columns, formats)
 
 
@@ -69,20 +70,16 @@ def _by_sampler(tests: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
 
 
 def mutant_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Mutant, bias, which levels caught it, and the samples at which the joint law did or gave up."""
+    """Mutant, bias, which levels caught it, and the samples that the joint law was given."""
     caught = [", ".join(name for level, name in LEVELS.items() if line[level]) for _, line in table.iterrows()]
-    samples = [
-        f"{line.joint_law_samples:,}" if line.by_joint_law else f"not at {line.joint_law_samples:,}"
-        for line in table.itertuples()
-    ]
     formats = {
         "mutant": Format("mutant"),
         "bias": Format("bias", "{:.1e}"),
         "unexplained": Format("paths that disagree", "{:.0%}"),
         "caught": Format("caught by"),
-        "law": Format("joint law, samples"),
+        "joint_law_samples": Format("joint law, samples", "{:,}"),
     }
-    table = table.assign(caught=[names or "none" for names in caught], law=samples)
+    table = table.assign(caught=[names or "none" for names in caught])
     return readable(table, list(formats), formats)
 
 
@@ -107,7 +104,6 @@ def divergence_table(table: pd.DataFrame) -> pd.DataFrame:
         "row": Format("row"),
         "position": Format("position"),
         "gap": Format("lead with 1 token a pass (logits)", "{:.3f}"),
-        "gap_together": Format("lead with γ + 1 (logits)", "{:.3f}"),
         "rounding_bound": Format("rounding bound", "{:.3f}"),
         "explained": Format("explained"),
     }
