@@ -21,6 +21,7 @@ from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Gpu, Price, load_gpus, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.models.presets import PRESETS
 from specdec_lib.models.shape import ModelShape, known_shape
 
 
@@ -173,12 +174,10 @@ def break_even_prices(
 
 def _pair_shapes(pair: str) -> tuple[ModelShape, ModelShape]:
     """Target and draft of a preset pair."""
-    from specdec_lib.models.random_pair import PAIR_MODELS  # imports torch, as known_shape does
-
-    if pair not in PAIR_MODELS:
-        known = ", ".join(PAIR_MODELS)
+    if pair not in PRESETS:
+        known = ", ".join(PRESETS)
         raise ValueError(f"nothing is known of the size of pair {pair!r}: choose one of {known}")
-    target, draft = PAIR_MODELS[pair]
+    target, draft = PRESETS[pair]
     return known_shape(target), known_shape(draft)
 
 
