@@ -96,7 +96,7 @@ def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[
     runs = [(toy, method, GAMMA, sampling, effort.toy) for method in params.methods for sampling in FILTERS]
     runs.append((toy, first, 2 * GAMMA, FILTERS[0], effort.toy))
     if params.pair != TOY:
-        pair, samples = pairs[0] if pairs[-1].target.fused is None else pairs[-1], params.correctness_samples
+        pair, samples = pairs[-1] if pairs[-1].target.engine == "kernels" else pairs[0], params.correctness_samples
         fewer = -(-samples // FEWER) * effort.pair
         runs.append((pair, first, GAMMA, FILTERS[0], samples * effort.pair))
         runs.append((pair, first, GAMMA, FILTERS[1], fewer))

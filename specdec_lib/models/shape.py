@@ -77,7 +77,7 @@ class ModelShape:
         if isinstance(model, LanguageModel):
             if hasattr(model.model.config, "model_type"):
                 return cls.from_config(model.model.config, model.name)
-            size = model.vocab_size  # a toy: nothing but an output layer
+            size = model.vocab_size  # a toy has an output layer only
             return cls(model.name, 0, size * size, 0, 0.0, 1, 1, 1, 1, size, size)
         config = model.config
         return cls(

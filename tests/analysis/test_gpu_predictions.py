@@ -9,7 +9,6 @@ from specdec_lib.analysis.cost_model.published import AIM, predicted, published_
 from specdec_lib.config import load_params
 from specdec_lib.hardware import catalog
 from specdec_lib.models.presets import PRESETS
-from specdec_lib.models.random_pair import PAIR_MODELS
 from specdec_lib.models.shape import known_shape
 from specdec_lib.report.captions.comparison import finding_published
 
@@ -37,7 +36,7 @@ def one(lines, batch, prompt, gamma):
 
 
 def test_kernels_that_the_host_starts_one_by_one_are_never_faster_than_a_graph():
-    gpu, (target, _) = catalog.load_gpus()["h100-sxm"], map(known_shape, PAIR_MODELS[H100.pair])
+    gpu, (target, _) = catalog.load_gpus()["h100-sxm"], map(known_shape, PRESETS[H100.pair])
     for batch in (1, 16, 256):
         graph, eager = (
             data_sheet_machine(gpu, corners(engine)[0], dtype="bfloat16", engine=engine).pass_(target, batch, 1, 100)
@@ -59,13 +58,9 @@ def test_predicted_throughput_counts_the_prefills_as_the_measured_one_does():
             PRICE.usd_per_hour / 3600 / line["tokens_per_second"] * 1e6
         )
     assert prefill[4] > prefill[0] > 0
-    target = known_shape(PAIR_MODELS[H100.pair][0])
+    target = known_shape(PRESETS[H100.pair][0])
     operations = 2 * target.layer_weights * 32 * prompt
     assert prefill[0] > operations / (catalog.load_gpus()["h100-sxm"].bf16_tflops * 1e12)
-
-
-def test_every_preset_of_a_hub_pair_can_be_predicted():
-    assert set(PAIR_MODELS) == set(PRESETS)
 
 
 def test_a_better_draft_is_predicted_to_be_faster():
@@ -100,7 +95,7 @@ def test_break_even_is_predicted_of_the_library_as_it_is():
 
 
 def test_memory_holds_both_models_and_both_caches():
-    target, draft = (known_shape(name) for name in PAIR_MODELS[H100.pair])
+    target, draft = (known_shape(name) for name in PRESETS[H100.pair])
     one_row, two_rows = (predict(H100.model_copy(update={"batch_sizes": [batch]}), PRICE) for batch in (1, 2))
     without, with_draft = (
         one(two_rows, 2, 0, gamma)["memory_bytes"] - one(one_row, 1, 0, gamma)["memory_bytes"] for gamma in (0, 4)

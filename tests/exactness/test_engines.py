@@ -1,5 +1,6 @@
 """The battery on every way through the engine: as it is written, kernels, `torch.compile`, and replays."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -27,7 +28,8 @@ from specdec_lib.exactness.subjects import engine_sampler
 from specdec_lib.kernels import ops as kernels
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.machine.engine_facts import path_of
-from specdec_lib.models.engines.kernels import FusedBody
+from specdec_lib.models.engines.inductor import InductorEngine
+from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.runner import LanguageModel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler uses what PyTorch deprecates
@@ -43,32 +45,29 @@ def pair(request):
     return pair
 
 
-class LooksAhead:
-    """Layers with the bug that a position more is attended to than there is: what a rollback left behind, or zeros."""
+class LooksAhead(InductorEngine):
+    """Layers with the bug that each token attends to one position too many: a rolled-back token, or zeros."""
 
-    def __init__(self, layers):
-        self.layers = layers
-
-    def __call__(self, tokens, positions, mask, cache):
-        return self.layers(tokens, positions, mask.roll(1, dims=-1).index_fill(-1, torch.tensor([0]), 0.0), cache)
+    def run_layers(self, tokens, positions, mask, cache):
+        mask = mask.roll(1, dims=-1).index_fill(-1, torch.tensor([0]), 0.0)
+        return super().run_layers(tokens, positions, mask, cache)
 
 
-class ForgetsPlaces(FusedBody):
+class ForgetsPlaces(KernelEngine):
     """Kernels with the bug that the rotary embedding counts from a pass's first token, as if nothing came before."""
 
-    def __call__(self, tokens, positions, cache, taps=()):
-        return super().__call__(tokens, positions - positions[:, :1], cache, taps)
+    def place(self, tokens, cache):
+        positions = super().place(tokens, cache)
+        return positions - positions[:, :1]
 
 
 def with_a_bug(target):
     """The known-bad twin of a target on its engine; the law is still that of the sound one's weights."""
     twin = LanguageModel(target.model, target.name, compiled=target.compiled)
-    if target.engine == "inductor":
-        twin.inductor = LooksAhead(target.inductor)
-    elif target.engine == "kernels":
-        twin.fused.__class__ = ForgetsPlaces
-    else:
-        twin = mutants.StaleTarget(target.model, target.name, compiled=False)
+    if target.engine == "eager":
+        return mutants.StaleTarget(target.model, target.name, compiled=False)
+    twin.active_engine = copy.copy(target.active_engine)
+    twin.active_engine.__class__ = LooksAhead if target.engine == "inductor" else ForgetsPlaces
     return twin
 
 

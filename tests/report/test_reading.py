@@ -9,8 +9,8 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from specdec_lib.analysis.headline import headline
 
+from specdec_lib.analysis.headline import headline
 from specdec_lib.config import load_params
 from specdec_lib.report.notebooks import ROOT
 from specdec_lib.report.publish import README
