@@ -91,24 +91,15 @@ def enumerate_output(
     paths grows as (possible tokens) ** (draft and emitted tokens): a few tokens, a few draft tokens.
     """
     draws, width = draws_of_call(max_new_tokens), num_draft_tokens + 1
-<<<<<<< HEAD
-    kernels = None if target.fused is None else CppOps(sampling)  # toys are too small to be given them otherwise
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "num_draft_tokens": num_draft_tokens,
-        "sampling": sampling,
-    }
-=======
     kernels = CppOps(sampling) if target.engine == "kernels" else None  # toys are too small to be given them otherwise
-    options = {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens, "sampling": sampling}
->>>>>>> refs/heads/models
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens}
 
     def decode(boxes: _Boxes, share: float, looking: LookingOps | None = None) -> DecodeResult:
         who = proposer if looking is None else _NeverCaptured(proposer)
         texts = [prompts[index] for index in boxes.prompt.tolist()]
         table = boxes.at(share).unflatten(1, (draws, width))  # [N, draws, gamma+1]
         given: dict[str, Any] = {"uniforms": table, "ops": looking or kernels, "verification": verification}
-        return speculative_decode(target, who, texts, **options, **given)
+        return speculative_decode(target, who, texts, sampling=sampling, **options, **given)
 
     found = Enumeration([{} for _ in prompts])
     numbers = torch.zeros(len(prompts), draws * width, dtype=torch.float64)

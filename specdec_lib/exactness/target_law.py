@@ -83,20 +83,10 @@ def group_of(token: int) -> int:
 @torch.inference_mode()
 def _next_token_probs(target: LanguageModel, texts: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
     rows = []
-<<<<<<< HEAD
-    active, target.active_engine = target.active_engine, target.engine_at_load
-    try:
-        for part in texts.split(LAW_ROWS):
-            step = target.forward(part.to(target.device), target.new_cache(*part.shape))
-            rows.append(probabilities(target.logits(step.hidden[:, -1]), sampling).double().cpu())
-    finally:
-        target.active_engine = active
-=======
     with target.uncompiled():
         for part in texts.split(LAW_ROWS):
             step = target.forward(part.to(target.device), target.new_cache(*part.shape))
             rows.append(probabilities(target.logits(step.hidden[:, -1]), sampling).double().cpu())
->>>>>>> refs/heads/models
     return torch.cat(rows)
 
 
