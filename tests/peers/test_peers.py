@@ -61,7 +61,7 @@ def test_greedy_output_is_the_same_whoever_decodes(rows):
 def test_a_run_can_be_read_as_tables_and_sentences(rows):
     lines = peers.peer_lines(rows)
     table = peers.line_table(lines)
-    assert len(table) == len(lines) == 2 * 9
+    assert len(table) == len(lines) == 2 * 10
     assert table["way"].str.startswith("ours, n-gram lookup, γ = 4").any()
     assert peers.finding_peers(lines).startswith("At T = 0 the fastest of each engine: ")
     assert "5 prompts of the set" in peers.finding_setting(rows)
@@ -90,7 +90,7 @@ def test_an_engine_that_fails_leaves_a_row_and_the_others_go_on(params, tmp_path
     assert set(failed["error"]) == {"RuntimeError: no such luck"}
     assert "failed: specdec_lib autoregressive" in capsys.readouterr().out
     lines = peers.peer_lines(rows)
-    assert len(lines) == 8 * 2
+    assert len(lines) == 9 * 2
     assert lines["over_baseline"].isna().all()
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_is_ended_leaves_what_came_before(params, tmp_path, monkeypat
         run_peers(params, tmp_path, num_prompts=3, new_tokens=4, repetitions=1)
     rows = read_peers(tmp_path)
     assert rows["prompt_tokens"].eq(3).all()
-    assert rows.groupby("temperature").size().tolist() == [9, 9]
+    assert rows.groupby("temperature").size().tolist() == [10, 10]
 
 
 def test_a_pair_without_checkpoints_is_refused(tmp_path):
