@@ -1,5 +1,1 @@
-"""Distilling a draft from a target, from nothing but the target itself."""
-
-from specdec_lib.distill.make import make_draft
-
-__all__ = ["make_draft"]
+"""How the shipped drafts were made: distilled from the target, with text that the target wrote."""

@@ -1,11 +1,10 @@
 """Training text for a draft: conversations that the target itself writes, with the hidden states it had.
 
-Every row of the batch is one conversation of `CONVERSATION_TOKENS` tokens that never pauses: where the chat template
-dictates a token it is forced, everywhere else the target samples it - the user's turns too, so that no data set is
-needed. A third of the rows opens with a task over text that every Python installation carries (docstrings and
-functions of the standard library), another third with one over an answer from an earlier shard, so that summaries,
-lists and code edits are represented. What is stored beside the tokens is what a draft head learns from, and what the
-target's distribution can be recomputed from: its hidden states.
+Each row of a batch is one conversation of `CONVERSATION_TOKENS` tokens. Tokens of the chat template are forced; the
+target samples all others, also the user's turns, so no data set is needed. A third of the rows opens with a task about
+docstrings and functions of Python's standard library, another third with one about an answer from an earlier shard. So
+summaries, lists and code edits occur. A draft head learns from the hidden states, and the target's distributions can be
+computed from them again.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def _of_fitting_length(texts: list[str]) -> list[str]:
 
 
 class _Conversations:
-    """What each row must say next: forced tokens while the template dictates, a sampled token otherwise."""
+    """The next token of each row: forced where the template dictates it, sampled otherwise."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, prose: list[str], code: list[str], own: list[str], rng: random.Random
@@ -175,10 +174,7 @@ def write_shard(path: Path, target: LanguageModel, talk: _Conversations, generat
 
 
 def write_corpus(folder: Path, target: LanguageModel, tokenizer: PreTrainedTokenizerBase, num_shards: int) -> None:
-    """Write shards `0000.safetensors` ... into `folder`; those already there are kept.
-
-    The seed is the shard number. Tasks are also about what the target answered in the shards before.
-    """
+    """Write shards `0000.safetensors` ... into `folder`; those already there are kept. The seed is the shard number."""
     folder.mkdir(parents=True, exist_ok=True)
     prose, code = standard_library_text()
     own: list[str] = []
@@ -189,7 +185,5 @@ def write_corpus(folder: Path, target: LanguageModel, tokenizer: PreTrainedToken
             talk = _Conversations(tokenizer, prose, code, own, random.Random(shard))
             chosen = write_shard(path, target, talk, torch.Generator().manual_seed(shard))
             rate = BATCH_SIZE * CONVERSATION_TOKENS / (time.monotonic() - start)
-            log.info(
-                "shard %d of %d: %d tokens chosen by the target, %.0f tokens/s", shard + 1, num_shards, chosen, rate
-            )
+            log.info("shard %d of %d: the target chose %d tokens, %.0f tokens/s", shard + 1, num_shards, chosen, rate)
         own += answers(path, tokenizer)

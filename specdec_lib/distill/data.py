@@ -29,12 +29,15 @@ class Batch:
 
 
 class Corpus:
-    """All shards of a folder in memory (memory-mapped), the last one held out.
+    """All shards of a folder, memory-mapped; the last one is held out.
 
     Args:
         folder: where `write_corpus` wrote.
         turn_start: id of the token that opens a turn.
-        assistant: id of the first token behind it in the assistant's turns.
+        assistant: id of the first token after it in the assistant's turns.
+
+    Raises:
+        ValueError: the folder holds fewer than two shards.
     """
 
     def __init__(self, folder: Path, turn_start: int, assistant: int):
@@ -51,9 +54,13 @@ class Corpus:
         return sum(int(shard["sampled"].sum()) for shard in self.shards[:-1])
 
     def rank_tokens(self, embeddings: torch.Tensor, positions: int = 24576) -> torch.Tensor:  # [V]
-        """All tokens, the one that the target's distributions favour most first; `embeddings` `[V, H]` are tied.
+        """All tokens by their mean probability over the target's distributions, the most likely first.
 
         Averaging distributions needs far less text than counting tokens does.
+
+        Args:
+            embeddings: `[V, H]`, which are the output rows too.
+            positions: about how many distributions are averaged.
         """
         stride = max(1, self.num_tokens // positions)
         total = torch.zeros(len(embeddings))

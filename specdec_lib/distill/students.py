@@ -1,4 +1,4 @@
-"""The shapes of draft that can be trained, and how each sees a batch of conversations.
+"""The two drafts in training, and how each sees a batch of conversations.
 
 A student unrolls a batch into hidden states `[steps, B, T - 1, H]`: entry `[j, :, t]` predicts token t + 2 as the
 (j + 1)-th token of a drafted run, that is with what the target computed up to position t - j only. The target's own
@@ -60,22 +60,17 @@ class PlainStudent(nn.Module):
 
 
 def layers_of_target(target: PreTrainedModel, layers: tuple[int, ...], scored_ids: torch.Tensor) -> PlainStudent:
-    """Shape (a): the target's width, starting from some of its layers."""
-    config = _llama_config(target, num_hidden_layers=len(layers))
+    """A draft of the target's width that starts from some of its layers."""
+    geometry = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings")
+    heads = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
+    kept = (*geometry, *heads, "bos_token_id", "eos_token_id", "pad_token_id")
+    config = LlamaConfig(**{name: getattr(target.config, name) for name in kept}, num_hidden_layers=len(layers))
+    config._attn_implementation = "sdpa"
     student = PlainStudent(target, config, scored_ids)
     for mine, theirs in enumerate(layers):
         student.draft.body.layers[mine].load_state_dict(target.base_model.layers[theirs].state_dict())
     student.draft.body.norm.load_state_dict(target.base_model.norm.state_dict())
     return student
-
-
-def _llama_config(target: PreTrainedModel, **changes: int) -> LlamaConfig:
-    geometry = ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "max_position_embeddings")
-    heads = ("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_parameters")
-    keep = (*geometry, *heads, "bos_token_id", "eos_token_id", "pad_token_id")
-    config = LlamaConfig(**{**{name: getattr(target.config, name) for name in keep}, **changes})
-    config._attn_implementation = "sdpa"
-    return config
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ distribution, whose gradient does not vanish while the two still hardly overlap.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -29,7 +30,6 @@ class Recipe:
     """How long and how fast to train."""
 
     num_batches: int
-    at_most_seconds: float = 86400.0  # a deadline; the learning rate follows whichever ends first
     batch_size: int = 4  # conversations
     steps: int = 3  # drafted positions that are unrolled ...
     unroll_from: float = 0.4  # ... from this share of the training on; one position is enough before
@@ -43,8 +43,9 @@ class Recipe:
 class DistillationLoss(torch.autograd.Function):
     """Loss of S drafted positions against one target distribution, without keeping any [N, V] tensor.
 
-    The gradient is computed beside the value, a chunk of positions at a time: with q the draft and p the target,
-    d cross-entropy / d logits = q - p, and d acceptance / d logits = q * (m - sum(q * m)) where m = [q < p].
+    The gradient is computed with the value, a chunk of positions at a time:
+    d cross-entropy / d logits = draft - target, and
+    d acceptance / d logits = draft * (under - sum(draft * under)) where under = [draft < target].
     """
 
     @staticmethod
@@ -96,7 +97,7 @@ def batch_loss(
 
 @torch.no_grad()
 def start_from_regression(student: HeadStudent, batch: Batch, strength: float = 1e-2, block_scale: float = 0.2) -> None:
-    """Start the head as the best linear guess of the target's next state; the block then only corrects it.
+    """Start the head as the best linear guess of the target's next state, which the block then corrects.
 
     Ridge regression of the target's last state at t + 1 (before its norm's weight) on its features at t and on the
     embedding of token t + 1. What the block adds is scaled down, because that state has unit variance here.
@@ -130,15 +131,12 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def train(student: HeadStudent | PlainStudent, corpus: Corpus, recipe: Recipe) -> dict[str, float]:
-    """Train `student` in place; return the number of batches and tokens, the seconds and the last loss."""
-    rows = student.embeddings[0][student.draft.scored_ids.long()].bfloat16()
-    optimizer = make_optimizer(student)
+    """Train `student` in place; return the number of tokens, the seconds and the mean of the last 50 losses."""
+    rows, optimizer = scored_rows(student), make_optimizer(student)
     batches = corpus.batches(recipe.batch_size, torch.Generator().manual_seed(recipe.seed))
-    start = time.monotonic()
-    count = tokens = 0
-    average = 0.0
-    while (progress := max(count / recipe.num_batches, (time.monotonic() - start) / recipe.at_most_seconds)) < 1:
-        batch = next(batches)
+    start, tokens, average = time.monotonic(), 0, 0.0
+    for count, batch in enumerate(itertools.islice(batches, recipe.num_batches), start=1):
+        progress = (count - 1) / recipe.num_batches
         steps = recipe.steps if isinstance(student, HeadStudent) and progress >= recipe.unroll_from else 1
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, progress)
@@ -148,13 +146,26 @@ def train(student: HeadStudent | PlainStudent, corpus: Corpus, recipe: Recipe) -
         result[0].backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        count, tokens = count + 1, tokens + batch.tokens.numel()
+        tokens += batch.tokens.numel()
         average += (float(result[0].detach()) - average) / min(count, 50)
         if count % 50 == 0:
             rate = tokens / (time.monotonic() - start)
             now = " ".join(f"{value:.3f}" for value in result[1:].tolist())
             log.info("batch %d, %d tokens, %.0f tokens/s: loss %.3f, acceptance %s", count, tokens, rate, average, now)
-    return {"batches": count, "tokens": tokens, "seconds": time.monotonic() - start, "loss": average}
+    return {"tokens": tokens, "seconds": time.monotonic() - start, "loss": average}
+
+
+def scored_rows(student: HeadStudent | PlainStudent) -> torch.Tensor:  # [scored, H] bfloat16
+    """The output rows of the tokens that a student scores."""
+    return student.embeddings[0][student.draft.scored_ids.long()].bfloat16()
+
+
+@torch.no_grad()
+def held_out_acceptance(student: HeadStudent | PlainStudent, corpus: Corpus, steps: int = 3) -> list[float]:
+    """Mean acceptance of each of `steps` drafted positions on held-out text, among the scored tokens."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch = corpus.held_out.rows(64)
+        return batch_loss(student, batch, scored_rows(student), steps, Recipe(num_batches=0))[1:].tolist()
 
 
 def make_optimizer(student: torch.nn.Module) -> torch.optim.AdamW:
