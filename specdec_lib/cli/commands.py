@@ -34,15 +34,19 @@ class Command:
     options: tuple[AddOption, ...]
     example: str
 
+    @property
+    def name(self) -> str:
+        """What the user types."""
+        return self.function.__name__.replace("_", "-")
+
     def add_to(self, parsers: Parsers) -> None:
         """Add the parser of this command."""
         help_text = self.function.__doc__ or ""
-        name = self.function.__name__.replace("_", "-")
         parser = parsers.add_parser(
-            name,
+            self.name,
             help=help_text.partition("\n")[0].rstrip("."),
             description=" ".join(help_text.split()),
-            epilog=f"Example: python -m specdec_lib {name} {self.example}".rstrip(),
+            epilog=f"Example: python -m specdec_lib {self.name} {self.example}".rstrip(),
         )
         for add in self.options:
             add(parser)

@@ -2,10 +2,11 @@
 
 import json
 import re
+from argparse import Namespace
 
 import pytest
 import torch
-from test_pair import write_checkpoint
+from checkpoints import write_checkpoint
 
 from specdec_lib import __main__ as cli
 from specdec_lib.cli import commands
@@ -62,21 +63,7 @@ def test_more_new_tokens_than_the_context_holds_are_refused_before_other_engines
     assert "max_new_tokens 500 exceed the context" in capsys.readouterr().err
 
 
-COMMANDS = [
-    "run",
-    "certify",
-    "report",
-    "compare",
-    "bench-peers",
-    "peers",
-    "gpu-check",
-    "publish",
-    "draft",
-    "draft-export",
-]
-
-
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+@pytest.mark.parametrize("command", [[], *([command.name] for command in cli.COMMANDS)])
 def test_every_command_has_complete_help(command, capsys):
     """A description, and a line on every option."""
     with pytest.raises(SystemExit) as end:
@@ -89,17 +76,32 @@ def test_every_command_has_complete_help(command, capsys):
     assert not re.findall(r"^  -.*[A-Z]$", said, flags=re.MULTILINE)  # an option without a word on it
 
 
-def test_an_error_that_nobody_expected_is_one_line_unless_the_traceback_is_asked_for(capsys, monkeypatch, tmp_path):
-    (tmp_path / "smoke").write_text("a file where a folder should be")
-    arguments = ["report", "--gpu", "smoke", "--outputs", str(tmp_path)]
-    assert cli.main(arguments) == 1
+@pytest.mark.parametrize("command", ["report", "publish", "rerun 0123"])
+def test_a_folder_without_a_run_is_named(command, tmp_path, capsys):
+    assert cli.main([*command.split(), "--gpu", "smoke", "--outputs", str(tmp_path)]) == 2
+    assert f"{tmp_path / 'smoke'} holds no run: make one with make run GPU=<name>" in capsys.readouterr().err
+
+
+def test_the_run_of_a_study_is_found_by_name_by_params_file_and_by_folder(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "environment.json").write_text("{}")
+    for given in ("mine", "elsewhere/mine.yaml", str(folder)):
+        assert commands.run_folder(Namespace(gpu=given, outputs=tmp_path)) == folder
+
+
+def test_an_error_that_nobody_expected_is_one_line_unless_the_traceback_is_asked_for(capsys, monkeypatch):
+    def broken(*_):
+        raise KeyError("what is\nthis")
+
+    monkeypatch.setattr(commands, "load_params", broken)
+    assert cli.main(["params", "--gpu", "smoke"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert error.startswith("error: KeyError: ")
     assert error.count("\n") == 1
-    assert cli.main([*arguments, "--debug"]) == 1
-    assert "Traceback" in capsys.readouterr().err
-    assert cli.main(["--debug", *arguments]) == 1
-    assert "Traceback" in capsys.readouterr().err
+    for arguments in (["params", "--gpu", "smoke", "--debug"], ["--debug", "params", "--gpu", "smoke"]):
+        assert cli.main(arguments) == 1
+        assert "Traceback" in capsys.readouterr().err
 
 
 def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd):

@@ -24,7 +24,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-BESIDE = {"distill": "decoding", "__init__": "decoding"}  # the layer each of these counts as
+OTHERS = {"distill": "decoding", "__init__": "decoding"}  # the layer each of these counts as
 
 
 def loaded_by(module: str, *others: str) -> set[str]:
@@ -35,7 +35,7 @@ def loaded_by(module: str, *others: str) -> set[str]:
 
 def layer_of(module: str) -> int | None:
     part = module.split(".")[1] if "." in module else "__init__"
-    part = BESIDE.get(part, part)
+    part = OTHERS.get(part, part)
     return LAYERS.index(part) if part in LAYERS else None
 
 
@@ -47,14 +47,14 @@ def imported(node: ast.AST) -> list[str]:
 
 def test_every_module_is_in_a_layer():
     parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert parts == {*LAYERS, *BESIDE}
+    assert parts == {*LAYERS, *OTHERS}
 
 
 def test_no_module_imports_from_a_layer_above():
     upward = []
     for path in PACKAGE.rglob("*.py"):
         name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        if name == "specdec_lib.methods":  # a list of what is above; it imports an entry when somebody uses it
+        if name == "specdec_lib.methods":  # it lists what is above, and imports an entry when it is used
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for module in imported(node):

@@ -1,4 +1,4 @@
-"""One set of pins serves venv, conda and CI; make targets keep their promises."""
+"""One set of pins serves all environments; each command is a make target."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from specdec_lib.__main__ import COMMANDS
 from specdec_lib.config import available_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TARGETS = {"help", "run", "test", "lint", "lab", "report", "bench-peers", "peers", "draft", "draft-export", "clean"}
-TARGETS |= {"cluster", "audit", "pins", "params"}
 
 
 def pins(name: str = "requirements.txt") -> dict[str, str]:
@@ -65,10 +63,6 @@ def test_ray_is_pinned_where_it_is_declared_and_installed_only_on_demand() -> No
     assert not pins("requirements/cluster.txt").keys() & pins().keys()
 
 
-def test_the_tools_are_pinned_too() -> None:
-    assert {"uv", "pip-audit"} <= pins("requirements/tools.txt").keys()
-
-
 def test_no_file_of_pins_names_a_package_index() -> None:
     for path in [ROOT / "requirements.txt", *(ROOT / "requirements").iterdir()]:
         assert not re.search(r"^\s*-|://", path.read_text().replace("    --hash", ""), flags=re.MULTILINE), path
@@ -82,31 +76,29 @@ def test_the_makefile_installs_nothing_unpinned() -> None:
     assert commands[1].endswith("--no-deps --no-build-isolation --editable .")
 
 
-def test_conda_brings_python_and_leaves_the_pins_to_make() -> None:
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    assert environment["name"] == "specdec"
-    packages = {entry.partition("=")[0]: entry for entry in environment["dependencies"]}
-    assert set(packages) == {"python", "make", "pip"}
-    python = packages["python"].partition("=")[2]
-    assert python in Requirement(f"python{PYPROJECT['project']['requires-python']}").specifier
-
-
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_help_names_every_target_and_params_file() -> None:
+def test_make_help_names_every_target_and_every_command_is_a_target() -> None:
     said = subprocess.run(
         ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert set(re.findall(r"^  ([a-z-]+) ", said, flags=re.MULTILINE)) >= TARGETS
+    targets = set(re.findall(r"^  ([a-z-]+) ", said, flags=re.MULTILINE))
+    assert targets == set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {command.name for command in COMMANDS} <= targets
     assert all(name in said.splitlines()[0] for name in available_params())
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", sorted(TARGETS))
-def test_every_target_exists(target: str) -> None:
-    subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=True)
-
-
-def test_continuous_integration_runs_the_test_command_last() -> None:
-    lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert lines[-1] == "make test"
-    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+@pytest.mark.parametrize(
+    ("asked", "called"),
+    [
+        (["run", "GPU=h100", "SET=batch_sizes=[1,8] seed=1"], 'run --gpu "$GPU" --set "$SET"'),
+        (["compare"], "compare"),
+        (["compare", "GPU=cpu h100"], "compare --gpu cpu h100"),
+        (["rerun", "CELL=0123"], 'rerun "$CELL"'),
+        (["rerun", "CELL=0123", "GPU=cpu"], 'rerun "$CELL" --gpu "$GPU"'),
+    ],
+)
+def test_a_target_is_a_thin_call_of_its_command(asked: list[str], called: str) -> None:
+    """What a user gives goes through the environment, so that spaces and brackets stay as they are."""
+    said = subprocess.run(["make", "--dry-run", *asked], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1].split(" -m specdec_lib ")[1].strip() == called
