@@ -60,10 +60,15 @@ class Certificate:
     divergences: pd.DataFrame
     subjects: pd.DataFrame
     environment: Mapping[str, Any] = field(default_factory=dict)
-    kept_failures: tuple[str, ...] = ()
+    kept_failures: tuple[str, ...] | None = None
 
     def failures(self) -> list[str]:
-        """One line for each thing that an exact implementation would not do."""
+        """One line for each thing that an exact implementation would not do.
+
+        Of a certificate that was read these are the lines written with it: earlier versions rounded their tables.
+        """
+        if self.kept_failures is not None:
+            return list(self.kept_failures)
         lines = [
             f"enumeration: {line.pair} ({line.path}), gamma {line.num_draft_tokens} is off"
             for line in self.enumeration.itertuples()
@@ -89,7 +94,7 @@ class Certificate:
             for line in self.divergences.itertuples()
             if not line.explained
         ]
-        return list(dict.fromkeys([*self.kept_failures, *lines]))
+        return lines
 
     def sentence(self) -> str:
         """What was shown, in one sentence per pair: the least powerful position of each pair's first setting.

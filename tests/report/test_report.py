@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from synthetic_rows import study, synthetic_rows
+from written_notebooks import PARAMETERS, write_notebook
 
 from specdec_lib.report import pages
 from specdec_lib.report.index import verdict
@@ -19,15 +20,6 @@ from specdec_lib.report.render import render_page
 
 ONE = {"num_draft_tokens": [4], "batch_sizes": [1], "prompt_tokens": [0], "max_new_tokens": [48]}
 PARAMS = study(gpu="smoke", **ONE)
-PARAMETERS = new_code_cell("output_folder = ''", metadata={"tags": ["parameters"]})
-
-
-def write_notebook(folder, name, *code):
-    """A notebook of these code cells."""
-    folder.mkdir(exist_ok=True)
-    body = [new_markdown_cell(f"# {name}"), PARAMETERS, *map(new_code_cell, code)]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(new_notebook(cells=body, metadata={"kernelspec": kernel}), folder / f"{name}.ipynb")
 
 
 @pytest.fixture
