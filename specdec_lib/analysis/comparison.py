@@ -19,7 +19,7 @@ from specdec_lib.study.table import read_results
 
 SKIPPED = ("smoke",)  # toys, which are no measurement of a machine
 BATCHES = [2**power for power in range(10)]  # for predicted crossovers
-COLUMNS = ["gpu", "product", "pair", "dtype", "method", "num_draft_tokens", "temperature", "batch_size"]
+COLUMNS = ["gpu", "product", "engine", "pair", "dtype", "method", "num_draft_tokens", "temperature", "batch_size"]
 COLUMNS += ["prompt_tokens", "max_new_tokens", "tpot_ms", "tpot_ms_low", "tpot_ms_high"]
 COLUMNS += ["speedup", "speedup_low", "speedup_high", "tokens_per_second", "acceptance_rate", "memory_bytes"]
 COLUMNS += ["energy_joules_per_token", "usd_per_million_tokens", "evidence", "fits"]

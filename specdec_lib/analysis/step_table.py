@@ -104,19 +104,20 @@ def verification_costs(costs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """One line for each batch size, context and number of tokens m that a pass of the target was timed with.
 
     `verification_cost` is v(m): the pass over m tokens of each row, over the pass over one. `cost_ratio` is c: the time
-    to draft m tokens with the pair's draft, divided by m, over the same; NaN where it was not timed. Both are medians
+    to draft m tokens with the pair's draft, divided by m, over the same; NaN beyond what was timed. Both are medians
     over temperatures.
 
     Args:
         costs: the step costs of a run; not used if `why_unused` says so.
         rows: the results table of the run.
     """
-    point = ["batch_size", "context_tokens", "num_tokens"]
-    costs = costs_of(rows, costs).groupby(["model", *point])["ms"].median().reset_index()
-    lines = costs[costs["model"] == "target"][[*point, "ms"]].rename(columns={"ms": "pass_ms"})
-    drafting = costs[costs["model"] == "draft"][[*point, "ms"]].rename(columns={"ms": "drafting_ms"})
-    one = lines[lines["num_tokens"] == 1][[*point[:2], "pass_ms"]].rename(columns={"pass_ms": "one_ms"})
-    lines = lines.merge(drafting, how="left", on=point).merge(one, how="left", on=point[:2])
-    lines["verification_cost"] = lines["pass_ms"] / lines["one_ms"]
-    lines["cost_ratio"] = lines["drafting_ms"] / lines["num_tokens"] / lines["one_ms"]
-    return lines[[*point, "pass_ms", "verification_cost", "cost_ratio"]].assign(evidence="measured")
+    costs, piece = costs_of(rows, costs), ["model", "batch_size", "context_tokens", "num_tokens"]
+    table = StepTable(costs.groupby(piece)["ms"].median().reset_index())
+    timed, lines = table.costs[table.costs["model"] == "target"], []
+    for batch, context, tokens in timed[piece[1:]].itertuples(index=False):
+        one, many = (table.ms("target", batch, context, count) for count in (1, tokens))
+        drafting = table.ms("draft", batch, context, tokens) / tokens
+        lines.append((batch, context, tokens, many, many / one, drafting / one))
+    return pd.DataFrame(lines, columns=[*piece[1:], "pass_ms", "verification_cost", "cost_ratio"]).assign(
+        evidence="measured"
+    )

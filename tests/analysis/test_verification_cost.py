@@ -37,7 +37,7 @@ def test_the_figure_has_a_curve_for_each_batch_and_context_and_the_finding_the_n
     figure = verification_figure(lines)
     figure.canvas.draw()
     assert [len(axes.lines) for axes in figure.axes] == [3, 3]
-    assert "A pass over 16 tokens takes 2.30 to 5.62 passes over one." in finding_verification(lines)
+    assert "A pass over 16 tokens takes 2.50 to 5.62 passes over one." in finding_verification(lines)
     assert verification_table(lines)["v(m)"].iloc[-1] == "5.62"
 
 

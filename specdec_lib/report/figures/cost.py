@@ -73,12 +73,7 @@ def pareto_figure(lines: pd.DataFrame, price_name: str) -> Figure:
         front = panel[panel["on_front"].astype(bool)]
         axes.plot(front["tpot_ms"], front["usd_per_million_tokens"], color=MUTED, linewidth=1, zorder=1)
         for method, points in panel.groupby("method"):
-            look: dict[str, Any] = {
-                "color": color_of(method),
-                "marker": marker_of(method),
-                "alpha": 0.75,
-                "linewidths": 0,
-            }
+            look: dict[str, Any] = {"color": color_of(method), "marker": marker_of(method), "alpha": 0.75}
             sizes = 22 + 10 * np.log2(points["batch_size"].astype(float))
             axes.scatter(
                 points["tpot_ms"], points["usd_per_million_tokens"], sizes, label=label(method), linewidths=0, **look

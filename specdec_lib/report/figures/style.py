@@ -8,6 +8,7 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,29 +24,16 @@ AXIS_NAMES = {
     "prompt_tokens": "prompt length (tokens)",
     "max_new_tokens": "output length (tokens)",
 }
-STYLE: dict[Any, Any] = {
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "axes.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#9A9A9A",
-    "axes.labelcolor": DARK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
+STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.titlepad": 8,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
     "lines.linewidth": 1.8,
     "lines.markersize": 5.5,
 }
@@ -56,7 +44,7 @@ def in_house_style(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Fig
 
     @functools.wraps(draw)
     def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(sns.axes_style("whitegrid", STYLE)), mpl.rc_context(STYLE):
             return draw(*args, **kwargs)
 
     return styled
