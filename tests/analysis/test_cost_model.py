@@ -14,9 +14,8 @@ from specdec_lib.analysis.cost_model.calibrated import AIM, CalibrationErrors, c
 from specdec_lib.analysis.cost_model.machine import BYTES, Machine, step_costs
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.machine import calibration as calibration_module
-from specdec_lib.machine.calibration import _matrix_timers, _Repeated, attention_rates, calibrate
+from specdec_lib.machine.calibration import attention_rates, calibrate, products
 from specdec_lib.machine.calibration_file import Calibration, read_calibration, write_calibration
-from specdec_lib.machine.stopwatch import Stopwatch
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shape import ModelShape, known_shape
 from specdec_lib.report.captions.comparison import finding_error
@@ -287,12 +286,8 @@ def test_products_are_timed_into_memory_that_is_used_again():
         made.append(weakref.ref(product))
         return product
 
-    watch = Stopwatch(torch.device("cpu"))
-    piece = _Repeated(lambda: _matrix_timers([(torch.ones(4, 4),)] * 3, multiply, (1, 2), torch.float32, watch), watch)
-    for one in piece.rounds:
-        one()
-    runs = calibration_module.WARM_UP + calibration_module.TIMED
-    assert len(made) == 2 * 3 * runs * calibration_module.REPEATS
+    products([(torch.ones(4, 4),)] * 3, multiply, 2, torch.float32)()
+    assert len(made) == 3
 
 
 def test_attention_that_cannot_be_measured_is_null_and_says_why():

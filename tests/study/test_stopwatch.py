@@ -4,20 +4,19 @@ import pandas as pd
 import pytest
 import torch
 from recorded_steps import Recorder
-from specdec_lib.analysis.calibration_error import fit
-from specdec_lib.analysis.verification_cost import verification_costs
 from synthetic_rows import step_costs as synthetic_costs
 from synthetic_rows import study, synthetic_rows
 
+from specdec_lib.analysis.cost_model.calibrated import fit
 from specdec_lib.analysis.prediction import predicted_speedups
-from specdec_lib.analysis.step_table import costs_of, read_step_costs, why_unused
+from specdec_lib.analysis.step_table import costs_of, read_step_costs, verification_costs, why_unused
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.machine.calibration import calibrate
 from specdec_lib.machine.calibration_file import read_calibration, write_calibration
 from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
 from specdec_lib.machine.stopwatch import REPLAYS, CaptureError, Stopwatch, timed_as_run
 from specdec_lib.models.pair import load_pair
-from specdec_lib.report.figures import waterfall as waterfall_plots
+from specdec_lib.report.captions.sweep import finding_waterfall
 
 CPU = torch.device("cpu")
 PARAMS = study(batch_sizes=[1], prompt_tokens=[0], max_new_tokens=[96], compare_transformers=False)
@@ -125,7 +124,7 @@ def test_costs_of_called_pieces_enter_no_waterfall_and_no_cost_model_of_captured
     stages = waterfall(captured, costs)
     assert stages["unexplained"].isna().all()
     assert stages["by_position"].notna().all()
-    finding = waterfall_plots.finding_waterfall(stages)
+    finding = finding_waterfall(stages)
     assert finding.startswith("The costs of the pieces of a step were timed by calling them")
     assert finding.endswith("steps of the rows were captured and replayed: not used.")
     setting = {"method": "draft", "temperature": 0.0, "batch_size": 1, "prompt_tokens": None, "max_new_tokens": 96}

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -97,7 +98,9 @@ def _print_tracebacks(*_: Any) -> None:
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # it has ended
             process.send_signal(signal.SIGABRT)
-            process.wait(TRACEBACK_S)
+            deadline = time.monotonic() + TRACEBACK_S
+            while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+                time.sleep(0.01)  # it is left to the agent to collect it
 
 
 def _run_as_rank(command: Sequence[str], parent: int) -> None:
