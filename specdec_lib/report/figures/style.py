@@ -24,7 +24,7 @@ AXIS_NAMES = {
     "prompt_tokens": "prompt length (tokens)",
     "max_new_tokens": "output length (tokens)",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.labelsize": 9.5,
