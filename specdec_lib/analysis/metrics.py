@@ -12,9 +12,9 @@ import pandas as pd
 
 from specdec_lib.analysis.statistics import mean_over_prompts, over_prompts
 from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.study.cells import GIVEN
 
 OWN_ENGINE = "specdec_lib"
-GIVEN = "given"  # the `verification` of rows whose acceptance was replayed, so that it is no result
 SETTING = ["pair", "dtype", "temperature", "top_k", "top_p", "batch_size", "prompt_tokens", "max_new_tokens"]
 SETTING += ["prompt_set"]
 PAIRED_BY = [*SETTING, "run_id", "prompt_group", "repetition"]

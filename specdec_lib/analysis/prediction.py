@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from specdec_lib.analysis.step_table import NATURAL_PROMPT, StepTable, costs_of
+from specdec_lib.analysis.step_table import StepTable, costs_of
 from specdec_lib.analysis.theory import walltime_improvement
 from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.study.cells import NATURAL_PROMPT
 
 COLUMNS = ["method", "temperature", "num_draft_tokens", "acceptance_rate", "cost_ratio", "verification_cost", "speedup"]
 

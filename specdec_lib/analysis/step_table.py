@@ -16,7 +16,6 @@ COLUMNS = ["model", "batch_size", "context_tokens", "num_tokens", "temperature",
 UNUSED = "Not used: the pieces of a step were timed {timed}, but the steps of the rows were {ran}."
 HOW = {False: "one operation at a time", True: "captured and replayed"}
 NEAR = 0.5  # the nearest measured context is used up to this share of it away
-NATURAL_PROMPT = 128  # tokens assumed for natural prompts: about the mean of the set "mixed"
 
 
 def read_step_costs(folder: Path) -> pd.DataFrame:

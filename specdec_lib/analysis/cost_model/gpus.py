@@ -16,13 +16,13 @@ import pandas as pd
 
 from specdec_lib.analysis.cost_model.machine import BYTES, Machine, StepCosts, step_costs
 from specdec_lib.analysis.metrics import OWN_ENGINE
-from specdec_lib.analysis.step_table import NATURAL_PROMPT
 from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Gpu, Price, load_gpus, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.models.presets import PRESETS
 from specdec_lib.models.shape import ModelShape, known_shape
+from specdec_lib.study.cells import NATURAL_PROMPT
 
 
 class Range(NamedTuple):
@@ -175,8 +175,7 @@ def break_even_prices(
 def _pair_shapes(pair: str) -> tuple[ModelShape, ModelShape]:
     """Target and draft of a preset pair."""
     if pair not in PRESETS:
-        known = ", ".join(PRESETS)
-        raise ValueError(f"nothing is known of the size of pair {pair!r}: choose one of {known}")
+        raise ValueError(f"nothing is known of the size of pair {pair!r}: choose one of {', '.join(PRESETS)}")
     target, draft = PRESETS[pair]
     return known_shape(target), known_shape(draft)
 

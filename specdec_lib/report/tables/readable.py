@@ -9,6 +9,7 @@ import pandas as pd
 
 from specdec_lib.analysis.waterfall import STAGES
 from specdec_lib.methods import label
+from specdec_lib.study.schema import COLUMNS
 
 UNDEFINED = "–"
 
@@ -23,6 +24,14 @@ class Format(NamedTuple):
 
 
 _TEXTS = ("engine", "pair", "method", "product", "quantity", "sample", "setting", "source", "note", "evidence")
+UNITS = {column.name: column.unit for column in COLUMNS}
+
+
+def _measured(name: str, heading: str, form: str) -> Format:
+    """A column of the results table, with the unit that its schema declares."""
+    return Format(f"{heading} ({UNITS[name]})", form)
+
+
 FORMATS = {name: Format(name) for name in _TEXTS} | {
     "gpu": Format("study"),
     "num_draft_tokens": Format("γ", "{:.0f}"),
@@ -37,12 +46,10 @@ FORMATS = {name: Format(name) for name in _TEXTS} | {
     "acceptance_rate": Format("acceptance rate", "{:.3f}"),
     "draft_efficiency": Format("draft efficiency", "{:.3f}"),
     "mean_acceptance_length": Format("tokens per target pass", "{:.2f}"),
-    "ttft_ms": Format("TTFT (ms)", "{:.1f}"),
-    "tpot_ms": Format("TPOT (ms)", "{:.2f}"),
-    "itl_p50_ms": Format("ITL p50 (ms)", "{:.2f}"),
-    "itl_p90_ms": Format("ITL p90 (ms)", "{:.2f}"),
-    "itl_p99_ms": Format("ITL p99 (ms)", "{:.2f}"),
-    "tokens_per_second": Format("tokens/s", "{:.1f}"),
+    "ttft_ms": _measured("ttft_ms", "TTFT", "{:.1f}"),
+    "tpot_ms": _measured("tpot_ms", "TPOT", "{:.2f}"),
+    **{f"itl_{p}_ms": _measured(f"itl_{p}_ms", f"ITL {p}", "{:.2f}") for p in ("p50", "p90", "p99")},
+    "tokens_per_second": _measured("tokens_per_second", "throughput", "{:.1f}"),
     "usd_per_million_tokens": Format("$ per million tokens", "{:#.3g}"),
     "break_even_price_ratio": Format("break-even price ratio", "{:.2f}"),
     "peak_memory_allocated_bytes": Format("peak allocated (MiB)", "{:.0f}", 2**-20),
@@ -50,7 +57,7 @@ FORMATS = {name: Format(name) for name in _TEXTS} | {
     "device_memory_used_bytes": Format("device memory used (MiB)", "{:.0f}", 2**-20),
     "process_peak_rss_bytes": Format("peak memory of the process (MiB)", "{:.0f}", 2**-20),
     "memory_bytes": Format("peak memory (GiB)", "{:.2f}", 2**-30),
-    "energy_joules_per_token": Format("energy (J/token)", "{:.3g}"),
+    "energy_joules_per_token": _measured("energy_joules_per_token", "energy", "{:.3g}"),
     "decoding_per_second": Format("decoding (tokens/s)", "{:.1f}"),
     "decoding_gain": Format("decoding gain (×)", "{:.2f}"),
     "call_gain": Format("whole-call gain (×)", "{:.2f}"),
