@@ -7,7 +7,6 @@ times. What comes out is data; `report/` shows it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,45 +14,10 @@ import transformers
 
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.sampling import RandomOps
+from specdec_lib.decoding.transcript import Transcript, TranscriptToken
 from specdec_lib.decoding.verification import RANDOM, Verification, Verify, chance_of, verify
 
-KINDS = {  # of tokens in a transcript
-    "accepted": "accepted draft token",
-    "rejected": "rejected draft token, not emitted",
-    "resampled": "resampled after a rejection",
-    "bonus": "bonus after full acceptance",
-    "own": "the target's own, nothing drafted here",
-    "last": "last of its step",
-}
 Seen = tuple[int, str, float | None, float | None]  # token id, kind, target probability, draft probability
-
-
-class TranscriptToken(NamedTuple):
-    """One token: its kind, one of `KINDS`, its text, and its probabilities where they were recorded."""
-
-    kind: str
-    text: str
-    target_prob: float | None = None
-    draft_prob: float | None = None
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """One row of a decoding call, step by step.
-
-    Attributes:
-        title: what was decoded.
-        steps: the tokens of the prefill and of each step; a rejected draft token stands before its replacement.
-        seconds: how long the prefill and each step took.
-        emitted: how many tokens the prefill and each step emitted.
-        baseline_seconds: the same for the baseline's steps, which emit one token each; empty without a baseline.
-    """
-
-    title: str
-    steps: list[list[TranscriptToken]]
-    seconds: list[float]
-    emitted: list[int]
-    baseline_seconds: list[float]
 
 
 class RecordedStep(NamedTuple):
@@ -110,7 +74,7 @@ class Recording:
 def transcript(
     result: DecodeResult,
     tokenizer: transformers.PreTrainedTokenizerBase | None,
-    recording: Recording | None = None,
+    recording: Recording,
     baseline: DecodeResult | None = None,
     *,
     row: int = 0,
@@ -120,7 +84,7 @@ def transcript(
 
     Args:
         tokenizer: None for toys: token ids are shown.
-        recording: the rule of that call; without it kinds and probabilities are unknown, step boundaries are not.
+        recording: the rule of that call.
         baseline: an autoregressive call on the same prompt, for the timeline.
 
     Raises:
@@ -130,12 +94,9 @@ def transcript(
         raise ValueError(f"row is {row}: the result has rows 0 to {len(result.tokens) - 1}")
     tokens = result.tokens[row].tolist()
     counts = [step[row] for step in result.step_tokens]
-    if recording is None:
-        steps = _counted(tokens, counts, speculative=result.steps > 0)
-    elif len(recording.steps) == len(counts):
+    steps: list[list[Seen]] = []
+    if len(recording.steps) == len(counts):
         steps = [_recorded(step, count, row) for step, count in zip(recording.steps, counts, strict=True)]
-    else:
-        steps = []
     steps = [[(tokens[0], "own", None, None)], *steps]
     if [token for step in steps for token, kind, _, _ in step if kind != "rejected"] != tokens:
         raise ValueError("this recording is not of this result: use a new Recording for each call")
@@ -154,17 +115,6 @@ def _seconds_of(baseline: DecodeResult, row: int) -> list[float]:
     """How long each token took in the same row of a baseline, or in its only one."""
     tokens = baseline.tokens[row if len(baseline.tokens) > 1 else 0]
     return [baseline.ttft_s, *baseline.step_s][: len(tokens)]
-
-
-def _counted(tokens: list[int], counts: list[int], *, speculative: bool) -> list[list[Seen]]:
-    """The tokens of each step where nothing was recorded: all but the last of a step were drafted."""
-    steps: list[list[Seen]] = []
-    start = 1
-    for count in counts:
-        kinds = [*["accepted"] * (count - 1), "last"] if speculative else ["own"] * count
-        steps.append([(token, kind, None, None) for token, kind in zip(tokens[start:], kinds, strict=False)])
-        start += count
-    return steps
 
 
 def _recorded(step: RecordedStep, count: int, row: int) -> list[Seen]:

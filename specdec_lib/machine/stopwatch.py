@@ -9,8 +9,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from specdec_lib.decoding.captured_loop import new_graphs
-from specdec_lib.decoding.cuda_graphs import CudaGraphs
+from specdec_lib.decoding.captured_loop import CudaGraphs, new_graphs
 from specdec_lib.models.runner import LanguageModel
 
 REPLAYS = 5  # one after another, as in a sweep, where the device never waits for the host

@@ -11,8 +11,9 @@ import pandas as pd
 from IPython.display import display
 from matplotlib.figure import Figure
 
+from specdec_lib.decoding.transcript import Transcript
 from specdec_lib.report.safe_html import TEMPLATES, escaped
-from specdec_lib.report.transcript import AnyTranscript, transcript_html
+from specdec_lib.report.transcript import transcript_html
 
 TRANSCRIPT_STYLE = TEMPLATES / "transcript.css"
 MANY_LINES = 25  # a longer table is folded away
@@ -43,7 +44,7 @@ def show_table(table: pd.DataFrame, caption: str = "Table") -> None:
         _display_html(table_html(table, caption), table.to_string())
 
 
-def show_transcripts(transcripts: Iterable[AnyTranscript]) -> None:
+def show_transcripts(transcripts: Iterable[Transcript]) -> None:
     """Display transcripts one below the other, or a line that this run recorded none."""
     transcripts = list(transcripts)
     if not transcripts:

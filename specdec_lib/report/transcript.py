@@ -8,35 +8,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
+from specdec_lib.decoding.transcript import KINDS, Transcript, TranscriptToken
 from specdec_lib.report.safe_html import escaped
 
-if TYPE_CHECKING:
-    from specdec_lib.decoding.recording import Transcript, TranscriptToken  # they load PyTorch
-
-AnyTranscript: TypeAlias = "Transcript | SimpleNamespace"  # of a call, or as read from a run's folder
 FILE = "transcripts.json"
 _NARROW = 0.025  # a step shorter than this share of the timeline has no room for its number
-KINDS = {  # what the legend calls each kind of token
-    "accepted": "accepted draft token",
-    "rejected": "rejected draft token, not emitted",
-    "resampled": "resampled after a rejection",
-    "bonus": "bonus after full acceptance",
-    "own": "the target's own, nothing drafted here",
-    "last": "last of its step",
-}
 
 
-def read_transcripts(folder: Path) -> list[SimpleNamespace]:
-    """The transcripts that a run recorded, with the attributes of `Transcript`; empty if it recorded none."""
+def read_transcripts(folder: Path) -> list[Transcript]:
+    """The transcripts that a run recorded; empty if it recorded none."""
     path = Path(folder) / FILE
     recorded = json.loads(path.read_text(encoding="utf-8"))["transcripts"] if path.exists() else []
-    return [SimpleNamespace(**each) for each in recorded]
+    steps = [[[TranscriptToken(*token) for token in step] for step in each["steps"]] for each in recorded]
+    return [Transcript(**each | {"steps": read}) for each, read in zip(recorded, steps, strict=True)]
 
 
-def transcript_html(transcript: AnyTranscript) -> str:
+def transcript_html(transcript: Transcript) -> str:
     """Legend, text and timeline; `templates/transcript.css` styles the classes."""
     title = f"<p><strong>{escaped(transcript.title)}</strong></p>" if transcript.title else ""
     steps = "".join(f'<span class="specdec-step">{"".join(map(_token, step))}</span>' for step in transcript.steps)
@@ -44,7 +33,7 @@ def transcript_html(transcript: AnyTranscript) -> str:
     return f'<div class="specdec-transcript">{text}{_timeline(transcript)}</div>'
 
 
-def _legend(transcript: AnyTranscript) -> str:
+def _legend(transcript: Transcript) -> str:
     tokens = [token for step in transcript.steps for token in step]
     found = {kind for kind, *_ in tokens}
     names = "".join(_token((kind, name, None, None)) for kind, name in KINDS.items() if kind in found)
@@ -68,7 +57,7 @@ def _percent(prob: float | None) -> str:
     return "&lt;1" if 0 < prob < 0.005 else f"{100 * prob:.0f}"
 
 
-def _timeline(transcript: AnyTranscript) -> str:
+def _timeline(transcript: Transcript) -> str:
     baseline = transcript.baseline_seconds
     total = max(sum(transcript.seconds), sum(baseline))
     strips = _strip("With speculation", transcript.seconds, transcript.emitted, total)

@@ -10,7 +10,8 @@ import torch
 
 from specdec_lib.config import SamplingConfig, StudyParams
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
-from specdec_lib.decoding.recording import Recording, Transcript, TranscriptToken, transcript
+from specdec_lib.decoding.recording import Recording, transcript
+from specdec_lib.decoding.transcript import Transcript
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.methods import RULES, make_proposer
 from specdec_lib.models.pair import Pair
@@ -46,16 +47,6 @@ def write_transcripts(folder: Path, transcripts: list[Transcript]) -> None:
     """Write `transcripts.json` into a run's folder."""
     facts = {"evidence": "measured", "transcripts": [asdict(each) for each in transcripts]}
     write_atomically(folder / FILE, json.dumps(facts) + "\n")
-
-
-def read_transcripts(folder: Path) -> list[Transcript]:
-    """What `write_transcripts` wrote; empty for a run without them, as those of earlier versions."""
-    path = Path(folder) / FILE
-    if not path.exists():
-        return []
-    found = json.loads(path.read_text(encoding="utf-8"))["transcripts"]
-    steps = [[[TranscriptToken(*token) for token in step] for step in each["steps"]] for each in found]
-    return [Transcript(**each | {"steps": read}) for each, read in zip(found, steps, strict=True)]
 
 
 def prompt_ids(pair: Pair, text: str, seed: int = 0) -> torch.Tensor:

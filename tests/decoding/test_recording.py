@@ -5,7 +5,7 @@ import torch
 
 from specdec_lib import ModelProposer, NgramProposer, Recording, SamplingConfig, autoregressive_decode, load_pair
 from specdec_lib.decoding.decode import speculative_decode
-from specdec_lib.decoding.recording import transcript
+from specdec_lib.decoding.recording import RecordedStep, transcript
 from specdec_lib.decoding.result import DecodeResult
 
 PAIR = load_pair("toy")
@@ -74,16 +74,12 @@ def test_probabilities_are_those_of_the_toy_tables():
                 before.append(int(token.text))
 
 
-def test_without_a_recording_step_boundaries_are_still_shown():
-    result = decode("token")
-    shown = transcript(result, None)
-    assert emitted(shown) == result.tokens[0].tolist()
-    assert {step[-1] for step in kinds(shown)[1:]} == {"last"}
-    base = autoregressive_decode(
-        PAIR.target, PROMPTS, max_new_tokens=9, sampling=SamplingConfig(), generator=torch.Generator().manual_seed(0)
-    )
-    assert {kind for step in kinds(transcript(base, None)) for kind in step} == {"own"}
-    assert len(transcript(result, None, baseline=base).baseline_seconds) == 9
+def test_a_baseline_call_gives_the_times_of_the_same_tokens():
+    recording = Recording()
+    result = decode(recording)
+    options = {"max_new_tokens": 9, "sampling": SamplingConfig(0)}
+    base = autoregressive_decode(PAIR.target, PROMPTS, **options)
+    assert len(transcript(result, None, recording, baseline=base).baseline_seconds) == 9
 
 
 def test_a_recording_of_another_call_is_refused():
@@ -93,7 +89,7 @@ def test_a_recording_of_another_call_is_refused():
     with pytest.raises(ValueError, match="use a new Recording for each call"):
         transcript(result, None, recording)
     with pytest.raises(ValueError, match="rows 0 to 1"):
-        transcript(result, None, row=2)
+        transcript(result, None, recording, row=2)
 
 
 def test_letters_spread_over_tokens_are_put_together():
@@ -104,8 +100,14 @@ def test_letters_spread_over_tokens_are_put_together():
             return bytes(ids).decode("utf-8", errors="replace")
 
     tokens = list("aé".encode())
+    recording = Recording()
+    one = torch.tensor([[1.0]])
+    recording.steps = [
+        RecordedStep(torch.tensor([[0]]), one * 0, one, torch.tensor([0]), torch.tensor([token]), one[0], one[0])
+        for token in tokens[1:]
+    ]
     result = DecodeResult([torch.tensor(tokens)], 0.1, [0.1] * 2, [[1], [1]])
-    texts = [token.text for step in transcript(result, Bytes()).steps for token in step]
+    texts = [token.text for step in transcript(result, Bytes(), recording).steps for token in step]
     assert texts == ["a", "\ufffd", "é"]
 
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 from toy_sweep import toy_params
 
+from specdec_lib.report.transcript import read_transcripts
 from specdec_lib.study import sweep
 from specdec_lib.study.environment_file import read_environment
 from specdec_lib.study.sweep import is_finished, run_sweep, run_sweep_here
-from specdec_lib.study.transcripts import read_transcripts
 
 
 @pytest.fixture(scope="module")
