@@ -26,41 +26,33 @@ THROTTLE_REASONS = {  # bits of nvmlDeviceGetCurrentClocksThrottleReasons that m
 WHOLE_GPU_ONLY = "this is a part of a GPU (MIG), and the driver counts this for the whole GPU only"
 PART, WHOLE, ONLY_WHOLE = "the part in use", "the whole GPU", "the whole GPU, and nothing for a part of one"
 
+
 READINGS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # its name in `missing`, what it is of, how to read it
     # The counter since the driver was loaded, which moves every 20 to 100 ms.
-    "energy_millijoules": ("energy", ONLY_WHOLE, lambda gpu: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)),
+    "energy_millijoules": ("energy", ONLY_WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu))),
     # The share of the last sampling period (up to a second) in which any kernel ran.
     "utilization_percent": ("utilization", ONLY_WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)),
-    "throttle_bits": (
-        "throttling",
-        WHOLE,
-        lambda gpu: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu) or 0),
-    ),
-    "sm_clock_mhz": ("clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
-    "max_sm_clock_mhz": ("max clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
-    "memory_clock_mhz": ("memory clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM)),
+    "throttle_bits": ("throttling", WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu) or 0)),
     "memory_used_bytes": ("memory", PART, lambda part: int(pynvml.nvmlDeviceGetMemoryInfo(part).used)),
+    "process_ids": ("processes", PART, lambda part: [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(part)]),
+    "sm_clock_mhz": ("clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
+}
+FACTS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # the same of what does not change during a run
+    "name": ("name", PART, lambda part: str(pynvml.nvmlDeviceGetName(part))),
+    "uuid": ("uuid", PART, lambda part: str(pynvml.nvmlDeviceGetUUID(part))),
+    "driver": ("driver", WHOLE, lambda _: str(pynvml.nvmlSystemGetDriverVersion())),
     "memory_bytes": ("memory", PART, lambda part: int(pynvml.nvmlDeviceGetMemoryInfo(part).total)),
-    "gpu_memory_bytes": ("gpu memory", WHOLE, lambda gpu: pynvml.nvmlDeviceGetMemoryInfo(gpu).total),
-    "process_ids": (
-        "processes",
-        PART,
-        lambda part: [int(process.pid) for process in pynvml.nvmlDeviceGetComputeRunningProcesses(part)],
-    ),
-    "name": ("name", PART, lambda part: pynvml.nvmlDeviceGetName(part)),
-    "uuid": ("uuid", PART, lambda part: pynvml.nvmlDeviceGetUUID(part)),
-    "driver": ("driver", WHOLE, lambda _: pynvml.nvmlSystemGetDriverVersion()),
+    "gpu_memory_bytes": ("gpu memory", WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total)),
     "power_limit_watts": ("power limit", WHOLE, lambda gpu: pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3),
     "default_power_limit_watts": (
         "default power limit",
         WHOLE,
         lambda gpu: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(gpu) / 1e3,
     ),
+    "sm_clock_mhz": READINGS["sm_clock_mhz"],
+    "max_sm_clock_mhz": ("max clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
+    "memory_clock_mhz": ("memory clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM)),
 }
-FACTS = (
-    *("name", "uuid", "driver", "memory_bytes", "power_limit_watts", "default_power_limit_watts", "sm_clock_mhz"),
-    *("max_sm_clock_mhz", "memory_clock_mhz"),
-)
 
 
 class NvmlUnavailableError(RuntimeError):
@@ -77,8 +69,8 @@ class Device:
     missing: dict[str, str] = field(default_factory=dict)  # reading: why the last attempt gave nothing
 
     def read(self, reading: str) -> Any:
-        """One of `READINGS`, or None with the reason in `missing`."""
-        name, of, call = READINGS[reading]
+        """One of `READINGS` or `FACTS`, or None with the reason in `missing`."""
+        name, of, call = (READINGS | FACTS)[reading]
         self.missing.pop(name, None)
         if of == ONLY_WHOLE and self.is_part:
             self.missing[name] = WHOLE_GPU_ONLY
@@ -91,20 +83,16 @@ class Device:
 
     def facts(self) -> dict[str, Any]:
         """What does not change during a run, ready for `environment.json`; `missing` says why a value is null."""
-        facts = {name: self.read(name) for name in FACTS}
-        return facts | {"product": self._product(facts), "mig": self.is_part, "missing": dict(self.missing)}
-
-    def _product(self, facts: dict[str, Any]) -> str | None:
-        """The key of `gpus.yaml`, or None with the reason."""
-        name, memory_bytes = facts["name"], self.read("gpu_memory_bytes")
+        facts = {name: self.read(name) for name in FACTS} | {"product": None, "mig": self.is_part}
+        name, memory_bytes, limit = facts["name"], facts.pop("gpu_memory_bytes"), facts["default_power_limit_watts"]
         if name is None or memory_bytes is None:
             self.missing["product"] = "the driver gave no name or no memory"
-            return None
-        try:
-            return identify(name, memory_bytes, facts["default_power_limit_watts"])
-        except ValueError as error:
-            self.missing["product"] = str(error)
-            return None
+        else:
+            try:
+                facts["product"] = identify(name, memory_bytes, limit)
+            except ValueError as error:
+                self.missing["product"] = str(error)
+        return facts | {"missing": dict(self.missing)}
 
 
 def open_device(uuid: str | None = None) -> Device:

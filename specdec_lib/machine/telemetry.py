@@ -8,7 +8,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -142,13 +142,10 @@ def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     Bytes, joules and foreign processes are summed; utilisation is the mean, the clock the lowest. A call is throttled
     if one device was. A value that one device lacks is null.
     """
-    merge = dict.fromkeys(_SUMS, sum)
+    merge: dict[str, Callable[[list[Any]], Any]] = dict.fromkeys(_SUMS, sum)
     merge |= {"gpu_utilization_percent": statistics.mean, "sm_clock_mhz": min, "throttled": any}
     values = {name: [columns[name] for columns in each] for name in merge if name in each[0]}
-    merged: dict[str, Column] = {
-        name: None if None in found else merge[name](found)  # type: ignore[operator]
-        for name, found in values.items()
-    }
+    merged: dict[str, Column] = {name: None if None in found else merge[name](found) for name, found in values.items()}
     reasons = [reason for columns in each for reason in (columns["throttle_reasons"] or "").split(", ") if reason]
     notes = [note for columns in each if (note := columns["telemetry_note"])]
     sums = f"bytes and joules are sums over {len(each)} processes"

@@ -13,7 +13,7 @@ from specdec_lib.models import pair
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import PRESETS, checkpoints_of
 from specdec_lib.models.weights import fetch_weights, sha256, weight_files
-from specdec_lib.study.environment_file import changed_files, write_environment
+from specdec_lib.study.run_folder import changed_files, write_environment
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOADS = r"(partial\()?[\w.]+\.from_pretrained\b"  # called, or kept to be called

@@ -21,6 +21,7 @@ from typing import Any
 
 REFUSED, UNWRITABLE, LOST = 2, 3, 4  # exit codes with a last line that begins with ERROR
 ERROR = "error: "
+END_WITH_PARENT = "--end-with-parent"  # an option of the worker
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 TRACEBACK_S = 0.5  # for a process to print where it is and end
 RANK_PROCESS = "rank-process"  # what this file starts itself with, once for each process
@@ -38,8 +39,7 @@ def in_processes(command: Sequence[str], number: int) -> tuple[str, ...]:
 
 def describe_death(number: int) -> str:
     """What it means that a process was killed by this signal."""
-    known = {each.value: f"killed by {each.name}" for each in signal.Signals} | DEATHS
-    return known.get(number, f"killed by signal {number}")
+    return DEATHS.get(number, f"killed by {signal.Signals(number).name}")
 
 
 def end_with_parent() -> None:

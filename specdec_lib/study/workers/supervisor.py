@@ -11,19 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, NamedTuple, TextIO
 
 import psutil
 
 from specdec_lib.config import StudyParams
-from specdec_lib.study.cell_files import read_cell, whole_runs, write_cell
-from specdec_lib.study.environment_file import read_environment, stamp_end
 from specdec_lib.study.machine_measurement import leave_unmeasured
-from specdec_lib.study.workers import heartbeat
+from specdec_lib.study.run_folder import read_cell, read_environment, stamp_end, whole_runs, write_cell
+from specdec_lib.study.workers import heartbeat, launch
 from specdec_lib.study.workers.heartbeat import Heartbeat
-from specdec_lib.study.workers.launch import ERROR, LOST, REFUSED, UNWRITABLE, describe_death, in_processes
 from specdec_lib.study.workers.worker import WorkerTask
 
 PACKAGES = Path(__file__).resolve().parents[3]  # where this library lies
@@ -35,8 +33,7 @@ MACHINE_LIMIT_S = 3600.0
 REPETITION_LIMIT_S, TOKEN_LIMIT_S = 600.0, 2.0  # compiling included; a repetition's limit grows with its new tokens
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How a worker ended: the reason if it did not finish, and where it was."""
 
     reason: str | None
@@ -89,8 +86,7 @@ def _record_failure(folder: Path, ending: Ending) -> str | None:
     row = ending.last.row
     if row is None:
         return None
-    cell_id = str(row["cell_id"])
-    failed = row | {"status": "failed", "error": ending.reason}
+    cell_id, failed = str(row["cell_id"]), row | {"status": "failed", "error": ending.reason}
     write_cell(folder, cell_id, [*whole_runs(read_cell(folder, cell_id)), failed])
     return cell_id
 
@@ -99,8 +95,9 @@ def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None)
     """Start a worker, relay its output, and end it if it passes a limit or this process is interrupted."""
     heartbeat.remove_heartbeat(task.folder)
     places = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    start = launch.in_processes(command, task.params.tensor_parallel)
     process = subprocess.Popen(
-        [*in_processes(command, task.params.tensor_parallel), "--end-with-parent", task.to_json()],
+        [*start, launch.END_WITH_PARENT, task.to_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -110,20 +107,24 @@ def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None)
     with process:
         output = _OutputRelay(process)
         try:
-            overdue = _watch(task, process, limit_s)
+            reason = _watch(task, process, limit_s)
         finally:
             _end(process)
         output.finish()
     last = heartbeat.read_heartbeat(task.folder) or Heartbeat(heartbeat.LOAD)
     code = process.returncode
-    if code == REFUSED:
+    if code == launch.REFUSED:
         raise ValueError(output.error())
-    if code == UNWRITABLE:
+    if code == launch.UNWRITABLE:
         raise RuntimeError(output.error())
     if last.run_id in read_environment(task.folder).get("runs", {}):
         stamp_end(task.folder, str(last.run_id))
     heartbeat.remove_heartbeat(task.folder)
-    return Ending(overdue or _reason(code, output.error()), last)
+    if code < 0:
+        reason = reason or launch.describe_death(-code)
+    elif code:
+        reason = reason or ("" if code == launch.LOST else f"ended with exit code {code}: ") + output.error()
+    return Ending(reason, last)
 
 
 def _watch(task: WorkerTask, process: subprocess.Popen[bytes], limit_s: float | None) -> str | None:
@@ -152,13 +153,6 @@ def _limit_of(seen: Heartbeat | None, limit_s: float | None) -> float:
     return REPETITION_LIMIT_S + TOKEN_LIMIT_S * int(str(seen.row["max_new_tokens"])) if limit_s is None else limit_s
 
 
-def _reason(code: int, error: str) -> str | None:
-    """What an exit code means; None for success."""
-    if code < 0:
-        return describe_death(-code)
-    return error if code == LOST else f"ended with exit code {code}: {error}" if code else None
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the worker and all that it started, in whatever process groups."""
     with contextlib.suppress(psutil.Error):
@@ -175,19 +169,19 @@ class _OutputRelay:
     """Relays what a process prints, in threads, and remembers the end of its standard error."""
 
     def __init__(self, process: subprocess.Popen[bytes]):
-        self.tail = ""
-        streams = ((process.stdout, sys.stdout, False), (process.stderr, sys.stderr, True))
+        self.tail, self.errors = "", process.stderr
+        streams = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
         self.threads = [threading.Thread(target=self._relay, args=each, daemon=True) for each in streams]
         for thread in self.threads:
             thread.start()
 
-    def _relay(self, stream: IO[bytes], to: TextIO, is_error: bool) -> None:
+    def _relay(self, stream: IO[bytes], to: TextIO) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while data := os.read(stream.fileno(), 65536):
             text = decoder.decode(data)
             to.write(text)
             to.flush()
-            if is_error:
+            if stream is self.errors:
                 self.tail = (self.tail + text)[-4000:]
 
     def finish(self) -> None:
@@ -198,5 +192,5 @@ class _OutputRelay:
     def error(self) -> str:
         """The last error that the process named on standard error, else the last line there."""
         lines = self.tail.strip().splitlines()
-        named = [line for line in lines if line.startswith(ERROR)]
-        return (named or lines)[-1].removeprefix(ERROR) if lines else "it gave no reason"
+        named = [line for line in lines if line.startswith(launch.ERROR)]
+        return (named or lines)[-1].removeprefix(launch.ERROR) if lines else "it gave no reason"

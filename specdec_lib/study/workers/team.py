@@ -1,8 +1,8 @@
 """Several processes that run the same blocks in step, because each holds a part of the target.
 
-The first process decides whatever could differ between them, such as what is on disk and what took how long. It tells
-the others through the store that torchrun keeps for its processes. Only the first writes. A process that fails ends,
-and the supervisor ends the others, because they may hang in an exchange with it.
+The first process decides whatever could differ between them, such as what is on disk and what took how long. The others
+learn it through the store that torchrun keeps. Only the first writes. A process that fails ends, and the supervisor
+ends the others, because they may hang in an exchange with it.
 """
 
 from __future__ import annotations
@@ -56,11 +56,10 @@ class Team:
         keys = [f"{self.round} {rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], json.dumps(value))
         self.store.wait(keys, NO_LIMIT)
-        values = [json.loads(self.store.get(key)) for key in keys]
         if self.round:
             self.store.delete_key(f"{self.round - 1} {self.rank}")  # all have read it since
         self.round += 1
-        return values
+        return [json.loads(self.store.get(key)) for key in keys]
 
     def decide(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process; JSON-ready."""
