@@ -18,6 +18,7 @@ from specdec_lib.machine.calibration_file import Calibration
 from specdec_lib.machine.environment import device_name
 from specdec_lib.machine.files import now
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch, Timer
+from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.engines import kernels
 from specdec_lib.models.pair import Pair
@@ -62,8 +63,8 @@ def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MA
         means = {name: statistics.geometric_mean(spent) for name, spent in seen.items()}  # as times of rows
         return _calibration(pair, means, rows, replayed=watch.graphs is not None)
 
-    times = [range(REPEATS)] if watch.graphs is not None else [range(n, n + 1) for n in range(REPEATS)]
-    return Rounds([partial(measure, repeats) for repeats in times], result)
+    each = REPEATS if watch.graphs is not None else 1
+    return Rounds([partial(measure, range(n, n + each)) for n in range(0, REPEATS, each)], result)
 
 
 @torch.inference_mode()
@@ -160,23 +161,32 @@ class _CallCounter(TorchDispatchMode):
 
 
 def _timers(pair: Pair, watch: Stopwatch, rows: Sequence[int]) -> dict[Key, Timer]:
-    """A timer of every piece."""
     target = pair.target
     multiply = kernels.linear if target.engine == "kernels" else linear
-    timers: dict[Key, Timer] = {}
+    pieces: dict[Key, Callable[[], object]] = {}
     for name, weights in (("target", matrix_weights(target)), ("draft", draft_weights(pair.draft))):
-        for count in rows:
-            timers[name, count, 0] = watch.ready(products(weights, multiply, count, target.dtype))
-    buffer = torch.ones(READ_BYTES // 4, device=watch.device)
-    timers["read", 0, 0] = watch.ready(buffer.sum)
+        pieces |= {(name, count, 0): products(weights, multiply, count, target.dtype) for count in rows}
     few = torch.ones(1, target.hidden_size, dtype=target.dtype, device=watch.device)
 
     def many_calls() -> None:  # each waits for the one before
         for _ in range(CALLS):
             torch.add(few, few)
 
-    timers["call", 0, 0] = watch.ready(many_calls)
-    return timers | (_pass_timers(target, watch) if target.context_length >= ATTENTION_POSITIONS else {})
+    pieces |= {("read", 0, 0): torch.ones(READ_BYTES // 4, device=watch.device).sum, ("call", 0, 0): many_calls}
+    if target.context_length >= ATTENTION_POSITIONS:
+        cache = target.new_cache(ATTENTION_BATCH, ATTENTION_POSITIONS)
+        for tokens, context in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS):
+            ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
+            lengths = torch.full_like(cache.lengths, context)
+            pieces["pass", tokens, context] = partial(_pass_at, target, cache, ids, lengths, context)
+    return {key: watch.ready(piece) for key, piece in pieces.items()}
+
+
+def _pass_at(
+    target: LanguageModel, cache: RaggedStaticCache, ids: torch.Tensor, lengths: torch.Tensor, context: int
+) -> None:
+    cache.set_lengths(lengths, context)
+    target.logits(target.forward(ids, cache).hidden)
 
 
 def products(weights: Sequence[Weight], multiply: Multiply, count: int, dtype: torch.dtype) -> Callable[[], None]:
@@ -189,19 +199,3 @@ def products(weights: Sequence[Weight], multiply: Multiply, count: int, dtype: t
             multiply(inputs[weight[0].shape[1]], *weight)
 
     return run
-
-
-def _pass_timers(target: LanguageModel, watch: Stopwatch) -> dict[Key, Timer]:
-    """Passes by their number of tokens and their context."""
-    cache = target.new_cache(ATTENTION_BATCH, ATTENTION_POSITIONS)
-
-    def pass_at(ids: torch.Tensor, lengths: torch.Tensor, context: int) -> None:
-        cache.set_lengths(lengths, context)
-        target.logits(target.forward(ids, cache).hidden)
-
-    timers: dict[Key, Timer] = {}
-    for tokens, context in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS):
-        ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
-        lengths = torch.full_like(cache.lengths, context)
-        timers["pass", tokens, context] = watch.ready(partial(pass_at, ids, lengths, context))
-    return timers

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, one run at a time on a folder, and one clear line where neither is possible."""
+"""Files that are there whole or not at all, and one run at a time on a folder; one clear line where that fails."""
 
 from __future__ import annotations
 

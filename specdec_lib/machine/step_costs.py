@@ -104,7 +104,7 @@ def write_step_costs(folder: Path, rows: Sequence[Row]) -> None:
 def _time_point(
     pair: Pair, watch: Stopwatch, methods: Sequence[str], point: Point, samples: int
 ) -> list[tuple[Key, float]]:
-    """Seconds of each piece, `samples` times: the median over `STEPS` times, in the order of a step."""
+    """Seconds of each piece in the order of a step, `samples` times; each is a median over `STEPS` times."""
     batch, context, tokens, temperature = point
     call = _call(pair, watch, batch, context, tokens, temperature)
     called = Stopwatch(watch.device)
@@ -167,7 +167,9 @@ def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Cal
             each.read_prompt(rows, start, end, features)
 
     cache = prefill(call, read_prompt)
-    rows.max_length = _bound(call)
+    rows.max_length += 1
+    if call.caches is not None:  # the bound that a captured step of the sweep has here
+        rows.max_length = min(round_up(rows.max_length + 2 * rows.width), rows.capacity) - rows.width
 
     def propose(each: Drafting) -> Proposal:
         return each.propose(rows, gamma, call.uniforms.next())
@@ -196,11 +198,3 @@ def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Cal
 
     proposals = {name: partial(propose, each) for name, each in drafting.items()}
     return {**proposals, TARGET: target_pass, SAMPLING: everything_else}
-
-
-def _bound(call: Call) -> int:
-    """The bound of the rows' lengths that a step of the sweep would have here."""
-    longest, width = call.rows.max_length + 1, call.rows.width
-    if call.caches is None:
-        return longest
-    return min(round_up(longest + 2 * width), call.rows.capacity) - width

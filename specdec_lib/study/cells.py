@@ -53,13 +53,6 @@ class Source:
     prompt_set: str
     prompt_set_hash: str
 
-    def columns(self) -> dict[str, object]:
-        """The columns of a row; the rest is in the cell's id only."""
-        return {name: value for name, value in asdict(self).items() if name not in _ONLY_IN_THE_ID}
-
-
-_ONLY_IN_THE_ID = ("weights", "software", "threads", "prompt_set_hash")
-
 
 @dataclass(frozen=True)
 class Cell:

@@ -17,7 +17,10 @@ from specdec_lib.study.prompts import Encoded
 from specdec_lib.study.schema import Row
 
 RATES = ("acceptance_rate", "draft_efficiency", "mean_acceptance_length")
-_NO_COLUMNS = ("source", "repetitions", "seed", "accepted_per_step")  # fields of a cell
+_ONLY_IN_THE_ID = (  # fields of a cell and of its source
+    *("source", "repetitions", "seed", "accepted_per_step"),
+    *("weights", "software", "threads", "prompt_set_hash"),
+)
 
 Arrival = tuple[float, int]  # seconds since the call, and how many tokens of every row arrived then
 
@@ -25,9 +28,9 @@ Arrival = tuple[float, int]  # seconds since the call, and how many tokens of ev
 def identity_columns(cell: Cell, repetition: int, prompts: Sequence[Encoded]) -> Row:
     """The columns that say what was run."""
     categories = {prompt.category for prompt, _ in prompts}
+    known = asdict(cell) | asdict(cell.source)
     return {
-        **{name: value for name, value in asdict(cell).items() if name not in _NO_COLUMNS},
-        **cell.source.columns(),
+        **{name: value for name, value in known.items() if name not in _ONLY_IN_THE_ID},
         "cell_id": cell.id,
         "host": socket.gethostname(),
         "status": "ok",

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from specdec_lib.machine.files import now, write_atomically
+from specdec_lib.machine.files import write_atomically
 from specdec_lib.study.schema import Row, check_columns
 
 ENVIRONMENT = "environment.json"
@@ -60,11 +60,6 @@ def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
     """Weight files that are not the ones that the last run in `folder` loaded."""
     before: dict[str, str] = read_environment(folder).get("files", files)
     return sorted(name for name in files.keys() | before.keys() if files.get(name) != before.get(name))
-
-
-def stamp_end(folder: Path, run_id: str) -> None:
-    """Note that a run that wrote its environment ends now."""
-    add_facts(folder, run_id, ended=now())
 
 
 def add_facts(folder: Path, run_id: str, **facts: object) -> None:

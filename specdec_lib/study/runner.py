@@ -150,7 +150,6 @@ class BlockRunner:
         return rows
 
     def _row(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
-        """Run one repetition of a cell; a failure is a row too."""
         row = self._begin(cell, repetition, prompts)
         columns = self._columns(cell, repetition, prompts)
         self.team.check(columns.get("error"))

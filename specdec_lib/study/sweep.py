@@ -11,9 +11,9 @@ import pandas as pd
 
 from specdec_lib.config import StudyParams, params_of_run
 from specdec_lib.hardware.catalog import price
-from specdec_lib.machine.files import locked, writing
+from specdec_lib.machine.files import locked, now, writing
 from specdec_lib.study.cells import Source, plan
-from specdec_lib.study.run_folder import ENVIRONMENT, add_facts, read_environment, stamp_end
+from specdec_lib.study.run_folder import ENVIRONMENT, add_facts, read_environment
 from specdec_lib.study.table import FILE, read_results, write_results
 
 LOCK = "sweep"
@@ -24,12 +24,10 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
-    A finished study is only read, without weights, device or compiler; see `is_finished`.
-
-    Cells run in a worker process, which loads the weights once. What kills it costs the cell that it was in, which
-    leaves a failed row, and the sweep goes on. With `SPECDEC_CLUSTER` set to a Ray cluster's address, each of its
-    devices of the wanted type has such a worker. Also writes `environment.json`, `step_costs.json`, `calibration.json`
-    and `transcripts.json`.
+    A finished study is only read, without weights, device or compiler. Cells run in a worker process, which loads the
+    weights once; what kills it costs one cell, which leaves a failed row. With `SPECDEC_CLUSTER` set to a Ray cluster's
+    address, each of its devices of the wanted type has such a worker. Also writes `environment.json`,
+    `step_costs.json`, `calibration.json` and `transcripts.json`.
 
     Args:
         limit_s: the longest that one repetition of a cell may take; by default ten minutes and two seconds per token.
@@ -61,7 +59,7 @@ def run_sweep_here(params: StudyParams, folder: Path) -> pd.DataFrame:
 
     with _exclusively(params, folder):
         work(WorkerTask(params, folder))
-        stamp_end(folder, read_environment(folder)["run_id"])
+        add_facts(folder, read_environment(folder)["run_id"], ended=now())
         heartbeat.remove_heartbeat(folder)
         return gather(params, folder)
 

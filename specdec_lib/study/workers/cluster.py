@@ -44,7 +44,7 @@ Changes = dict[str, str | None]  # the same of files that are new; None for one 
 
 @dataclass(frozen=True)
 class Device:
-    """What a task asks Ray for: one device, or those of one machine that the target is spread over."""
+    """What a task asks Ray for: the devices of one machine that the target is on."""
 
     accelerator_type: str | None  # as Ray calls it: A100, H100, H200
     gpus: int
@@ -63,11 +63,6 @@ class Device:
             return 0
         needs = {"CPU": self.cpus, "GPU": self.gpus}
         return min(int(resources.get(name, 0)) // number for name, number in needs.items() if number)
-
-    def options(self) -> dict[str, Any]:
-        """The same as options of a Ray task."""
-        kind = {"accelerator_type": self.accelerator_type} if self.accelerator_type else {}
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, **kind}
 
 
 @dataclass(frozen=True)
@@ -129,9 +124,10 @@ def _run_groups(
     count = min(total, devices * GROUPS_PER_DEVICE)
     print(f"{total} blocks in {count} groups for {devices} devices of the cluster", flush=True)
     code, threads = code_hash(), os.environ.get("OMP_NUM_THREADS")
-    remote = ray.remote(_run_on_node).options(
-        **device.options(), max_retries=0, num_returns="streaming", scheduling_strategy="SPREAD"
-    )
+    options: dict[str, Any] = {"num_cpus": device.cpus, "num_gpus": device.gpus, "max_retries": 0}
+    if device.accelerator_type:
+        options["accelerator_type"] = device.accelerator_type
+    remote = ray.remote(_run_on_node).options(**options, num_returns="streaming", scheduling_strategy="SPREAD")
 
     def send(part: int) -> Any:
         blocks, files = tuple(range(part, total, count)), read_files(folder)
@@ -174,19 +170,15 @@ def count_devices(ray: Any, wanted: Device) -> int:
     if count := sum(wanted.on(resources) for resources in machines):
         return count
     kinds = {name.partition(":")[2] for each in machines for name in each if name.startswith("accelerator_type:")}
-    needs = f"{wanted.gpus} GPUs and {wanted.cpus} CPUs" if wanted.gpus else f"{wanted.cpus} CPUs"
     raise ValueError(
-        f"the cluster has no {wanted.accelerator_type or 'machine'} with {needs}: it has {len(machines)} machines with "
-        f"{', '.join(sorted(kinds)) or 'no accelerator'}; add one, or choose other params"
+        f"the cluster has no {wanted.accelerator_type or 'machine'} with {wanted.gpus} GPUs and {wanted.cpus} CPUs: it "
+        f"has {len(machines)} machines with {', '.join(sorted(kinds)) or 'no accelerator'}; add one, or choose other "
+        "params"
     )
 
 
 def adopt(folder: Path, place: dict[str, object], changes: Changes, sources: list[dict[str, Any]]) -> None:
-    """Write what a task reports.
-
-    Args:
-        place: where it ran, for the environment.
-        sources: what the machines of this run compute with, as far as known; that of this one is added.
+    """Write what a task reports from `place`, whose source is added to those of the run's other machines.
 
     Raises:
         ValueError: its machine computes with something else than the others, so that their numbers do not compare.
@@ -194,12 +186,10 @@ def adopt(folder: Path, place: dict[str, object], changes: Changes, sources: lis
     if environment := changes.pop(run_folder.ENVIRONMENT, None):
         facts = json.loads(environment)
         sources.append(facts["source"])
-        if differing := [name for name in sources[0] if sources[0][name] != sources[-1][name]]:
-            name = differing[0]
-            raise ValueError(
-                f"machines of the cluster differ in {name}: {sources[0][name]} and {sources[-1][name]}; "
-                "give the study machines of one kind"
-            )
+        for name, first in sources[0].items():
+            if first != (other := sources[-1][name]):
+                reason = f"machines of the cluster differ in {name}: {first} and {other}"
+                raise ValueError(f"{reason}; give the study machines of one kind")
         for run in facts["runs"].values():
             run["place"] = place
         run_folder.adopt_environment(folder, facts)

@@ -103,17 +103,11 @@ def _print_tracebacks(*_: Any) -> None:
                 time.sleep(0.01)  # it is left to the agent to collect it
 
 
-def _run_as_rank(command: Sequence[str], parent: int) -> None:
-    """Replace this process by `command`, to end with its parent from now on: imports take seconds."""
-    end_with_parent()
-    if os.getppid() == parent:
-        os.execv(command[0], [*command])  # noqa: S606 - the command that this file was given
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == RANK_PROCESS:
-        _run_as_rank(sys.argv[3:], parent=int(sys.argv[2]))
-        sys.exit(1)
     end_with_parent()
-    signal.signal(signal.SIGABRT, _print_tracebacks)
-    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
+    if sys.argv[1] != RANK_PROCESS:
+        signal.signal(signal.SIGABRT, _print_tracebacks)
+        sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
+    if os.getppid() == int(sys.argv[2]):  # else the parent has ended
+        os.execv(sys.argv[3], sys.argv[3:])  # noqa: S606 - the command that this file was given
+    sys.exit(1)

@@ -13,13 +13,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, NamedTuple, TextIO
+from typing import IO, TextIO
 
 import psutil
 
 from specdec_lib.config import StudyParams
+from specdec_lib.machine.files import now
 from specdec_lib.study.machine_measurement import leave_unmeasured
-from specdec_lib.study.run_folder import read_cell, read_environment, stamp_end, whole_runs, write_cell
+from specdec_lib.study.run_folder import add_facts, read_cell, read_environment, whole_runs, write_cell
 from specdec_lib.study.workers import heartbeat, launch
 from specdec_lib.study.workers.heartbeat import Heartbeat
 from specdec_lib.study.workers.worker import WorkerTask
@@ -31,13 +32,6 @@ GRACE_S = 2.0  # from asking a hanging worker for a traceback to killing it
 LOAD_LIMIT_S = 4 * 3600.0  # a model may have to be fetched
 MACHINE_LIMIT_S = 3600.0
 REPETITION_LIMIT_S, TOKEN_LIMIT_S = 600.0, 2.0  # compiling included; a repetition's limit grows with its new tokens
-
-
-class Ending(NamedTuple):
-    """How a worker ended: the reason if it did not finish, and where it was."""
-
-    reason: str | None
-    last: Heartbeat
 
 
 def run_blocks(
@@ -67,32 +61,31 @@ def run_blocks(
     """
     task = WorkerTask(params, folder.resolve(), None if blocks is None else tuple(blocks), machine=machine)
     deaths_outside_cells = 0
-    while (ending := _run_worker(task, command, limit_s)).reason is not None:
-        if ending.last.phase == heartbeat.MACHINE:
-            leave_unmeasured(folder, ending.reason)
+    while True:
+        reason, last = _run_worker(task, command, limit_s)
+        if reason is None:
+            return
+        if last.phase == heartbeat.MACHINE:
+            leave_unmeasured(folder, reason)
             task, deaths_outside_cells = replace(task, machine=False), 0
             continue
-        failed = _record_failure(folder, ending)
-        deaths_outside_cells = 0 if failed else deaths_outside_cells + 1
+        deaths_outside_cells = 0 if last.row else deaths_outside_cells + 1
         if deaths_outside_cells == 2:
-            where = "before their first cell" if ending.last.phase == heartbeat.LOAD else "between two cells"
-            raise RuntimeError(f"two workers in a row died {where}: {ending.reason}")
-        print(f"a worker died and a fresh one goes on: {ending.reason}", flush=True)
-        task = replace(task, skip=(*task.skip, *filter(None, [failed])))
+            where = "before their first cell" if last.phase == heartbeat.LOAD else "between two cells"
+            raise RuntimeError(f"two workers in a row died {where}: {reason}")
+        print(f"a worker died and a fresh one goes on: {reason}", flush=True)
+        if last.row:
+            cell_id, failed = str(last.row["cell_id"]), last.row | {"status": "failed", "error": reason}
+            write_cell(folder, cell_id, [*whole_runs(read_cell(folder, cell_id)), failed])
+            task = replace(task, skip=(*task.skip, cell_id))
 
 
-def _record_failure(folder: Path, ending: Ending) -> str | None:
-    """Give the cell in which a worker died a failed row; returns its id."""
-    row = ending.last.row
-    if row is None:
-        return None
-    cell_id, failed = str(row["cell_id"]), row | {"status": "failed", "error": ending.reason}
-    write_cell(folder, cell_id, [*whole_runs(read_cell(folder, cell_id)), failed])
-    return cell_id
+def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None) -> tuple[str | None, Heartbeat]:
+    """Start a worker, relay its output, and end it if it passes a limit or this process is interrupted.
 
-
-def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None) -> Ending:
-    """Start a worker, relay its output, and end it if it passes a limit or this process is interrupted."""
+    Returns:
+        The reason if it did not finish, and where it was.
+    """
     heartbeat.remove_heartbeat(task.folder)
     places = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     start = launch.in_processes(command, task.params.tensor_parallel)
@@ -118,13 +111,13 @@ def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None)
     if code == launch.UNWRITABLE:
         raise RuntimeError(output.error())
     if last.run_id in read_environment(task.folder).get("runs", {}):
-        stamp_end(task.folder, str(last.run_id))
+        add_facts(task.folder, str(last.run_id), ended=now())
     heartbeat.remove_heartbeat(task.folder)
     if code < 0:
         reason = reason or launch.describe_death(-code)
     elif code:
         reason = reason or ("" if code == launch.LOST else f"ended with exit code {code}: ") + output.error()
-    return Ending(reason, last)
+    return reason, last
 
 
 def _watch(task: WorkerTask, process: subprocess.Popen[bytes], limit_s: float | None) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -68,11 +68,9 @@ def work(task: WorkerTask) -> None:
         RuntimeError: the folder cannot be written, or another process of the team was lost.
     """
     team = join(task.params)
-    with contextlib.ExitStack() as stack:
-        if not team.leads:
-            transformers.utils.logging.disable_progress_bar()
-            nowhere = stack.enter_context(Path(os.devnull).open("w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+    if not team.leads:
+        transformers.utils.logging.disable_progress_bar()
+    with contextlib.nullcontext() if team.leads else contextlib.redirect_stdout(io.StringIO()):
         _work(task, team)
     if team.size > 1:
         torch.distributed.destroy_process_group()
