@@ -140,24 +140,22 @@ def draft_weights(draft: LanguageModel | DraftHead) -> list[Weight]:
     return [*((weight.data,) for weight in draft.parameters() if weight.dim() == 2), (draft.output_rows,)]
 
 
+class _CallCounter(TorchDispatchMode):
+    """Counts operations that compute; views cost next to nothing."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += not getattr(func, "is_view", False)
+        return func(*args, **(kwargs or {}))
+
+
 def calls_per_pass(target: LanguageModel) -> int:
     """How many operations one pass over one token starts."""
     cache, token = target.new_cache(1, 8), torch.zeros(1, 1, dtype=torch.int64, device=target.device)
     with _CallCounter() as counter:
         target.logits(target.forward(token, cache).hidden)
     return counter.calls
-
-
-class _CallCounter(TorchDispatchMode):
-    """Counts operations that compute; views cost next to nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += not getattr(func, "is_view", False)
-        return func(*args, **(kwargs or {}))
 
 
 def _timers(pair: Pair, watch: Stopwatch, rows: Sequence[int]) -> dict[Key, Timer]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from specdec_lib.config import StudyParams
@@ -51,23 +52,20 @@ class MachineMeasurement:
     def take(self, share: float) -> None:
         """Measure on until this share of everything is done; nothing yet where steps are captured."""
         if new_graphs(self.pair.target) is None:
-            self._measure(share)
+            self._try(lambda: self._take(share))
 
     def finish(self) -> None:
         """Measure what is left, and write all of it."""
-        self._measure(1.0, write=True)
+        self._try(self._finish)
 
-    def _measure(self, share: float, *, write: bool = False) -> None:
-        """Unless it is needless or something failed before."""
+    def _try(self, measure: Callable[[], None]) -> None:
         if self.failed or not self.needed:
             return
         runner = self.runner
         if runner.team.leads:
             heartbeat.write_heartbeat(runner.folder, heartbeat.MACHINE, runner.run_id)
         try:
-            self._take(share)
-            if write and runner.team.leads:
-                self._write()
+            measure()
         except Exception as error:  # noqa: BLE001 - out of memory or anything else
             self.failed = True
             reason = f"{type(error).__name__}: {error}"
@@ -87,9 +85,11 @@ class MachineMeasurement:
             one()
         self.taken = due
 
-    def _write(self) -> None:
+    def _finish(self) -> None:
+        self._take(1.0)
         folder = self.runner.folder
-        assert self.costs is not None
+        if self.costs is None or not self.runner.team.leads:
+            return
         (folder / calibration_file.FILE).unlink(missing_ok=True)
         if self.calibration:
             calibration_file.write_calibration(folder, self.calibration.result())

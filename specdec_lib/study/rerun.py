@@ -59,7 +59,6 @@ def rerun(folder: Path, cell_id: str, *, alone: bool = False) -> Rerun:
     """Decode all repetitions of a cell again, without the rest of the sweep, and compare the tokens; writes nothing.
 
     Args:
-        folder: of the run.
         alone: decode each row of the batch by itself, instead of all rows together.
 
     Raises:

@@ -56,12 +56,6 @@ def adopt_environment(folder: Path, theirs: dict[str, Any]) -> None:
     _write(folder, theirs | {"runs": read_environment(folder).get("runs", {}) | theirs["runs"]})
 
 
-def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
-    """Weight files that are not the ones that the last run in `folder` loaded."""
-    before: dict[str, str] = read_environment(folder).get("files", files)
-    return sorted(name for name in files.keys() | before.keys() if files.get(name) != before.get(name))
-
-
 def add_facts(folder: Path, run_id: str, **facts: object) -> None:
     """Add facts of a run, or replace them."""
     known = read_environment(folder)

@@ -103,5 +103,5 @@ def test_drifted_rows_are_kept_out_of_lines_and_listed_once_a_block():
     rows.loc[one_block & (rows["method"] == "autoregressive"), "tpot_ms"] *= 10
     assert metrics.speedups(rows)["speedup"].max() < 5  # a slow baseline would have made it ten times as large
     (line,) = tables.trouble_table(rows).itertuples()
-    assert (line.what, line.repetition) == ("drifted", 2)
+    assert (line.what, line.repetition) == ("drifted", "2")
     assert line.reason == "the baseline's TPOT changed by over 20% in this block"

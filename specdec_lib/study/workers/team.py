@@ -30,12 +30,7 @@ class LostError(RuntimeError):
 
 
 class Team:
-    """The processes of one worker; by default there is one.
-
-    Args:
-        rank: of this process.
-        store: a store of torch.distributed, through which the processes exchange values.
-    """
+    """The processes of one worker, by default one, which exchange values through a store of torch.distributed."""
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None):
         self.rank, self.size, self.store, self.round = rank, size, store, 0
@@ -46,11 +41,7 @@ class Team:
         return self.rank == 0
 
     def share(self, value: Any) -> list[Any]:
-        """What each process gave here, by rank; waits for all of them.
-
-        Args:
-            value: JSON-ready.
-        """
+        """What each process gave here, by rank and JSON-ready; waits for all of them."""
         if self.size == 1:
             return [value]
         keys = [f"{self.round} {rank}" for rank in range(self.size)]

@@ -32,7 +32,7 @@ from specdec_lib.machine.files import writing
 from specdec_lib.models.pair import load_study_pair
 from specdec_lib.study import transcripts
 from specdec_lib.study.machine_measurement import MachineMeasurement
-from specdec_lib.study.run_folder import add_facts, changed_files, write_environment
+from specdec_lib.study.run_folder import add_facts, write_environment
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import heartbeat
 from specdec_lib.study.workers.launch import END_WITH_PARENT, ERROR, LOST, REFUSED, UNWRITABLE, end_with_parent
@@ -106,8 +106,6 @@ def _load(task: WorkerTask, team: Team) -> BlockRunner:
     pair = load_study_pair(params)
     facts |= {"load_s": round(time.monotonic() - started, 2)} | engine_facts(pair)
     facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
-    if changed := changed_files(folder, pair.files):
-        print(f"weights that are not those of the last run here: {', '.join(changed)}", flush=True)
     runner = BlockRunner(params, folder, pair, team)
     with writing(folder):
         if team.leads:
