@@ -15,7 +15,7 @@ class LostError(Exception):
 
 
 class RayHere:
-    """What `cluster` asks of Ray: a machine, and tasks that report as they go. The first is lost after two reports."""
+    """What `cluster` asks of Ray: a machine, and tasks that report as they go. The first is lost after a report."""
 
     exceptions = SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=LostError)
 
@@ -30,13 +30,13 @@ class RayHere:
 
     def _start(self, task):
         self.sent.append(task)
-        return self._reports(task, lost_after=2 if len(self.sent) == 1 else None)
+        return self._reports(task, is_lost=len(self.sent) == 1)
 
-    def _reports(self, task, lost_after):
-        for number, changes in enumerate(run_group(task)):
-            if number == lost_after:
-                raise LostError("gone")
+    def _reports(self, task, is_lost):
+        for changes in run_group(task):
             yield {"node": "here"}, changes
+            if is_lost:
+                raise LostError("gone")
 
     def wait(self, streams, num_returns, timeout):
         return streams[:num_returns], []
