@@ -1,10 +1,9 @@
 """A draft head in the style of EAGLE: one transformer block that reads the target's hidden states.
 
-EAGLE (arXiv 2401.15077) drafts from what the target already computed, not from the tokens alone. The input at position
-t is the pair (embedding of token x[t+1], state of position t); the output predicts token x[t+2]. Where the target has
-computed the position, its state is fused from several of the target's layers (EAGLE-3, arXiv 2503.01840). At drafted
-positions it is the block's own output. The head shares the target's embedding and output rows. It scores the most
-frequent tokens only, which costs a little acceptance and never exactness.
+EAGLE (arXiv 2401.15077): the input at position t is the pair (embedding of token x[t+1], state of position t); the
+output predicts token x[t+2]. Where the target has computed the position, its state is fused from several of the
+target's layers (EAGLE-3, arXiv 2503.01840). At drafted positions it is the block's own output. The head shares the
+target's embedding and output rows. It scores the most frequent tokens only, which never costs exactness.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import grouped_attention
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.draft_files import check_target, load_weights, read_config, save_draft
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.weights import fill_draft, read_draft, save_draft
 
 if TYPE_CHECKING:
     from specdec_lib.models.engines.kernel_head import KernelHead
@@ -71,6 +70,7 @@ class DraftHead(nn.Module):
     """
 
     scored_ids: torch.Tensor
+    output_rows: torch.Tensor  # [scored, H], the target's; a `KernelHead` has them in 8 bits instead
 
     def __init__(self, config: HeadConfig, embeddings: torch.Tensor, name: str = "draft head"):  # [V, H]
         super().__init__()
@@ -90,7 +90,7 @@ class DraftHead(nn.Module):
         self.down = nn.Linear(config.intermediate_size, h, bias=False)
         self.output_norm = nn.Parameter(torch.ones(h))
         self.register_buffer("scored_ids", torch.arange(config.num_scored))
-        self._shared = {"embeddings": embeddings}  # in a dict, so that PyTorch does not count them as our parameters
+        self.embeddings = embeddings.detach()  # the target's: detached, so that it does not count as our parameter
 
     @property
     def device(self) -> torch.device:
@@ -99,21 +99,6 @@ class DraftHead(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.output_norm.dtype
-
-    @property
-    def embeddings(self) -> torch.Tensor:
-        """The target's, `[V, H]`."""
-        return self._shared["embeddings"]
-
-    @property
-    def output_rows(self) -> torch.Tensor:
-        """The target's output rows of the scored tokens, `[scored, H]`; a `KernelHead` has them in 8 bits instead."""
-        return self._shared["output"]
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of own weights; those shared with the target do not count."""
-        return sum(p.numel() for p in self.parameters())
 
     @property
     def fused(self) -> KernelHead | None:
@@ -129,12 +114,11 @@ class DraftHead(nn.Module):
         """
         from specdec_lib.models.engines.kernel_head import KernelHead  # a subclass of this class
 
-        settings = read_config(folder, "draft_head")
+        settings = read_draft(folder, "draft_head", target)
         config = HeadConfig(**{**settings, "feature_layers": tuple(settings["feature_layers"])})
-        check_target(folder, target, config.hidden_size, config.vocab_size)
         kind = KernelHead if target.engine == "kernels" and KernelHead.can_compute(config) else DraftHead
         head = kind(config, target.model.get_input_embeddings().weight, name=Path(folder).name)
-        load_weights(head, folder)
+        fill_draft(head, folder)
         head.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
         head.prepare()
         return head
@@ -146,7 +130,7 @@ class DraftHead(nn.Module):
     def prepare(self) -> None:
         """Get ready to draft with the weights that this head has now."""
         host_memory.move(self)
-        self._shared["output"] = self.embeddings[self.scored_ids]
+        self.output_rows = self.embeddings[self.scored_ids]
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` pairs each."""

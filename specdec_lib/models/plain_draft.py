@@ -16,9 +16,9 @@ from torch.nn.functional import linear
 
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention
-from specdec_lib.models.draft_files import check_target, load_weights, read_config, save_draft
 from specdec_lib.models.engines import kernels
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.weights import fill_draft, read_draft, save_draft
 
 
 class ScoredRows(nn.Module):
@@ -51,16 +51,10 @@ class PlainDraft(nn.Module):
         self.body.embed_tokens = nn.Identity()  # the target's is used
         self.register_buffer("scored_ids", torch.arange(num_scored))
 
-    @property
-    def num_parameters(self) -> int:
-        """Number of own weights; those shared with the target do not count."""
-        return sum(p.numel() for p in self.parameters())
-
     def save(self, folder: Path) -> None:
         """Write weights (bfloat16) and config, without what belongs to the target."""
-        save_draft(
-            self, folder, "plain_draft", {"llama": self.config.to_diff_dict(), "num_scored": len(self.scored_ids)}
-        )
+        settings = {"llama": self.config.to_diff_dict(), "num_scored": len(self.scored_ids)}
+        save_draft(self, folder, "plain_draft", settings)
 
 
 def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
@@ -88,11 +82,10 @@ def _with_embedding(
     folder: Path, target: LanguageModel, **changes: object
 ) -> tuple[transformers.LlamaForCausalLM, torch.Tensor]:
     """The draft as a causal LM with the target's embedding, and the ids that it scores."""
-    settings = read_config(folder, "plain_draft")
+    settings = read_draft(folder, "plain_draft", target)
     config = transformers.LlamaConfig(**{**settings["llama"], **changes})
-    check_target(folder, target, config.hidden_size, config.vocab_size)
     draft = PlainDraft(config, settings["num_scored"])
-    load_weights(draft, folder)
+    fill_draft(draft, folder)
     draft.to(device=target.device, dtype=target.dtype)
     host_memory.move(draft)
     draft.body.rotary_emb = type(draft.body.rotary_emb)(config).to(target.device)  # its frequencies stay float32

@@ -1,9 +1,8 @@
 """The layers of a Hugging Face model through `torch.compile`, for models and devices without kernels of their own.
 
 A layer is compiled, not the model: all layers share one compiled function, which takes seconds where a model of 36
-layers takes minutes. Shapes are dynamic (batch, tokens and context), since a study has hundreds of combinations of
-them. Only sizes of one make a variant. We use Inductor's default mode: CUDA graphs are captured around the whole step,
-not in here. Compiled code is kept in the cache folder for later runs.
+layers takes minutes. Shapes are dynamic (batch, tokens and context); only sizes of one make a variant. CUDA graphs are
+captured around the whole step, not in here. Compiled code is kept in the cache folder for later runs.
 """
 
 from __future__ import annotations
@@ -80,26 +79,16 @@ class InductorEngine(Engine):
             raise NotCompiledError(f"its body has no {', '.join(missing)}")
 
     def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
-        """As every engine does.
-
-        Raises:
-            NotCompiledError: for these shapes; nothing has been committed.
-        """
-        positions = self.place(tokens, cache)
-        outputs = self.run_layers(tokens, positions, cache.attention_mask(self.head.weight.dtype), cache)
+        """As every engine does; NotCompiledError for shapes that cannot be compiled, before anything is committed."""
+        outputs = self.run_layers(tokens, cache)
         return Step.of([*(outputs[layer] for layer in self.feature_layers), outputs[-1]])
 
-    def run_layers(
-        self,
-        tokens: torch.Tensor,  # [B, m]
-        positions: torch.Tensor,  # [B, m], for the rotary embedding
-        mask: torch.Tensor,  # [B, 1, m, view]
-        cache: RaggedStaticCache,
-    ) -> list[torch.Tensor]:
+    def run_layers(self, tokens: torch.Tensor, cache: RaggedStaticCache) -> list[torch.Tensor]:
         """The output `[B, m, H]` of each layer, that of the last one after the last norm."""
         from torch._dynamo.exc import TorchDynamoException
 
-        run_layer = _compiled_layer()
+        run_layer, positions = _compiled_layer(), self.place(tokens, cache)
+        mask = cache.attention_mask(self.head.weight.dtype)
         where, outputs = cache.placement, [self.body.embed_tokens(tokens)]
         rotary = self.body.rotary_emb(outputs[0], position_ids=positions)
         for layer, kept in zip(self.body.layers, cache.layers, strict=True):
