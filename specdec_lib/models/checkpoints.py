@@ -46,11 +46,9 @@ def check_checkpoints(
         draft = tokenizer.get_vocab()
         for token in sorted(target.keys() | draft.keys()):
             if target.get(token) != draft.get(token):
-                raise ValueError(
-                    f"{checkpoint.where} does not share the vocabulary of {checkpoints[0].where}: {token!r} is "
-                    f"{target.get(token)} in the target and {draft.get(token)} in the draft; choose a draft of the "
-                    "same model family"
-                )
+                what = f"{checkpoint.where} does not share the vocabulary of {checkpoints[0].where}"
+                ids = f"{token!r} is {target.get(token)} in the target and {draft.get(token)} in the draft"
+                raise ValueError(f"{what}: {ids}; choose a draft of the same model family")
     check_heads(configs[0], tensor_parallel, checkpoints[0].where)
     return tokenizers[0], configs
 
@@ -79,7 +77,7 @@ def load_language_model(
     """The causal LM in the folder `where`, ready for ragged batches; with `tensor_parallel`, this process's part of it.
 
     Raises:
-        ValueError: missing or truncated weights, or an architecture that the ragged cache cannot serve.
+        ValueError: it cannot be loaded, or does more to its logits than an output layer.
     """
     model = from_hub(
         transformers.AutoModelForCausalLM,
@@ -143,9 +141,8 @@ def config_of(name: str) -> Any:
         return transformers.AutoConfig.for_model(**models[name].config)
     if (Path(name) / "config.json").is_file():
         return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    raise ValueError(
-        f"weights: random needs the shape of {name!r}: give a folder with a config.json, or one of {', '.join(models)}"
-    )
+    remedy = f"give a folder with a config.json, or one of {', '.join(models)}"
+    raise ValueError(f"weights: random needs the shape of {name!r}: {remedy}")
 
 
 def random_model(name: str, config: Any, device: str, dtype: str, seed: int) -> LanguageModel:

@@ -20,6 +20,7 @@ from specdec_lib.models import host_memory
 from specdec_lib.models.attention import grouped_attention
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.shape import attention_geometry
 from specdec_lib.models.weights import fill_draft, read_draft, save_draft
 
 if TYPE_CHECKING:
@@ -47,12 +48,10 @@ class HeadConfig:
     def for_target(cls, config: Any, feature_layers: tuple[int, ...], num_scored: int) -> HeadConfig:
         """The head that fits a Llama-like Hugging Face `config`."""
         return cls(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            config.vocab_size,
+            config.hidden_size,
+            config.intermediate_size,
+            *attention_geometry(config),
             num_features=len(feature_layers) + 1,
             num_scored=num_scored,
             context_length=config.max_position_embeddings,
@@ -65,8 +64,7 @@ class HeadConfig:
 class DraftHead(nn.Module):
     """The head in plain PyTorch. `KernelHead` computes the same on the CPU kernels.
 
-    The pair (x[t+1], state t) has rotary position t and index t in the head's cache, which is therefore one position
-    shorter than the target's.
+    The pair (x[t+1], state t) has rotary position t and index t in the head's cache.
     """
 
     scored_ids: torch.Tensor
@@ -107,11 +105,7 @@ class DraftHead(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, target: LanguageModel) -> DraftHead:
-        """Read a head from `folder` for `target`, whose embedding it shares; on the kernels if `target` is.
-
-        Raises:
-            ValueError: a missing or truncated file, or a head made for another target.
-        """
+        """Read a head from `folder`, on the kernels if `target` is; ValueError for bad files or another target."""
         from specdec_lib.models.engines.kernel_head import KernelHead  # a subclass of this class
 
         settings = read_draft(folder, "draft_head", target)
@@ -134,15 +128,8 @@ class DraftHead(nn.Module):
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` pairs each."""
-        return RaggedStaticCache(
-            batch_size=batch_size,
-            capacity=capacity,
-            num_layers=1,
-            num_heads=self.config.num_key_value_heads,
-            head_dim=self.config.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        geometry = 1, self.config.num_key_value_heads, self.config.head_dim
+        return RaggedStaticCache(batch_size, capacity, *geometry, dtype=self.dtype, device=self.device)
 
     def fuse(self, features: torch.Tensor) -> torch.Tensor:
         """The target's features of m positions `[B, m, F]` to states `[B, m, H]` (EAGLE-3, section 3.1)."""
@@ -150,13 +137,10 @@ class DraftHead(nn.Module):
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, state: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
-        """Run m pairs of `tokens` `[B, m]` and `state` `[B, m, H]` after each row's committed length.
-
-        Nothing is committed: call `cache.commit` with the number of pairs to keep.
+        """Run m pairs of `tokens` `[B, m]` and `state` `[B, m, H]` after each row's committed length, and commit none.
 
         Returns:
-            `[B, m, H]`, the block's output before the last norm. `scores` reads it, and it is the state of the next
-            drafted position.
+            `[B, m, H]`, which `scores` reads, and which is the state of the next drafted position.
         """
         positions = cache.place(tokens.shape[1])
         x = self.join(tokens, state)
@@ -203,7 +187,6 @@ class DraftHead(nn.Module):
         return self._rms(hidden, self.output_norm)
 
     def inverse_frequencies(self) -> torch.Tensor:  # [D / 2]
-        """Of the rotary embedding."""
         # In float32 whatever the weights' type: bfloat16 frequencies are off by tenths of a radian at position 200.
         exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=self.device)
         return self.config.rope_theta ** -(exponents / self.config.head_dim)

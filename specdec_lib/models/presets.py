@@ -32,9 +32,7 @@ def pair_names() -> list[str]:
     return [TOY, *EMBEDDED_DRAFTS, *PRESETS]
 
 
-def checkpoints_of(
-    name: str | None, target: str | None, draft: str | None, *revisions: str | None
-) -> list[Checkpoint]:
+def checkpoints_of(name: str | None, target: str | None, draft: str | None, *revisions: str | None) -> list[Checkpoint]:
     """The given target and draft with their revisions, or those of the preset `name` at their pinned commits.
 
     Raises:

@@ -28,10 +28,8 @@ class Engine:
     """Computes hidden states and logits of one model.
 
     Args:
-        body: the model without its output layer.
-        head: the output layer.
+        body, head: the model without its output layer, and that layer.
         feature_layers: layers before the last whose output states belong to the features.
-        context_length: the model's number of positions.
     """
 
     name: str

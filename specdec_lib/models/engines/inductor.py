@@ -1,4 +1,4 @@
-"""The layers of a Hugging Face model through `torch.compile`, for models and devices without kernels of their own.
+"""The layers of a Hugging Face model through `torch.compile`, for models and devices without our kernels.
 
 A layer is compiled, not the model: all layers share one compiled function, which takes seconds where a model of 36
 layers takes minutes. Shapes are dynamic (batch, tokens and context); only sizes of one make a variant. CUDA graphs are
@@ -50,7 +50,7 @@ def _run_layer(
 
 @functools.cache
 def _compiled_layer() -> Callable[..., torch.Tensor]:
-    """`_run_layer`, compiled when it is called. (The compiler takes a second to import, so it waits until now.)"""
+    """`_run_layer`, compiled when it is called."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
@@ -65,11 +65,7 @@ def _compiled_layer() -> Callable[..., torch.Tensor]:
 
 
 class InductorEngine(Engine):
-    """Compiled layers, for a body that is an embedding, layers with rotary positions, and a norm.
-
-    Raises:
-        NotCompiledError: the body has another shape.
-    """
+    """Compiled layers; NotCompiledError unless the body is an embedding, layers with rotary positions, and a norm."""
 
     name = "inductor"
 
@@ -80,15 +76,21 @@ class InductorEngine(Engine):
 
     def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
         """As every engine does; NotCompiledError for shapes that cannot be compiled, before anything is committed."""
-        outputs = self.run_layers(tokens, cache)
+        positions = self.place(tokens, cache)
+        outputs = self.run_layers(tokens, positions, cache.attention_mask(self.head.weight.dtype), cache)
         return Step.of([*(outputs[layer] for layer in self.feature_layers), outputs[-1]])
 
-    def run_layers(self, tokens: torch.Tensor, cache: RaggedStaticCache) -> list[torch.Tensor]:
+    def run_layers(
+        self,
+        tokens: torch.Tensor,  # [B, m]
+        positions: torch.Tensor,  # [B, m], for the rotary embedding
+        mask: torch.Tensor,  # [B, 1, m, view]
+        cache: RaggedStaticCache,
+    ) -> list[torch.Tensor]:
         """The output `[B, m, H]` of each layer, that of the last one after the last norm."""
         from torch._dynamo.exc import TorchDynamoException
 
-        run_layer, positions = _compiled_layer(), self.place(tokens, cache)
-        mask = cache.attention_mask(self.head.weight.dtype)
+        run_layer = _compiled_layer()
         where, outputs = cache.placement, [self.body.embed_tokens(tokens)]
         rotary = self.body.rotary_emb(outputs[0], position_ids=positions)
         for layer, kept in zip(self.body.layers, cache.layers, strict=True):
