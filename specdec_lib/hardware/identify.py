@@ -16,9 +16,7 @@ def identify(name: str, memory_bytes: int, default_power_limit_watts: float | No
     and the factory's power limit decide.
 
     Args:
-        name: from NVML, such as "NVIDIA A100-SXM4-80GB".
-        memory_bytes: of the whole device.
-        default_power_limit_watts: from NVML; None if the driver does not report it.
+        name: from NVML, such as "NVIDIA A100-SXM4-80GB"; the memory and the power limit are those of the whole device.
 
     Raises:
         ValueError: a part of a GPU (MIG), a product that is not in the catalog, or facts that fit several or none.

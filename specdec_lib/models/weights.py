@@ -18,8 +18,8 @@ from torch import nn
 if TYPE_CHECKING:
     from specdec_lib.models.runner import LanguageModel
 
-FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # of a hub's repository; no code, no pickles
-DUPLICATES = ("consolidated*", "original/*", "onnx/*")  # the same weights in other forms
+FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # of a hub's repository; no code, no pickles
+DUPLICATES = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other forms
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a draft's folder
 CHECK_OUT = "check the repository out again and in full, or write the draft with `make draft`"
@@ -55,15 +55,10 @@ def check_weight_files(where: str) -> None:
 
 
 def fetch_weights(where: str, revision: str | None) -> Path:
-    """The folder of a model: `where` itself, or its copy in the hub's cache, fetched if it is not there yet.
-
-    Raises:
-        OSError: the hub does not have it, or cannot be reached.
-    """
+    """The folder `where` itself, or its copy in the hub's cache; OSError if the hub does not have it or is not there."""
     if Path(where).is_dir():
         return Path(where)
-    wanted, unwanted = list(FETCHED), list(DUPLICATES)
-    return Path(snapshot_download(where, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+    return Path(snapshot_download(where, revision=revision, allow_patterns=FETCHED, ignore_patterns=DUPLICATES))
 
 
 def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """A draft head on the CPU kernels: its block and its output rows in 8 bits.
 
-A draft token costs the time to read the head's weights, and 8 bits halve it. Rounding them keeps the output exact: it
-changes the draft, and verification sees the very distributions that tokens are drawn from. `fuse_features` and
-`combine` stay in bfloat16, because a few of their weights are far larger than the others of their row.
+A draft token costs the time to read the head's weights, and 8 bits halve it. The output stays exact: verification sees
+the very distributions that drafts are drawn from. `fuse_features` and `combine` stay in bfloat16, because a few of
+their weights are far larger than the others of their row.
 """
 
 from __future__ import annotations

@@ -24,11 +24,7 @@ LAYER_WEIGHTS = (
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
-    """x `[..., K]` bfloat16 on the CPU times weight `[N, K]`, to float32 `[..., N]`.
-
-    Args:
-        weight: bfloat16, or int8 with `factors` `[N]` float32, one for each row.
-    """
+    """x `[..., K]` bfloat16 times weight `[N, K]` bfloat16, or int8 with factors `[N]`, to float32 `[..., N]`."""
     return torch.ops.specdec_lib.linear(as_rows(x), weight, factors).unflatten(0, x.shape[:-1])
 
 
