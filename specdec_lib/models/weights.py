@@ -55,7 +55,7 @@ def check_weight_files(where: str) -> None:
 
 
 def fetch_weights(where: str, revision: str | None) -> Path:
-    """The folder `where` itself, or its copy in the hub's cache; OSError if the hub does not have it or is not there."""
+    """The folder `where` itself, or its copy in the hub's cache; OSError if the hub cannot give it."""
     if Path(where).is_dir():
         return Path(where)
     return Path(snapshot_download(where, revision=revision, allow_patterns=FETCHED, ignore_patterns=DUPLICATES))
