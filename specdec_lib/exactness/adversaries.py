@@ -34,10 +34,9 @@ Settings = Sequence[tuple[int, SamplingConfig]]  # gamma and filters
 SETTINGS: Settings = (
     *((1, sampling) for sampling in FILTERS),
     *((2, sampling) for sampling in FILTERS[1:]),
-    (3, FILTERS[1]),
     (4, SamplingConfig(temperature=0.7, top_k=2, top_p=0.95)),
 )
-THOROUGH_SETTINGS: Settings = (*SETTINGS, (2, PLAIN), (3, PLAIN), (3, FILTERS[2]), (4, FILTERS[1]))
+THOROUGH_SETTINGS: Settings = (*SETTINGS, (2, PLAIN), *((3, sampling) for sampling in FILTERS), (4, FILTERS[1]))
 
 ENGINES = ("eager", "kernels", "inductor")
 ENGINE_SETTINGS: Settings = ((1, PLAIN), (2, FILTERS[1]), (2, SamplingConfig(2.0, top_p=0.9)))

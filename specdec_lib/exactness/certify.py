@@ -54,7 +54,7 @@ class Effort:
 
 
 QUICK = Effort(toy=4000, mutants=1000, tiny=100, engines=ENGINES[:2])  # for the toy pair: a smoke test
-STANDARD = Effort(toy=20_000, mutants=4000, tiny=400)
+STANDARD = Effort(toy=20_000, mutants=4000, tiny=200)
 THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings=THOROUGH_SETTINGS)
 
 

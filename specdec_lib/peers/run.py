@@ -59,14 +59,12 @@ def run_peers(
         a row for each call; see `read_peers`.
 
     Raises:
-        ValueError: the study cannot run here: wrong device, or prompts that do not fit the models.
+        ValueError: the study cannot run here: wrong device, a pair that others cannot load, or prompts that do not fit.
     """
     check_device(params)
     pair = load_study_pair(params)
     if pair.tokenizer is None:
-        raise ValueError(
-            f"{pair.name} has no tokenizer and no checkpoint that other engines can read: choose a real pair"
-        )
+        raise ValueError(f"other engines cannot load the pair {pair.name}: choose one with checkpoints")
     plain = peer_ways.same_draft_pair(pair)
     chosen_prompts = load_prompts(params.prompt_set)[:num_prompts]
     prompts = list(zip(chosen_prompts, encode_prompts(chosen_prompts, pair.tokenizer, 0), strict=True))

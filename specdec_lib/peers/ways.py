@@ -131,8 +131,10 @@ def draft_checkpoint(plain: Pair, folder: Path) -> str:
 
 def load_draft(plain: Pair, where: str) -> PreTrainedModel:
     """The checkpoint as transformers loads it, in the precision and on the device of the target of `plain`."""
-    safe = {"use_safetensors": True, "trust_remote_code": False}
-    return AutoModelForCausalLM.from_pretrained(where, dtype=plain.target.dtype, **safe).to(plain.target.device).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        where, dtype=plain.target.dtype, use_safetensors=True, trust_remote_code=False
+    )
+    return model.to(plain.target.device).eval()
 
 
 @contextmanager

@@ -59,10 +59,8 @@ def why_no_certificate(params: StudyParams) -> str | None:
 
 def verdict(line: Any) -> str:
     """Whether speculation pays, in words: yes or no only if the whole interval says so."""
-    if pd.isna(line.speedup):
-        return "not measured"
     if pd.isna(line.speedup_low):
-        return "unclear, too few prompts for an interval"
+        return "not measured" if pd.isna(line.speedup) else "unclear, too few prompts for an interval"
     if line.speedup_low > 1:
         return "yes"
     return "no, it is slower" if line.speedup_high < 1 else "unclear, the interval holds 1"
@@ -89,7 +87,6 @@ def _measured(params: StudyParams, folder: Path, rows: pd.DataFrame) -> dict[str
         "headline": table_html(tables.headline_table(lines), "The headline setting"),
         "troubles": table_html(troubles, "What failed, was skipped or is not counted") if len(troubles) else None,
         "num_troubles": len(troubles),
-        "counts": f"{rows['cell_id'].nunique()} cells, {len(rows)} rows",
     }
 
 
@@ -153,10 +150,8 @@ def _exactness(folder: Path, params: StudyParams) -> dict[str, str]:
 
 def _state(params: StudyParams, folder: Path, name: str) -> str:
     """Whether a report is there; if not, why."""
-    if _link(folder, name):
-        return "there"
     why_not = why_no_certificate(params) if name == CORRECTNESS else None
-    return why_not or "missing: this part did not run to its end"
+    return "there" if _link(folder, name) else why_not or "missing: this part did not run to its end"
 
 
 def _link(folder: Path, name: str) -> str:

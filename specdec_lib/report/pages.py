@@ -23,7 +23,6 @@ PEERS, PEERS_TITLE = "05_peers", "Peers: what would other engines do with the sa
 COMPARISON = "04_gpu_comparison"  # of several runs
 TABLE, PEER_ROWS = "results.parquet", "peer_rows.parquet"
 DATA = {CORRECTNESS: CERTIFICATE, "02_latency_sweep": TABLE, "03_cost_analysis": TABLE, PEERS: PEER_ROWS}  # each reads
-LOCK = "run"  # the sweep has its own, which a notebook that is run by hand takes too
 
 
 def make_reports(params: StudyParams, output_root: Path) -> Path:
@@ -37,7 +36,7 @@ def make_reports(params: StudyParams, output_root: Path) -> Path:
     names = [name for name in STUDY if name != CORRECTNESS or not why_no_certificate(params)]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, LOCK):
+        with locked(folder, "run"):
             for file in (TABLE, CERTIFICATE):  # with these the folder would count as finished, and be read only
                 (folder / file).unlink(missing_ok=True)
             return _make_pages(params, folder, names, notebook_parameters(params))
@@ -56,7 +55,7 @@ def render_reports(folder: Path) -> Path:
     if not (folder / "environment.json").exists():
         raise ValueError(f"{folder} holds no run: make one with make run GPU=<name>")
     names = [name for name, file in DATA.items() if (folder / file).exists()]
-    with writing(folder), locked(folder, LOCK):
+    with writing(folder), locked(folder, "run"):
         return _make_pages(load_params(folder), folder, names, {"gpu": str(folder)})
 
 

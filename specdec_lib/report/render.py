@@ -54,7 +54,6 @@ _CLEANER = nh3.Cleaner(
     clean_content_tags={"script", "style"},
     attributes={tag: {name for name, (tags, _) in ATTRIBUTES.items() if tag in tags} for tag in TAGS},
     attribute_filter=_allowed,
-    url_schemes={"https"},
     link_rel=None,
 )
 _SECTION = re.compile(r'<h2 id="([\w-]+)">(.*?)</h2>', re.DOTALL)

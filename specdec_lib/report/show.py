@@ -15,7 +15,6 @@ from specdec_lib.decoding.transcript import Transcript
 from specdec_lib.report.safe_html import TEMPLATES, escaped
 from specdec_lib.report.transcript import transcript_html
 
-TRANSCRIPT_STYLE = TEMPLATES / "transcript.css"
 MANY_LINES = 25  # a longer table is folded away
 _NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?%?( to [\d.,]+)?")
 
@@ -49,9 +48,9 @@ def show_transcripts(transcripts: Iterable[Transcript]) -> None:
     transcripts = list(transcripts)
     if not transcripts:
         show_text("This run recorded no transcripts.")
-    style = f"<style>{TRANSCRIPT_STYLE.read_text(encoding='utf-8')}</style>"  # for JupyterLab; reports have it already
+    sheet = (TEMPLATES / "transcript.css").read_text(encoding="utf-8")
     for transcript in transcripts:
-        _display_html(style + transcript_html(transcript), transcript.title)
+        _display_html(f"<style>{sheet}</style>{transcript_html(transcript)}", transcript.title)
 
 
 def table_html(table: pd.DataFrame, caption: str) -> str:

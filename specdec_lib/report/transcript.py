@@ -13,13 +13,12 @@ from typing import Any
 from specdec_lib.decoding.transcript import KINDS, Transcript, TranscriptToken
 from specdec_lib.report.safe_html import escaped
 
-FILE = "transcripts.json"
 _NARROW = 0.025  # a step shorter than this share of the timeline has no room for its number
 
 
 def read_transcripts(folder: Path) -> list[Transcript]:
     """The transcripts that a run recorded; empty if it recorded none."""
-    path = Path(folder) / FILE
+    path = Path(folder) / "transcripts.json"
     recorded = json.loads(path.read_text(encoding="utf-8"))["transcripts"] if path.exists() else []
     steps = [[[TranscriptToken(*token) for token in step] for step in each["steps"]] for each in recorded]
     return [Transcript(**each | {"steps": read}) for each, read in zip(recorded, steps, strict=True)]

@@ -237,19 +237,10 @@ def test_what_every_line_of_a_table_says_is_said_once():
     assert show.table_html(pd.concat([table] * 10), "Long").startswith("<details>")
 
 
-def test_a_single_value_makes_a_sentence_and_no_figure(monkeypatch):
-    shown = []
-    monkeypatch.setattr(show, "display", lambda data, **_: shown.append(data))
-    lines = headline.along(PAGE.lines, PARAMS, "max_new_tokens")
-    show.show_speedups(lines[lines["max_new_tokens"] == 48], "max_new_tokens")
-    show.show_speedups(lines, "max_new_tokens")
-    assert [("image/png" in data) for data in shown] == [False, True, False]
-
-
 def test_shown_text_is_escaped(monkeypatch):
     shown = []
     monkeypatch.setattr(show, "display", lambda data, **_: shown.append(data))
-    show.say("<script>alert(1)</script>")
+    show.show_text("<script>alert(1)</script>")
     show.show_table(pd.DataFrame({"reason": ["<img src=x onerror=alert(1)>"]}))
     show.show(Figure(), "<b>bold</b>")
     as_html = [data.data if hasattr(data, "data") else data.get("text/html", "") for data in shown]

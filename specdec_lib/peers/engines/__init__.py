@@ -6,6 +6,6 @@ Python environment. So it must not import this library, and it imports its engin
 - `ENGINE`, a dictionary with the fields of `peers.install.Engine`;
 - `load(target, draft, method, num_draft_tokens, dtype, threads, context)`, which returns a decoding function and the
   engine's version. `target` and `draft` are what the engine reads; `context` is the most tokens of prompt and output;
-- the decoding function of `prompt` (token ids), `new_tokens`, `temperature`, `top_k`, `top_p` and `seed`. It ignores
-  stop tokens, and returns the new token ids and a list of [seconds since the call, tokens that arrived then].
+- the decoding function of `emit`, `prompt` (token ids), `new_tokens`, `temperature`, `top_k`, `top_p` and `seed`. It
+  ignores stop tokens, and calls `emit` with each list of new token ids as soon as it has it.
 """

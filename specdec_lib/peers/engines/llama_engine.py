@@ -1,4 +1,4 @@
-"""llama.cpp through its own server, which runs in this process; tokens are timed as they arrive.
+"""llama.cpp through its own server, which runs in this process.
 
 The build in `xllamacpp` is compiled for AVX2. It reads the weights as fast as memory allows, so a pass over one token
 is as fast as can be. A pass over several tokens takes longer than kernels for AVX-512 would.
@@ -6,11 +6,11 @@ is as fast as can be. A pass over several tokens takes longer than kernels for A
 
 import http.client
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
-Decode = Callable[..., tuple[list[int], list[tuple[float, int]]]]
+Emit = Callable[[list[int]], None]
+Decode = Callable[..., None]
 ENGINE = {
     "name": "llama.cpp",
     "requirement": "xllamacpp==2026.10.11549",
@@ -54,17 +54,14 @@ def _decoder(server: Any) -> Decode:
     address = server.listening_address.removeprefix("http://")
 
     def decode(
-        prompt: list[int], new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
-    ) -> tuple[list[int], list[tuple[float, int]]]:
+        emit: Emit, prompt: list[int], new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+    ) -> None:
         assert server  # lives as long as this function
         if temperature:
             raise ValueError("llama.cpp is compared in greedy decoding only")
         asked = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0.0, "samplers": ["temperature"]}
         asked |= {"ignore_eos": True, "stream": True, "return_tokens": True, "cache_prompt": False}
-        tokens: list[int] = []
-        arrivals: list[tuple[float, int]] = []
         connection = http.client.HTTPConnection(address)
-        started = time.perf_counter()
         connection.request("POST", "/completion", json.dumps(asked), {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != http.client.OK:
@@ -72,9 +69,7 @@ def _decoder(server: Any) -> Decode:
         for line in response:  # events, one line each, with empty lines between
             new = json.loads(line[len(b"data: ") :]).get("tokens") if line.startswith(b"data: {") else None
             if new:
-                tokens += new
-                arrivals.append((time.perf_counter() - started, len(new)))
+                emit(new)
         connection.close()
-        return tokens, arrivals
 
     return decode

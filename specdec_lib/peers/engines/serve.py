@@ -1,14 +1,16 @@
 """Serve one engine over standard input and output, one JSON object a line, in the engine's own Python environment.
 
 The first line holds the arguments of the engine's `load`; the answer holds its version. Each further line holds the
-arguments of the decoding function; the answer holds `tokens` (ids) and `arrivals`. An error is answered as `error`.
-Between lines the process sleeps.
+arguments of the decoding function; the answer holds `tokens` (ids) and `arrivals`, [seconds since the call, tokens that
+arrived then]. An error is answered as `error`. Between lines the process sleeps.
 """
 
 import importlib
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -27,11 +29,24 @@ def main() -> None:
                 decode, version = engine.load(**message)
                 answer = {"version": version}
             else:
-                tokens, arrivals = decode(**message)
-                answer = {"tokens": tokens, "arrivals": arrivals}
+                answer = timed(decode, message)
         except Exception as error:  # noqa: BLE001 - the other side decides what to do
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
         answers.write(json.dumps(answer) + "\n")
+
+
+def timed(decode: Callable[..., None], message: dict) -> dict:
+    """Decode, and note when tokens arrive."""
+    tokens: list[int] = []
+    arrivals: list[tuple[float, int]] = []
+
+    def emit(new: list[int]) -> None:
+        arrivals.append((time.perf_counter() - started, len(new)))
+        tokens.extend(new)
+
+    started = time.perf_counter()
+    decode(emit, **message)
+    return {"tokens": tokens, "arrivals": arrivals}
 
 
 if __name__ == "__main__":

