@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from specdec_lib.methods import METHODS, label
 
 Arguments = ParamSpec("Arguments")
+DrawPanel = Callable[[Axes, pd.DataFrame], None]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito 2008
 MARKERS = ("o", "^", "s", "D", "v", "P")
 MUTED, DARK = "#6B6B6B", "#222222"
@@ -68,10 +69,26 @@ def new_figure(
     return figure, axes[:panels]
 
 
-def empty_figure(title: str) -> Figure:
-    """A figure that says that there is nothing to draw."""
-    figure, _ = new_figure(title, 0, height=0.8)
-    figure.text(0.5, 0.4, "Nothing was measured for this figure.", ha="center", color=MUTED)
+def faceted(
+    table: pd.DataFrame, by: str, title: str, draw: DrawPanel, *, named: Callable[[Any], str] = str, **layout: Any
+) -> Figure:
+    """A figure with a panel for each value of a column, and one legend; it says so if there is nothing to draw.
+
+    Args:
+        draw: draws one panel from its lines of the table.
+        named: how a value of `by` is called above its panel.
+        layout: see `new_figure`.
+    """
+    groups = list(table.groupby(by))
+    if not groups:
+        figure, _ = new_figure(title, 0, height=0.8)
+        figure.text(0.5, 0.4, "Nothing was measured for this figure.", ha="center", color=MUTED)
+        return figure
+    figure, panels = new_figure(titled(title, table), len(groups), **layout)
+    for axes, (value, lines) in zip(panels, groups, strict=True):
+        axes.set_title(named(value))
+        draw(axes, lines)
+    legend(figure)
     return figure
 
 
@@ -80,45 +97,23 @@ def legend(figure: Figure) -> None:
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        if own := axes.get_legend():
-            own.remove()
     inches = 0.5 + 0.08 * max(map(len, handles), default=0)  # of the longest name
     columns = max(1, int(figure.get_figwidth() / inches))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=columns)
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=columns)
 
 
 def titled(title: str, *tables: pd.DataFrame) -> str:
-    """A title that says what kinds of evidence the figure shows."""
-    evidence = sorted({kind for table in tables for kind in table["evidence"].unique()})
-    return f"{title} ({', '.join(evidence)})"
+    """A title that says what kinds of evidence the figure shows, unless it says so already."""
+    evidence = sorted({kind for table in tables if "evidence" in table for kind in table["evidence"].unique()})
+    return f"{title} ({', '.join(evidence)})" if evidence and not title.endswith(")") else title
 
 
-def color_of(method: str) -> str:
-    """The colour of a method; grey for one that is not registered here, as in an old run."""
-    return METHODS[method].color if method in METHODS else "#999999"
-
-
-def marker_of(method: str) -> str:
-    """The marker of a method."""
-    return METHODS[method].marker if method in METHODS else "X"
-
-
-def by_method(methods: Iterable[str]) -> dict[str, Any]:
-    """What seaborn needs to draw each method by its label, in its colour and with its marker.
-
-    The table needs a column `label`: see `with_labels`.
-    """
-    names = [name for name in METHODS if name in set(methods)] + sorted(set(methods) - METHODS.keys())
+def look_of(method: str) -> dict[str, Any]:
+    """Label, colour and marker of a method, for matplotlib; grey for one that is not registered, as in an old run."""
+    known = METHODS.get(method)
     return {
-        "hue": "label",
-        "style": "label",
-        "hue_order": [label(name) for name in names],
-        "style_order": [label(name) for name in names],
-        "palette": {label(name): color_of(name) for name in names},
-        "markers": {label(name): marker_of(name) for name in names},
+        "label": label(method),
+        "color": known.color if known else "#999999",
+        "marker": known.marker if known else "X",
     }
-
-
-def with_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the column `label`, the method for readers."""
-    return table.assign(label=table["method"].map(label))
