@@ -47,7 +47,8 @@ class FittedModel:
     pair: Calibration  # what it says of target and draft
     num_draft_tokens: int
     context: int
-    slowdown: float = 1.0  # of whole calls over their pieces timed alone: interruptions, and drift from one to the other
+    slowdown: float = 1.0  # of whole calls over their pieces timed alone: interruptions, and drift
+    )
 
     def propose(self, batch: int, num_draft_tokens: int, context: float) -> float:
         """Seconds of a proposal. It first reads two tokens at most; a head all that the target verified."""

@@ -121,9 +121,9 @@ def _line(
     """One setting, halfway through its output; gamma 0 is the baseline."""
     pair = [known_shape(name) for name in PRESETS[params.pair]]
     read, length = prompt or NATURAL_PROMPT, params.max_new_tokens[0]
-    place: dict[str, Any] = {"batch": batch, "num_draft_tokens": max(gamma, 1), "context": read + length / 2, "prompt": read}
+    place: dict[str, Any] = {"batch": batch, "num_draft_tokens": max(gamma, 1), "prompt": read}
     machines = [data_sheet_machine(gpu, corner, dtype=params.dtype) for corner in corners("graph")]
-    steps = [step_costs(machine, *pair, **place) for machine in machines]
+    steps = [step_costs(machine, *pair, context=read + length / 2, **place) for machine in machines]
     tokens = [expected_tokens(rate, gamma) for rate in acceptance]
 
     def seconds(step: StepCosts, tokens_per_pass: float) -> float:

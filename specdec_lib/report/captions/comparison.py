@@ -10,7 +10,6 @@ from specdec_lib.analysis.comparison import Run
 from specdec_lib.analysis.cost_model import calibrated, published
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import price
-from specdec_lib.methods import label
 
 
 def sources(runs: Sequence[Run], presets: Sequence[StudyParams]) -> str:
@@ -20,16 +19,6 @@ def sources(runs: Sequence[Run], presets: Sequence[StudyParams]) -> str:
     ]
     predicted = [f"{params.gpu} as {price(params.price).gpu}" for params in presets]
     return f"Measured: {', '.join(measured) or 'nothing'}. Predicted: {', '.join(predicted) or 'nothing'}."
-
-
-def finding_headlines(table: pd.DataFrame) -> str:
-    """The least time per token over all machines."""
-    timed = table[table["tpot_ms"].notna()]
-    if timed.empty:
-        return "Nothing to compare here: run a study first, with make run GPU=<name>."
-    best = timed.loc[timed["tpot_ms"].idxmin()]
-    where = f"{best['gpu']} with {label(best['method'])} ({best['pair']}, {best['evidence']})"
-    return f"Least time per token at the headline setting: {best['tpot_ms']:.3g} ms on {where}."
 
 
 def finding_error(errors: calibrated.CalibrationErrors) -> str:

@@ -6,20 +6,12 @@ import pandas as pd
 
 from specdec_lib.hardware.catalog import Price
 from specdec_lib.methods import AUTOREGRESSIVE, label
-from specdec_lib.report.captions.phrases import NOTHING, setting
+from specdec_lib.report.captions.phrases import NOTHING
 
 
 def price_note(price: Price) -> str:
     """Whose price of an hour it is, and of which day."""
     return f"at ${price.usd_per_hour:g} an hour: {price.vendor}, {price.region}, read on {price.date}"
-
-
-def finding_cost(costs: pd.DataFrame) -> str:
-    """The cheapest line."""
-    if costs.empty:
-        return NOTHING
-    cheapest = costs.loc[costs["usd_per_million_tokens"].idxmin()]
-    return f"Cheapest: {setting(cheapest)}, ${cheapest['usd_per_million_tokens']:#.3g} per million tokens."
 
 
 def finding_pareto(lines: pd.DataFrame) -> str:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from specdec_lib.analysis import crossover
-from specdec_lib.analysis.metrics import memory_column
-from specdec_lib.methods import AUTOREGRESSIVE, label
-from specdec_lib.report.captions.phrases import GIB, NOTHING, setting, span, with_interval
-
-if TYPE_CHECKING:
-    from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.report.captions.phrases import NOTHING, setting, span, with_interval
 
 NO_COSTS = "The costs of the pieces of a step were not measured here."
 _OUTCOMES = {
@@ -81,41 +75,6 @@ def finding_batches(gains: pd.DataFrame) -> str:
     )
 
 
-def finding_tpot(lines: pd.DataFrame, axis: str = "batch_size") -> str:
-    """The least time per token."""
-    timed = lines[lines["tpot_ms"].notna()]
-    if timed.empty:
-        return NOTHING
-    fastest = timed.loc[timed["tpot_ms"].idxmin()]
-    return f"Least time per token: {setting(fastest, axis)}, {fastest['tpot_ms']:.3g} ms."
-
-
-def finding_memory(lines: pd.DataFrame) -> str:
-    """Peak memory of every method over all lines."""
-    peaks = (pd.to_numeric(lines[memory_column(lines)]).groupby(lines["method"]).max() / GIB).dropna()
-    listed = ", ".join(f"{label(method)} {peak:.2f} GiB" for method, peak in peaks.items())
-    return f"Peak memory: {listed}." if listed else NOTHING
-
-
-def finding_acceptance(positions: pd.DataFrame) -> str:
-    """Acceptance at the first position and at the last that was tested."""
-    tested = positions[positions["tested"] > 0].sort_values("position").groupby(["method", "temperature"])
-    if not len(tested):
-        return "No draft token was tested here."
-    first, last = tested["acceptance_rate"].first(), tested["acceptance_rate"].last()
-    return f"A token is accepted with probability {span(first)} at the first position and {span(last)} at the last."
-
-
-def finding_token_gaps(gaps: pd.DataFrame) -> str:
-    """The share of tokens without a wait, of the method that has most of them."""
-    drafted = gaps[gaps["method"] != AUTOREGRESSIVE]
-    if drafted.empty:
-        return NOTHING
-    shares = drafted["gap_ms"].eq(0).groupby([drafted["method"], drafted["temperature"]]).mean()
-    method, temperature = shares.idxmax()
-    return f"With the {label(method)} at T = {temperature:g}, {shares.max():.0%} of tokens come without a wait."
-
-
 def finding_transformers(lines: pd.DataFrame) -> str:
     """The library's own baseline, and its best speculative line, against autoregressive `transformers.generate`."""
     ours = lines[(lines["engine"] != "transformers") & lines["speedup"].notna()]
@@ -131,26 +90,12 @@ def finding_transformers(lines: pd.DataFrame) -> str:
     return " ".join(sentences)
 
 
-def finding_arrivals(result: DecodeResult, baseline: DecodeResult) -> str:
-    """Tokens per second of one call with speculation against one without."""
-    ours, theirs = result.tokens_per_second, baseline.tokens_per_second
-    return f"{ours:.1f} tokens per second with speculation, {theirs:.1f} without: {ours / theirs:.2f}×."
-
-
 def finding_waterfall(stages: pd.DataFrame) -> str:
     """How much of the measured speedups the measured costs leave unexplained."""
     size = stages["unexplained"].dropna().abs()
     if size.empty:
         return next(iter(stages["note"].dropna()), NO_COSTS)
     return f"Unexplained by measured costs: {size.median():.0%} at the median line, {size.max():.0%} at the worst."
-
-
-def finding_verification(lines: pd.DataFrame) -> str:
-    """v at the most tokens; from `step_table.verification_costs`."""
-    if lines.empty:
-        return NO_COSTS
-    last = lines[lines["num_tokens"] == lines["num_tokens"].max()]
-    return f"A pass over {last['num_tokens'].max()} tokens takes {span(last['verification_cost'])} passes over one."
 
 
 def _speculative(lines: pd.DataFrame) -> pd.DataFrame:

@@ -9,23 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specdec_lib.analysis import crossover
 from specdec_lib.methods import label
 from specdec_lib.report.captions.phrases import temperature_name
-from specdec_lib.report.figures.style import DARK, MARKERS, MUTED, PALETTE, faceted, in_house_style
-
-ARROWS = {  # where the curve does not fall through 1: the arrow, and the batch size that it stands at
-    crossover.NEVER: ("$\\downarrow$", "smallest_batch"),
-    crossover.LATER: ("$\\updownarrow$", "largest_batch"),
-    crossover.ALWAYS: ("$\\uparrow$", "largest_batch"),
-}
+from specdec_lib.report.figures.style import MARKERS, MUTED, PALETTE, faceted, in_house_style
 
 
 @in_house_style
 def crossover_figure(crossovers: pd.DataFrame) -> Figure:
     """B*, the batch size where the speedup falls to 1, by gamma: a panel for each study, a series for each setting.
 
-    Bars are intervals or bands. An arrow stands where the curve does not cross 1.
+    Bars are intervals or bands. Where the curve does not cross 1 there is no point.
     """
     crossovers = crossovers.assign(series=[_series(line) for line in crossovers.itertuples()])
     names = sorted(crossovers["series"].unique())
@@ -38,9 +31,6 @@ def crossover_figure(crossovers: pd.DataFrame) -> Figure:
             middle, low, high = (lines[f"crossover_batch{end}"].astype(float) for end in ("", "_low", "_high"))
             axes.vlines(x, low, high, color=look["edgecolor"], alpha=0.45, linewidth=2)
             axes.scatter(x, middle, zorder=3, label=name, **look)
-            for outcome, (arrow, column) in ARROWS.items():
-                here = lines["outcome"] == outcome
-                axes.scatter(x[here], lines.loc[here, column], marker=arrow, color=look["edgecolor"], s=60)
         axes.set_xticks(panel["num_draft_tokens"].astype(int).unique())
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter("{x:g}")
@@ -62,32 +52,14 @@ def pareto_figure(lines: pd.DataFrame) -> Figure:
         for (gpu, evidence), points in panel.groupby(["gpu", "evidence"]):
             sizes = np.where(points["on_front"].astype(bool), 46, 10)
             look = _look(studies.index(gpu), evidence)
-            axes.scatter(
-                points["tpot_ms"], points["usd_per_million_tokens"], sizes, label=f"{gpu} ({evidence})", alpha=0.7, **look
-            )
+            name = f"{gpu} ({evidence})"
+            axes.scatter(points["tpot_ms"], points["usd_per_million_tokens"], sizes, label=name, alpha=0.7, **look)
         for _, front in panel[panel["on_front"].astype(bool)].groupby(["temperature", "evidence"], dropna=False):
             axes.plot(front["tpot_ms"], front["usd_per_million_tokens"], color=MUTED, linewidth=1, zorder=1)
         axes.set(xscale="log", yscale="log")
         axes.set(xlabel="time per output token (ms)", ylabel="US dollars per million tokens")
 
     return faceted(lines, "pair", "Latency against cost", draw, columns=2, sharey=False)
-
-
-@in_house_style
-def published_figure(table: pd.DataFrame) -> Figure:
-    """Predicted over published, a row for each point, with the band of the assumptions."""
-
-    def draw(axes: Axes, panel: pd.DataFrame) -> None:
-        low, high = panel["predicted_low"] / panel["published"], panel["predicted_high"] / panel["published"]
-        axes.hlines(panel["point"], low, high, color=PALETTE[0], alpha=0.45, linewidth=2.5)
-        axes.scatter(panel["ratio"], panel["point"], facecolor="white", edgecolor=PALETTE[0], zorder=3)
-        axes.axvline(1, color=DARK, linewidth=1.1)
-        axes.axvspan(0.75, 1.25, color="#EFEFEF", zorder=0)
-        axes.tick_params(axis="y", labelsize=7.5)
-        axes.set_xlabel("predicted / published (grey: within 25 %)")
-
-    one = table.assign(panel="")
-    return faceted(one, "panel", "Predicted over published", draw, columns=1, height=0.5 + 0.19 * len(table))
 
 
 def _look(index: int, evidence: str) -> dict[str, Any]:

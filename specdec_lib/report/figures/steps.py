@@ -1,4 +1,4 @@
-"""Figures of the pieces of a step: from the formula to the measured speedup, and what verification costs."""
+"""From the formula to the measured speedup, as a figure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from specdec_lib.analysis.waterfall import STAGES
 from specdec_lib.methods import label
 from specdec_lib.report.captions.phrases import temperature_name
-from specdec_lib.report.figures.style import DARK, MARKERS, PALETTE, faceted, in_house_style, look_of
+from specdec_lib.report.figures.style import DARK, faceted, in_house_style, look_of
 
 
 @in_house_style
@@ -37,21 +37,3 @@ def waterfall_figure(stages: pd.DataFrame) -> Figure:
 
     title = "From formula (predicted) to speedup (measured)"
     return faceted(stages.assign(panel=range(len(stages))), "panel", title, draw, columns=2, height=2.3, sharex=True)
-
-
-@in_house_style
-def verification_figure(lines: pd.DataFrame) -> Figure:
-    """v(m) and c, a curve for each batch size and context; from `step_table.verification_costs`."""
-
-    def draw(axes: Axes, panel: pd.DataFrame) -> None:
-        for index, ((batch, context), curve) in enumerate(panel.groupby(["batch_size", "context_tokens"])):
-            name = f"batch {batch}, {context} tokens of context"
-            color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-            axes.plot(curve["num_tokens"], curve["passes"], color=color, marker=marker, markersize=4, label=name)
-        axes.set(xlabel="tokens m of a pass, or drafted tokens γ", ylabel="in passes over one token")
-        axes.set_ylim(bottom=0)
-
-    pieces = {"verification_cost": "v(m)", "cost_ratio": "c"}
-    keys = ["batch_size", "context_tokens", "num_tokens", "evidence"]
-    each = lines.rename(columns=pieces).melt(keys, list(pieces.values()), "piece", "passes")
-    return faceted(each, "piece", "Cost of verification v(m) and of drafting c", draw, sharey=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,9 @@ from specdec_lib.report.figures.style import (
     AXIS_NAMES,
     faceted,
     in_house_style,
-    legend,
     look_of,
-    new_figure,
     titled,
 )
-
-if TYPE_CHECKING:
-    from specdec_lib.decoding.result import DecodeResult
 
 
 @in_house_style
@@ -96,38 +91,6 @@ def acceptance_figure(positions: pd.DataFrame) -> Figure:
 
     tested = positions[positions["tested"] > 0]
     return faceted(tested, "temperature", "Acceptance by position in the draft", draw, named=temperature_name)
-
-
-@in_house_style
-def token_gap_figure(gaps: pd.DataFrame) -> Figure:
-    """Share of tokens that come within a waiting time after the token before: an empirical distribution function.
-
-    Args:
-        gaps: from `metrics.token_gaps`, one gamma for each method.
-    """
-
-    def draw(axes: Axes, panel: pd.DataFrame) -> None:
-        for method, waits in panel.groupby("method")["gap_ms"]:
-            axes.ecdf(waits, **look_of(method) | {"marker": ""})
-        limit = panel["gap_ms"].quantile(0.995) * 1.15
-        axes.set_xlim(-0.02 * limit, max(limit, 1e-3))
-        axes.set(xlabel="wait since the token before (ms)", ylabel="share of tokens")
-
-    return faceted(gaps, "temperature", "Waiting time before each token", draw, named=temperature_name)
-
-
-@in_house_style
-def arrivals_figure(result: DecodeResult, baseline: DecodeResult) -> Figure:
-    """Tokens of the first row over time, with and without speculation: steps of several tokens show as jumps."""
-    figure, (axes,) = new_figure("Tokens over time (measured)", 1)
-    for method, name, call in ((AUTOREGRESSIVE, "without", baseline), ("draft", "with speculation", result)):
-        times = 1e3 * np.array(call.emission_times(0))
-        axes.step(times, np.arange(1, len(times) + 1), where="post", color=look_of(method)["color"], label=name)
-    axes.set(xlabel="time since the call (ms)", ylabel="tokens")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    legend(figure)
-    return figure
 
 
 def _quantity_figure(lines: pd.DataFrame, axis: str, title: str, ylabel: str) -> Figure:
