@@ -48,7 +48,10 @@ def find_runs(outputs: Path, gpus: Sequence[str] = ()) -> list[Run]:
     folders = [path.parent for path in sorted(Path(outputs).glob("*/results.parquet"))]
     chosen = [folder for folder in folders if (folder.name in gpus if gpus else folder.name not in SKIPPED)]
     runs = [read_run(folder) for folder in chosen]
-    _check_versions(runs)
+    if len(versions := {int(run.rows["benchmark_version"].iloc[0]): run for run in reversed(runs)}) > 1:
+        first = {version: f"{run.folder.name} row {run.rows['cell_id'].iloc[0]}" for version, run in versions.items()}
+        named = ", ".join(f"version {version}: {where}" for version, where in sorted(first.items()))
+        raise ValueError(f"runs of different benchmark versions cannot be compared ({named}): run the older ones again")
     return runs
 
 
@@ -138,16 +141,6 @@ def _stacked(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     types = dict.fromkeys(nullable, "Float64") | {"fits": "boolean"}
     filled = [table.reindex(columns=COLUMNS).astype(types) for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS)
-
-
-def _check_versions(runs: Iterable[Run]) -> None:
-    first: dict[int, str] = {}
-    for run in runs:
-        row = run.rows.iloc[0]
-        first.setdefault(int(row["benchmark_version"]), f"{run.folder.name} row {row['cell_id']}")
-    if len(first) > 1:
-        named = ", ".join(f"version {version}: {where}" for version, where in sorted(first.items()))
-        raise ValueError(f"runs of different benchmark versions cannot be compared ({named}): run the older ones again")
 
 
 def _check_one(rows: pd.DataFrame, column: str, where: str) -> None:

@@ -48,7 +48,6 @@ class FittedModel:
     num_draft_tokens: int
     context: int
     slowdown: float = 1.0  # of whole calls over their pieces timed alone: interruptions, and drift
-    )
 
     def propose(self, batch: int, num_draft_tokens: int, context: float) -> float:
         """Seconds of a proposal. It first reads two tokens at most; a head all that the target verified."""

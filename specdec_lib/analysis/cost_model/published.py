@@ -34,7 +34,9 @@ def published_table(points: dict[str, Published] | None = None) -> pd.DataFrame:
 def predicted(point: Published) -> Range:
     """What the model says of a published setting, with its band."""
     if point.measure == "formula":
-        assert point.acceptance_rate and point.num_draft_tokens and point.cost_ratio is not None
+        assert point.acceptance_rate
+        assert point.num_draft_tokens
+        assert point.cost_ratio is not None
         value = walltime_improvement(point.acceptance_rate, point.num_draft_tokens, point.cost_ratio)
         return Range(value, value, value)
     assert point.engine
@@ -48,14 +50,19 @@ def _tokens_per_pass(point: Published) -> Range:
         return Range(1, 1, 1)
     if point.tokens_per_pass is not None:
         return Range(*(point.tokens_per_pass,) * 3)
-    assert point.num_draft_tokens and point.acceptance_rate
-    assert point.acceptance_rate_low and point.acceptance_rate_high
+    assert point.num_draft_tokens
+    assert point.acceptance_rate
+    assert point.acceptance_rate_low
+    assert point.acceptance_rate_high
     rates = (point.acceptance_rate_low, point.acceptance_rate, point.acceptance_rate_high)
     return Range(*(expected_tokens(rate, point.num_draft_tokens) for rate in rates))
 
 
 def _value(point: Published, corner: Corner, tokens: float) -> float:
-    assert point.gpu and point.engine and point.dtype and point.target
+    assert point.gpu
+    assert point.engine
+    assert point.dtype
+    assert point.target
     target, gpu, batch = known_shape(point.target), load_gpus()[point.gpu], point.batch_size
     one_gpu = partial(data_sheet_machine, gpu, corner, dtype=point.dtype, engine=point.engine)
     machine = one_gpu(num_gpus=point.num_gpus)
