@@ -26,6 +26,7 @@ def peers_figure(lines: pd.DataFrame) -> Figure:
         axes.set_xlabel("time per output token (ms)")
         axes.margins(x=0.1)
 
-    layout = {"columns": 1, "height": 0.6 + 0.18 * len(lines), "sharex": True, "sharey": False}
-    title = "Time per token next to other engines"
-    return faceted(lines, "temperature", title, draw, named=temperature_name, **layout)
+    title, height = "Time per token next to other engines", 0.6 + 0.18 * len(lines)
+    return faceted(
+        lines, "temperature", title, draw, named=temperature_name, columns=1, height=height, sharex=True, sharey=False
+    )

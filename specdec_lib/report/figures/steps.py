@@ -36,4 +36,5 @@ def waterfall_figure(stages: pd.DataFrame) -> Figure:
         axes.margins(x=0.15)
 
     title = "From formula (predicted) to speedup (measured)"
-    return faceted(stages.assign(panel=range(len(stages))), "panel", title, draw, columns=2, height=2.3, sharex=True)
+    each = stages.drop(columns="evidence").assign(panel=range(len(stages)))
+    return faceted(each, "panel", title, draw, columns=2, height=2.3, sharex=True)

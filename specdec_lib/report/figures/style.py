@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from specdec_lib.methods import METHODS, label
 
 Arguments = ParamSpec("Arguments")
-DrawPanel = Callable[[Axes, pd.DataFrame], None]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito 2008
 MARKERS = ("o", "^", "s", "D", "v", "P")
 MUTED, DARK = "#6B6B6B", "#222222"
@@ -51,62 +50,54 @@ def in_house_style(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Fig
     return styled
 
 
-def new_figure(
-    title: str, panels: int, *, columns: int = 3, height: float = 3.2, sharex: bool = False, sharey: bool = True
-) -> tuple[Figure, list[Axes]]:
-    """A figure with its title at the left and panels in rows of at most `columns`.
-
-    Args:
-        height: of a row, in inches.
-    """
-    columns = max(min(columns, panels), 1)
-    rows = max(-(-panels // columns), 1)
-    figure = Figure(figsize=(6.2 if columns == 1 else 4.4 * columns, 0.7 + height * rows), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color="#111111")
-    axes = list(figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).ravel())
-    for unused in axes[panels:]:
-        figure.delaxes(unused)
-    return figure, axes[:panels]
-
-
 def faceted(
-    table: pd.DataFrame, by: str, title: str, draw: DrawPanel, *, named: Callable[[Any], str] = str, **layout: Any
+    table: pd.DataFrame,
+    by: str,
+    title: str,
+    draw: Callable[[Axes, pd.DataFrame], None],
+    *,
+    named: Callable[[Any], str] = str,
+    also: pd.DataFrame | None = None,
+    columns: int = 3,
+    height: float = 3.2,
+    sharex: bool = False,
+    sharey: bool = True,
 ) -> Figure:
     """A figure with a panel for each value of a column, and one legend; it says so if there is nothing to draw.
+
+    The title says what kinds of evidence it shows.
 
     Args:
         draw: draws one panel from its lines of the table.
         named: how a value of `by` is called above its panel.
-        layout: see `new_figure`.
+        also: another table whose evidence it shows.
+        columns: most panels in a row.
+        height: of a row, in inches.
     """
     groups = list(table.groupby(by))
+    evidence = {kind for each in (table, also) if each is not None and "evidence" in each for kind in each["evidence"]}
+    columns = max(min(columns, len(groups)), 1)
+    rows = max(-(-len(groups) // columns), 1)
+    size = (6.2 if columns == 1 else 4.4 * columns, 0.7 + (height if groups else 0.8) * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    named_title = f"{title} ({', '.join(sorted(evidence))})" if evidence else title
+    figure.suptitle(named_title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=DARK)
     if not groups:
-        figure, _ = new_figure(title, 0, height=0.8)
         figure.text(0.5, 0.4, "Nothing was measured for this figure.", ha="center", color=MUTED)
         return figure
-    figure, panels = new_figure(titled(title, table), len(groups), **layout)
-    for axes, (value, lines) in zip(panels, groups, strict=True):
+    panels = list(figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).ravel())
+    for unused in panels[len(groups) :]:
+        figure.delaxes(unused)
+    handles: dict[str, Any] = {}
+    for axes, (value, lines) in zip(panels, groups, strict=False):
         axes.set_title(named(value))
         draw(axes, lines)
-    legend(figure)
-    return figure
-
-
-def legend(figure: Figure) -> None:
-    """One legend below the panels, with each name once."""
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    inches = 0.5 + 0.08 * max(map(len, handles), default=0)  # of the longest name
-    columns = max(1, int(figure.get_figwidth() / inches))
     if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=columns)
-
-
-def titled(title: str, *tables: pd.DataFrame) -> str:
-    """A title that says what kinds of evidence the figure shows, unless it says so already."""
-    evidence = sorted({kind for table in tables if "evidence" in table for kind in table["evidence"].unique()})
-    return f"{title} ({', '.join(evidence)})" if evidence and not title.endswith(")") else title
+        inches = 0.5 + 0.08 * max(map(len, handles))  # of the longest name
+        fitting = max(1, int(figure.get_figwidth() / inches))
+        figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=fitting)
+    return figure
 
 
 def look_of(method: str) -> dict[str, Any]:

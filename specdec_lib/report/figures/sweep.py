@@ -20,7 +20,6 @@ from specdec_lib.report.figures.style import (
     faceted,
     in_house_style,
     look_of,
-    titled,
 )
 
 
@@ -49,8 +48,8 @@ def speedup_figure(lines: pd.DataFrame, axis: str, predicted: pd.DataFrame | Non
             _mark_crossings(axes, panel, values)
         axes.set_ylabel("speedup over autoregressive (×)")
 
-    title = titled(f"Speedup by {AXIS_NAMES[axis]}", lines, known)
-    return faceted(lines, "temperature", title, draw, named=temperature_name)
+    title = f"Speedup by {AXIS_NAMES[axis]}"
+    return faceted(lines, "temperature", title, draw, named=temperature_name, also=known)
 
 
 @in_house_style
