@@ -18,7 +18,7 @@ def cost_figure(costs: pd.DataFrame, price_name: str) -> Figure:
 
     Args:
         costs: from `cost.cost_table`, one gamma for each method.
-        price_name: whose price it is and of which day; printed below.
+        price_name: whose price it is and of which day.
     """
 
     def draw(axes: Axes, panel: pd.DataFrame) -> None:
@@ -26,14 +26,12 @@ def cost_figure(costs: pd.DataFrame, price_name: str) -> Figure:
         bars = axes.barh(panel["method"].map(label), panel["usd_per_million_tokens"], color=colors, height=0.6)
         axes.bar_label(bars, fmt="$%#.3g", padding=4)
         axes.margins(x=0.2)
-        axes.set_xlabel("US dollars per million tokens")
+        axes.set_xlabel(f"US dollars per million tokens\n{price_name}")
 
     most = costs["method"].nunique()
-    figure = faceted(
+    return faceted(
         costs, "temperature", "Cost of a million tokens", draw, named=temperature_name, height=0.9 + 0.33 * most
     )
-    figure.supxlabel(price_name, x=0.01, ha="left", fontsize=8.5)
-    return figure
 
 
 @in_house_style
@@ -44,7 +42,7 @@ def pareto_figure(lines: pd.DataFrame, price_name: str) -> Figure:
 
     Args:
         lines: from `cost.with_front`, of one prompt length and output length.
-        price_name: whose price it is and of which day; printed below.
+        price_name: whose price it is and of which day.
     """
 
     def draw(axes: Axes, panel: pd.DataFrame) -> None:
@@ -53,10 +51,8 @@ def pareto_figure(lines: pd.DataFrame, price_name: str) -> Figure:
         for method, points in panel.groupby("method"):
             sizes = 22 + 10 * np.log2(points["batch_size"].astype(float))
             axes.scatter(points["tpot_ms"], points["usd_per_million_tokens"], sizes, alpha=0.75, **look_of(method))
-        axes.set(xlabel="time per output token (ms)", ylabel="US dollars per million tokens")
+        axes.set(xlabel=f"time per output token (ms)\n{price_name}", ylabel="US dollars per million tokens")
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * lines["usd_per_million_tokens"].max())
 
-    figure = faceted(lines, "temperature", "Latency against cost", draw, named=temperature_name)
-    figure.supxlabel(price_name, x=0.01, ha="left", fontsize=8.5)
-    return figure
+    return faceted(lines, "temperature", "Latency against cost", draw, named=temperature_name)
