@@ -95,7 +95,7 @@ def finding_waterfall(stages: pd.DataFrame) -> str:
     size = stages["unexplained"].dropna().abs()
     if size.empty:
         return next(iter(stages["note"].dropna()), NO_COSTS)
-    return f"Unexplained by measured costs: {size.median():.0%} at the median line, {size.max():.0%} at the worst."
+    return f"Measured costs leave unexplained: {size.median():.0%} at the median line, {size.max():.0%} at the worst."
 
 
 def _speculative(lines: pd.DataFrame) -> pd.DataFrame:
