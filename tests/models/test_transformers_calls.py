@@ -7,11 +7,11 @@ import torch
 from tiny_models import tiny_llama
 from transformers import Qwen3ForCausalLM
 
-from specdec_lib.exactness.subjects import assistant, transformers_sampler
 from specdec_lib.config import SamplingConfig
-from specdec_lib.study.transformers_generate import transformers_decode
+from specdec_lib.exactness.subjects import assistant, transformers_sampler
 from specdec_lib.models.attention import NAME, as_transformers_does, grouped_attention
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.study.transformers_generate import transformers_decode
 
 PROMPT = torch.tensor([5, 2, 7, 1, 9, 3])
 SHAPES = {  # heads, and heads of keys and values

@@ -124,7 +124,7 @@ def run(monkeypatch, tmp_path):
             space = {}
             for cell in cells:
                 if cell["cell_type"] == "code":
-                    exec("".join(cell["source"]), space)  # noqa: S102
+                    exec("".join(cell["source"]), space)
                     if "parameters" in cell["metadata"].get("tags", ()):
                         space |= values
         return said
