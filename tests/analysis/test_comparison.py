@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from measured import calibrate, measure_step_costs
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import comparison, metrics
@@ -11,9 +12,8 @@ from specdec_lib.analysis.cost_model.calibrated import calibrated_errors
 from specdec_lib.analysis.cost_model.gpus import break_even_prices
 from specdec_lib.analysis.crossover import all_crossovers, measured_crossovers, predicted_crossovers
 from specdec_lib.config import load_params
-from specdec_lib.machine.calibration import calibrate
 from specdec_lib.machine.calibration_file import write_calibration
-from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
+from specdec_lib.machine.step_costs import write_step_costs
 from specdec_lib.models.pair import load_pair
 from specdec_lib.report.captions import comparison as captions
 from specdec_lib.report.captions.cost import finding_pareto
