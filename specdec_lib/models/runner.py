@@ -62,7 +62,7 @@ class LanguageModel:
         self._parts = self.body, self.head, self.feature_layers, self.context_length
         use_kernels = compiled and KernelEngine.can_compute(self.body)
         self._engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
-        self.active_engine = self._engine_at_load
+        self.active_engine: Engine = self._engine_at_load
         self.why_not_compiled: str | None = None
         self.kept: object = None
 
