@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.functional import linear
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from specdec_lib.machine.calibration_file import Calibration
 from specdec_lib.machine.environment import device_name
 from specdec_lib.machine.files import now
-from specdec_lib.machine.stopwatch import Rounds, Stopwatch, Timer, timed_as_run
+from specdec_lib.machine.stopwatch import Rounds, Stopwatch, Timer
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.engines import kernels
@@ -30,6 +30,7 @@ READ_BYTES = 2**28  # far more than any cache holds
 ATTENTION_BATCH = 8
 ATTENTION_TOKENS = (1, 4)  # a pass of more tokens computes more and reads no more
 ATTENTION_CONTEXTS = (64, 576)  # the difference is of more keys and values than any cache holds
+ATTENTION_POSITIONS = ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1]
 REPEATS = 7
 WARM_UP, TIMED = 2, 3  # runs of a piece in each: a pass follows its like, and finds what that left in the caches
 CALLS = 300
@@ -39,19 +40,13 @@ Multiply = Callable[..., torch.Tensor]  # [R, K] and a weight to [R, N]
 Key = tuple[str, int, int]  # a piece: ("target", rows, 0), ("draft", rows, 0), ("pass", tokens, context), ...
 
 
-def calibrate(pair: Pair, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
+def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Rounds[Calibration]:
     """Measure the machine that a pair lives on, with the target's weights as the matrices, in seven rounds.
+
+    A round times every piece, in an order of its own. Its tensors are made anew, except where they are captured.
 
     Args:
         rows: token counts to multiply with.
-    """
-    return timed_as_run(pair.target, lambda watch: calibration_in_rounds(pair, watch, rows).whole())
-
-
-def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Rounds[Calibration]:
-    """The same, to be taken round by round, with other work in between.
-
-    A round times every piece, in an order of its own. Its tensors are made anew, except where they are captured.
     """
     seen: dict[Key, list[float]] = defaultdict(list)
 
@@ -68,15 +63,14 @@ def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MA
         means = {name: statistics.geometric_mean(spent) for name, spent in seen.items()}  # as times of rows
         return _calibration(pair, means, rows, replayed=watch.graphs is not None)
 
-    times = [range(REPEATS)] if watch.graphs is not None else [range(n, n + 1) for n in range(REPEATS)]
-    return Rounds([partial(measure, repeats) for repeats in times], result)
+    each = REPEATS if watch.graphs is not None else 1
+    return Rounds([partial(measure, range(n, n + each)) for n in range(0, REPEATS, each)], result)
 
 
 @torch.inference_mode()
 def _calibration(pair: Pair, seconds: dict[Key, float], rows: Sequence[int], *, replayed: bool) -> Calibration:
     target, of_draft = pair.target, draft_weights(pair.draft)
     passes = {(key[1], key[2]): spent for key, spent in seconds.items() if key[0] == "pass"}
-    rates = attention_rates(target, passes, missing_attention(target))
 
     def per_weight(name: str, weights: Sequence[Weight]) -> tuple[float, ...]:
         count = sum(weight[0].numel() for weight in weights)
@@ -97,34 +91,24 @@ def _calibration(pair: Pair, seconds: dict[Key, float], rows: Sequence[int], *, 
         draft_seconds_per_weight=per_weight("draft", of_draft),
         # Factors of 8-bit weights are not counted: there is one in a row.
         draft_bytes_per_weight=sum(each[0].nbytes for each in of_draft) / sum(each[0].numel() for each in of_draft),
-        cache_bytes_per_second=rates.cache_bytes_per_second,
-        attention_operations_per_second=rates.operations_per_second,
-        attention_missing=rates.missing,
         replayed=replayed,
+        **attention_rates(target, passes),
     )
 
 
-class AttentionRates(NamedTuple):
-    """How fast attention reads what is cached, and computes with it; or why that is not known."""
-
-    cache_bytes_per_second: float | None
-    operations_per_second: float | None
-    missing: str | None = None
-
-
-def attention_rates(
-    target: LanguageModel, seconds: dict[tuple[int, int], float], missing: str | None = None
-) -> AttentionRates:
-    """The rates from how much longer passes of one token and of several take at a longer context.
+def attention_rates(target: LanguageModel, seconds: dict[tuple[int, int], float]) -> dict[str, Any]:
+    """The rates from how much longer passes of one token and of several take at a longer context, or why none.
 
     Products and everything else that does not depend on the context cancel in the differences.
 
     Args:
-        seconds: of a pass, by its number of tokens and its context.
-        missing: why there are none.
+        seconds: of a pass, by its number of tokens and its context; empty for a model without so many positions.
+
+    Returns:
+        The fields of a `Calibration`.
     """
-    if missing:
-        return AttentionRates(None, None, missing)
+    if not seconds:
+        return {"attention_missing": f"the model has no {ATTENTION_POSITIONS} positions"}
     short, long = ATTENTION_CONTEXTS
     few, many = ATTENTION_TOKENS
     shape, longer = ModelShape.of(target), ATTENTION_BATCH * (long - short)
@@ -132,15 +116,10 @@ def attention_rates(
     computing = (several - one) / (many - few)  # of one token in each row
     reading = one - few * computing
     if min(computing, reading) <= 0:
-        return AttentionRates(None, None, "lost in the noise of everything else that a pass does")
+        return {"attention_missing": "lost in the noise of everything else that a pass does"}
     read = longer * shape.key_values_per_token() * target.dtype.itemsize
-    return AttentionRates(read / reading, shape.attention_operations(longer) / computing)
-
-
-def missing_attention(target: LanguageModel) -> str | None:
-    """Why attention cannot be timed, if so."""
-    positions = ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1]
-    return f"the model has no {positions} positions" if target.context_length < positions else None
+    computed = shape.attention_operations(longer)
+    return {"cache_bytes_per_second": read / reading, "attention_operations_per_second": computed / computing}
 
 
 def matrix_weights(target: LanguageModel) -> list[Weight]:
@@ -161,77 +140,60 @@ def draft_weights(draft: LanguageModel | DraftHead) -> list[Weight]:
     return [*((weight.data,) for weight in draft.parameters() if weight.dim() == 2), (draft.output_rows,)]
 
 
-def calls_per_pass(target: LanguageModel) -> int:
-    """How many operations one pass over one token starts."""
-    cache = target.new_cache(1, 8)
-    token = torch.zeros(1, 1, dtype=torch.int64, device=target.device)
-    with _CallCounter() as counter:
-        _pass(target, token, cache)
-    return counter.calls
-
-
 class _CallCounter(TorchDispatchMode):
     """Counts operations that compute; views cost next to nothing."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
+    calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += not getattr(func, "is_view", False)
         return func(*args, **(kwargs or {}))
 
 
-def _pass(target: LanguageModel, tokens: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
-    return target.logits(target.forward(tokens, cache).hidden)
+def calls_per_pass(target: LanguageModel) -> int:
+    """How many operations one pass over one token starts."""
+    cache, token = target.new_cache(1, 8), torch.zeros(1, 1, dtype=torch.int64, device=target.device)
+    with _CallCounter() as counter:
+        target.logits(target.forward(token, cache).hidden)
+    return counter.calls
 
 
 def _timers(pair: Pair, watch: Stopwatch, rows: Sequence[int]) -> dict[Key, Timer]:
-    """A timer of every piece."""
     target = pair.target
     multiply = kernels.linear if target.engine == "kernels" else linear
-    timers: dict[Key, Timer] = {}
+    pieces: dict[Key, Callable[[], object]] = {}
     for name, weights in (("target", matrix_weights(target)), ("draft", draft_weights(pair.draft))):
-        for count in rows:
-            timers[name, count, 0] = watch.ready(products(weights, multiply, count, target.dtype))
-    buffer = torch.ones(READ_BYTES // 4, device=watch.device)
-    timers["read", 0, 0] = watch.ready(buffer.sum)
+        pieces |= {(name, count, 0): products(weights, multiply, count, target.dtype) for count in rows}
     few = torch.ones(1, target.hidden_size, dtype=target.dtype, device=watch.device)
 
     def many_calls() -> None:  # each waits for the one before
         for _ in range(CALLS):
             torch.add(few, few)
 
-    timers["call", 0, 0] = watch.ready(many_calls)
-    return timers if missing_attention(target) else timers | _pass_timers(target, watch)
+    pieces |= {("read", 0, 0): torch.ones(READ_BYTES // 4, device=watch.device).sum, ("call", 0, 0): many_calls}
+    if target.context_length >= ATTENTION_POSITIONS:
+        cache = target.new_cache(ATTENTION_BATCH, ATTENTION_POSITIONS)
+        for tokens, context in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS):
+            ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
+            lengths = torch.full_like(cache.lengths, context)
+            pieces["pass", tokens, context] = partial(_pass_at, target, cache, ids, lengths, context)
+    return {key: watch.ready(piece) for key, piece in pieces.items()}
+
+
+def _pass_at(
+    target: LanguageModel, cache: RaggedStaticCache, ids: torch.Tensor, lengths: torch.Tensor, context: int
+) -> None:
+    cache.set_lengths(lengths, context)
+    target.logits(target.forward(ids, cache).hidden)
 
 
 def products(weights: Sequence[Weight], multiply: Multiply, count: int, dtype: torch.dtype) -> Callable[[], None]:
     """All products of a pass over `count` tokens. Each is dropped at once, as in a pass: memory is used again."""
-    device = weights[0][0].device
-    inputs = {
-        width: torch.ones(count, width, dtype=dtype, device=device)
-        for width in {weight[0].shape[1] for weight in weights}
-    }
+    widths = {weight[0].shape[1] for weight in weights}
+    inputs = {width: torch.ones(count, width, dtype=dtype, device=weights[0][0].device) for width in widths}
 
     def run() -> None:
         for weight in weights:
             multiply(inputs[weight[0].shape[1]], *weight)
 
     return run
-
-
-def _pass_timers(target: LanguageModel, watch: Stopwatch) -> dict[Key, Timer]:
-    """Passes by their number of tokens and their context."""
-    cache = target.new_cache(ATTENTION_BATCH, ATTENTION_CONTEXTS[-1] + ATTENTION_TOKENS[-1])
-
-    def pass_at(ids: torch.Tensor, lengths: torch.Tensor, context: int) -> None:
-        cache.set_lengths(lengths, context)
-        _pass(target, ids, cache)
-
-    timers: dict[Key, Timer] = {}
-    for tokens, context in itertools.product(ATTENTION_TOKENS, ATTENTION_CONTEXTS):
-        ids = torch.zeros(ATTENTION_BATCH, tokens, dtype=torch.int64, device=target.device)
-        lengths = torch.full_like(cache.lengths, context)
-        timers["pass", tokens, context] = watch.ready(partial(pass_at, ids, lengths, context))
-    return timers

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.models.shape import ModelShape
 
@@ -53,7 +55,4 @@ def read_calibration(folder: Path) -> Calibration:
     facts = json.loads(path.read_text(encoding="utf-8"))
     if "draft_is_head" not in facts:
         raise ValueError(f"{path} does not say whether the draft is a head: delete it and run the study again")
-    del facts["evidence"]
-    lists = {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
-    shapes = {name: ModelShape(**facts[name]) for name in ("target", "draft")}
-    return Calibration(**facts | lists | shapes)
+    return TypeAdapter(Calibration).validate_python(facts)

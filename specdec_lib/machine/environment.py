@@ -69,10 +69,8 @@ def check_product(params: StudyParams, product: str | None) -> None:
 
 def product_here(device: str) -> str | None:
     """The key in `hardware/gpus.yaml` of the GPU that is here; None on a CPU, and where the driver does not tell."""
-    if device != "cuda":
-        return None
     try:
-        product: str | None = open_device().facts()["product"]
+        product: str | None = open_device().facts()["product"] if device == "cuda" else None
     except NvmlUnavailableError:
         return None
     return product
@@ -80,13 +78,12 @@ def product_here(device: str) -> str | None:
 
 def describe_environment(params: StudyParams) -> dict[str, Any]:
     """Start, hardware, versions, commit and params, as JSON-ready values."""
-    cuda = params.device == "cuda"
     return {
         "started": now(),
         "device_name": device_name(params.device),
         "cpu": {"name": device_name("cpu"), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
         "memory_bytes": psutil.virtual_memory().total,
-        "cuda": _cuda_facts() if cuda else None,
+        "cuda": _cuda_facts() if params.device == "cuda" else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},

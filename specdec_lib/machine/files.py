@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and one clear line where the file system refuses."""
+"""Files that are there whole or not at all, and one run at a time on a folder; one clear line where that fails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR}
 
@@ -39,6 +41,27 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock `folder/<name>.lock`; the system releases it when this process ends, however it ends.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use by another run: wait until it ends, stop it, or give this run another folder "
+            "with --outputs"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def now() -> str:

@@ -24,6 +24,35 @@ THROTTLE_REASONS = {  # bits of nvmlDeviceGetCurrentClocksThrottleReasons that m
     0x80: "power brake",
 }
 WHOLE_GPU_ONLY = "this is a part of a GPU (MIG), and the driver counts this for the whole GPU only"
+PART, WHOLE, ONLY_WHOLE = "the part in use", "the whole GPU", "the whole GPU, and nothing for a part of one"
+
+
+READINGS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # its name in `missing`, what it is of, how to read it
+    # The counter since the driver was loaded, which moves every 20 to 100 ms.
+    "energy_millijoules": ("energy", ONLY_WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu))),
+    # The share of the last sampling period (up to a second) in which any kernel ran.
+    "utilization_percent": ("utilization", ONLY_WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)),
+    "throttle_bits": ("throttling", WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu) or 0)),
+    "memory_used_bytes": ("memory", PART, lambda part: int(pynvml.nvmlDeviceGetMemoryInfo(part).used)),
+    "process_ids": ("processes", PART, lambda part: [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(part)]),
+    "sm_clock_mhz": ("clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
+}
+FACTS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # the same of what does not change during a run
+    "name": ("name", PART, lambda part: str(pynvml.nvmlDeviceGetName(part))),
+    "uuid": ("uuid", PART, lambda part: str(pynvml.nvmlDeviceGetUUID(part))),
+    "driver": ("driver", WHOLE, lambda _: str(pynvml.nvmlSystemGetDriverVersion())),
+    "memory_bytes": ("memory", PART, lambda part: int(pynvml.nvmlDeviceGetMemoryInfo(part).total)),
+    "gpu_memory_bytes": ("gpu memory", WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total)),
+    "power_limit_watts": ("power limit", WHOLE, lambda gpu: pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3),
+    "default_power_limit_watts": (
+        "default power limit",
+        WHOLE,
+        lambda gpu: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(gpu) / 1e3,
+    ),
+    "sm_clock_mhz": READINGS["sm_clock_mhz"],
+    "max_sm_clock_mhz": ("max clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
+    "memory_clock_mhz": ("memory clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM)),
+}
 
 
 class NvmlUnavailableError(RuntimeError):
@@ -39,85 +68,31 @@ class Device:
     is_part: bool
     missing: dict[str, str] = field(default_factory=dict)  # reading: why the last attempt gave nothing
 
-    def read(self, name: str, call: Callable[[Any], Any], whole_gpu: bool = False) -> Any:
-        """One reading by a function of NVML, or None with the reason in `missing`.
-
-        Args:
-            whole_gpu: the reading exists for whole GPUs only, and says nothing of a part of one.
-        """
+    def read(self, reading: str) -> Any:
+        """One of `READINGS` or `FACTS`, or None with the reason in `missing`."""
+        name, of, call = (READINGS | FACTS)[reading]
         self.missing.pop(name, None)
-        if whole_gpu and self.is_part:
+        if of == ONLY_WHOLE and self.is_part:
             self.missing[name] = WHOLE_GPU_ONLY
             return None
         try:
-            return call(self.handle)
+            return call(self.handle if of == PART else self.gpu)
         except pynvml.NVMLError as error:
             self.missing[name] = str(error)
             return None
 
-    def energy_millijoules(self) -> int | None:
-        """The counter since the driver was loaded; it moves every 20 to 100 ms."""
-        return self.read("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption, whole_gpu=True)
-
-    def utilization_percent(self) -> int | None:
-        """Share of the driver's last sampling period (up to a second) in which any kernel ran."""
-        rates = self.read("utilization", pynvml.nvmlDeviceGetUtilizationRates, whole_gpu=True)
-        return None if rates is None else int(rates.gpu)
-
-    def throttle_bits(self) -> int | None:
-        """Why clocks are below what they could be, of the whole GPU, as the bits of `THROTTLE_REASONS` and others."""
-        return self.read("throttling", lambda _: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self.gpu) or 0))
-
-    def sm_clock_mhz(self) -> int | None:
-        """The present clock of the multiprocessors."""
-        return self.read("clock", lambda _: pynvml.nvmlDeviceGetClockInfo(self.gpu, pynvml.NVML_CLOCK_SM))
-
-    def memory_used_bytes(self) -> int | None:
-        """Memory in use by everybody on the device."""
-        memory = self.read("memory", pynvml.nvmlDeviceGetMemoryInfo)
-        return None if memory is None else int(memory.used)
-
-    def process_ids(self) -> list[int] | None:
-        """Processes that compute on the device, as the driver numbers them."""
-        processes = self.read("processes", pynvml.nvmlDeviceGetComputeRunningProcesses)
-        return None if processes is None else [int(process.pid) for process in processes]
-
     def facts(self) -> dict[str, Any]:
         """What does not change during a run, ready for `environment.json`; `missing` says why a value is null."""
-        memory = self.read("memory", pynvml.nvmlDeviceGetMemoryInfo)
-        gpu_memory = self.read("gpu memory", lambda _: pynvml.nvmlDeviceGetMemoryInfo(self.gpu).total)
-        name = self.read("name", pynvml.nvmlDeviceGetName)
-        limit = self.read("power limit", lambda _: pynvml.nvmlDeviceGetEnforcedPowerLimit(self.gpu))
-        default = self.read("default power limit", lambda _: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(self.gpu))
-        max_clock = self.read("max clock", lambda _: pynvml.nvmlDeviceGetMaxClockInfo(self.gpu, pynvml.NVML_CLOCK_SM))
-        memory_clock = self.read(
-            "memory clock", lambda _: pynvml.nvmlDeviceGetClockInfo(self.gpu, pynvml.NVML_CLOCK_MEM)
-        )
-        facts = {
-            "name": name,
-            "product": self._product(name, gpu_memory, default),
-            "uuid": self.read("uuid", pynvml.nvmlDeviceGetUUID),
-            "mig": self.is_part,
-            "driver": self.read("driver", lambda _: pynvml.nvmlSystemGetDriverVersion()),
-            "memory_bytes": None if memory is None else int(memory.total),
-            "power_limit_watts": None if limit is None else limit / 1e3,
-            "default_power_limit_watts": None if default is None else default / 1e3,
-            "sm_clock_mhz": self.sm_clock_mhz(),
-            "max_sm_clock_mhz": max_clock,
-            "memory_clock_mhz": memory_clock,
-        }
-        return facts | {"missing": dict(self.missing)}
-
-    def _product(self, name: str | None, memory_bytes: int | None, default_limit: int | None) -> str | None:
-        """The key of `gpus.yaml`, or None with the reason."""
+        facts = {name: self.read(name) for name in FACTS} | {"product": None, "mig": self.is_part}
+        name, memory_bytes, limit = facts["name"], facts.pop("gpu_memory_bytes"), facts["default_power_limit_watts"]
         if name is None or memory_bytes is None:
             self.missing["product"] = "the driver gave no name or no memory"
-            return None
-        try:
-            return identify(name, memory_bytes, None if default_limit is None else default_limit / 1e3)
-        except ValueError as error:
-            self.missing["product"] = str(error)
-            return None
+        else:
+            try:
+                facts["product"] = identify(name, memory_bytes, limit)
+            except ValueError as error:
+                self.missing["product"] = str(error)
+        return facts | {"missing": dict(self.missing)}
 
 
 def open_device(uuid: str | None = None) -> Device:
@@ -128,9 +103,15 @@ def open_device(uuid: str | None = None) -> Device:
     """
     try:
         pynvml.nvmlInit()
-        return _device(pynvml.nvmlDeviceGetHandleByUUID(uuid or _uuid_of_torch()))
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid or _uuid_of_torch())
     except pynvml.NVMLError as error:
         raise NvmlUnavailableError(f"no NVIDIA device can be read: {error}") from None
+    try:
+        is_part = bool(pynvml.nvmlDeviceIsMigDeviceHandle(handle))
+    except pynvml.NVMLError:  # a driver or a product older than MIG
+        is_part = False
+    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
+    return Device(handle, gpu, is_part)
 
 
 def throttle_names(bits: int) -> list[str]:
@@ -155,12 +136,3 @@ def _uuid_of_torch() -> str:
     except pynvml.NVMLError:
         return f"MIG-{uuid}"
     return f"GPU-{uuid}"
-
-
-def _device(handle: Any) -> Device:
-    try:
-        is_part = bool(pynvml.nvmlDeviceIsMigDeviceHandle(handle))
-    except pynvml.NVMLError:  # a driver or a product older than MIG
-        is_part = False
-    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
-    return Device(handle, gpu, is_part)

@@ -29,7 +29,7 @@ from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.step import emit, prefill
 from specdec_lib.decoding.uniforms import Uniforms
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.machine.stopwatch import Rounds, Stopwatch, timed_as_run
+from specdec_lib.machine.stopwatch import Rounds, Stopwatch
 from specdec_lib.methods import METHODS, RULES, make_proposer
 from specdec_lib.models.pair import Pair
 
@@ -44,43 +44,22 @@ Key = tuple[str, int, int, int, float]  # the piece, and its point
 KEY = ("model", "batch_size", "context_tokens", "num_tokens", "temperature")
 
 
-def measure_step_costs(
-    pair: Pair,
-    batch_sizes: Sequence[int],
-    contexts: Sequence[int],
-    max_tokens: int = 16,
-    *,
-    methods: Sequence[str] = ("draft", "ngram"),
-    temperatures: Sequence[float] = (1.0,),
-    repetitions: int = REPETITIONS,
-) -> list[Row]:
-    """Time the pieces of a step at every batch size and context, in interleaved repetitions.
+def step_costs_in_rounds(
+    pair: Pair, watch: Stopwatch, methods: Sequence[str], points: Sequence[Point], repetitions: int = REPETITIONS
+) -> Rounds[list[Row]]:
+    """Time the pieces of a step at these points, over rows of random ids, in interleaved repetitions.
+
+    Where they are captured, all repetitions of a point are one round, because each is captured once.
 
     Args:
-        contexts: tokens of every row's prompt, random ids.
-        max_tokens: the target's passes take 1 to this many tokens.
         methods: whose proposals to time.
 
     Returns:
         One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`. `samples_ms` holds for
         every repetition the median of three times, and `ms` their geometric mean, as the times of rows are averaged.
-        "target" is a pass of the target over `num_tokens` tokens of each row, logits included; the name of a method is
-        its proposal of `num_tokens` tokens; "sampling" is everything else of a step whose pass took `num_tokens`
-        tokens: probabilities, verification or choice, and bookkeeping. `replayed` says whether they were captured and
-        replayed, as the steps of rows with the same mark.
-    """
-    points = list(itertools.product(batch_sizes, contexts, range(1, max_tokens + 1), temperatures))
-    return timed_as_run(
-        pair.target, lambda watch: step_costs_in_rounds(pair, watch, methods, points, repetitions).whole()
-    )
-
-
-def step_costs_in_rounds(
-    pair: Pair, watch: Stopwatch, methods: Sequence[str], points: Sequence[Point], repetitions: int = REPETITIONS
-) -> Rounds[list[Row]]:
-    """The same at these points, to be taken round by round, with other work in between.
-
-    What is captured is captured once, so that all repetitions of a point are one round.
+        "target" is a pass of the target over `num_tokens` tokens of each row, logits included. The name of a method is
+        its proposal of `num_tokens` tokens. "sampling" is the rest of a step whose pass took `num_tokens` tokens.
+        `replayed` says whether they were captured and replayed, as the steps of rows with the same mark.
 
     Raises:
         ValueError: a context leaves target or draft no room for these steps.
@@ -88,7 +67,7 @@ def step_costs_in_rounds(
     seen: dict[Key, list[float]] = defaultdict(list)
     too_large: set[Point] = set()
     for model, (_, context, tokens, _) in itertools.product((pair.target, pair.draft), points):
-        check_context(model, context, new_tokens(tokens))
+        check_context(model, context, 1 + tokens)
     captured = watch.graphs is not None
     if captured:
         pair.target.kept = None  # the sweep needs its captures no more, and their memory is needed here
@@ -112,17 +91,9 @@ def step_costs_in_rounds(
             for key, ms in sorted(seen.items())
         ]
 
-    rounds: list[Callable[[], None]] = []
     times, samples = (1, repetitions) if captured else (repetitions, 1)
-    for repetition in range(times):
-        order = random.Random(repetition).sample(list(points), len(points))
-        rounds += [partial(time_point, point, samples) for point in order]
-    return Rounds(rounds, rows)
-
-
-def new_tokens(tokens: int) -> int:
-    """How many tokens a call must have room for whose passes take `tokens` tokens."""
-    return 1 + tokens
+    orders = [random.Random(repetition).sample(list(points), len(points)) for repetition in range(times)]
+    return Rounds([partial(time_point, point, samples) for order in orders for point in order], rows)
 
 
 def write_step_costs(folder: Path, rows: Sequence[Row]) -> None:
@@ -133,7 +104,7 @@ def write_step_costs(folder: Path, rows: Sequence[Row]) -> None:
 def _time_point(
     pair: Pair, watch: Stopwatch, methods: Sequence[str], point: Point, samples: int
 ) -> list[tuple[Key, float]]:
-    """Seconds of each piece, `samples` times: the median over `STEPS` times, in the order of a step."""
+    """Seconds of each piece in the order of a step, `samples` times; each is a median over `STEPS` times."""
     batch, context, tokens, temperature = point
     call = _call(pair, watch, batch, context, tokens, temperature)
     called = Stopwatch(watch.device)
@@ -165,7 +136,7 @@ def _call(pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, t
     """
     target, captured = pair.target, watch.graphs is not None
     sampling = SamplingConfig(temperature=temperature)
-    positions = context + new_tokens(tokens)
+    positions = context + 1 + tokens
     capacity = round_up(positions) if captured else positions
     rows = Rows(target, batch_size=batch, capacity=capacity, width=tokens, num_stops=0)
     ids = torch.Generator().manual_seed(0)
@@ -196,7 +167,9 @@ def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Cal
             each.read_prompt(rows, start, end, features)
 
     cache = prefill(call, read_prompt)
-    rows.max_length = _bound(call)
+    rows.max_length += 1
+    if call.caches is not None:  # the bound that a captured step of the sweep has here
+        rows.max_length = min(round_up(rows.max_length + 2 * rows.width), rows.capacity) - rows.width
 
     def propose(each: Drafting) -> Proposal:
         return each.propose(rows, gamma, call.uniforms.next())
@@ -225,11 +198,3 @@ def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Cal
 
     proposals = {name: partial(propose, each) for name, each in drafting.items()}
     return {**proposals, TARGET: target_pass, SAMPLING: everything_else}
-
-
-def _bound(call: Call) -> int:
-    """The bound of the rows' lengths that a step of the sweep would have here."""
-    longest, width = call.rows.max_length + 1, call.rows.width
-    if call.caches is None:
-        return longest
-    return min(round_up(longest + 2 * width), call.rows.capacity) - width

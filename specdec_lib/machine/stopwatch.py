@@ -9,8 +9,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from specdec_lib.decoding.captured_loop import CudaGraphs, new_graphs
-from specdec_lib.models.runner import LanguageModel
+from specdec_lib.decoding.captured_loop import CudaGraphs
 
 REPLAYS = 5  # one after another, as in a sweep, where the device never waits for the host
 
@@ -24,16 +23,6 @@ class Rounds(Generic[T]):
 
     rounds: list[Callable[[], None]]
     result: Callable[[], T]
-
-    def whole(self) -> T:
-        """All of it at once."""
-        for one in self.rounds:
-            one()
-        return self.result()
-
-
-class CaptureError(Exception):
-    """A piece cannot be captured, and why."""
 
 
 class Stopwatch:
@@ -50,48 +39,31 @@ class Stopwatch:
         """Prepare a piece, which finds whatever it reads as it was each time.
 
         Raises:
-            CaptureError: it is to be captured, and cannot be.
+            RuntimeError: it is to be captured, and cannot be.
         """
         if self.graphs is None:
-            return lambda: seconds(self.device, piece)
+            return lambda: self.seconds(piece)
 
         def step() -> None:
             piece()
 
-        try:
-            self.graphs.warm_up(step)
-            replay = self.graphs.capture(step)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise CaptureError(str(error).strip().splitlines()[0]) from error
+        self.graphs.warm_up(step)
+        replay = self.graphs.capture(step)
 
         def replays() -> None:
             for _ in range(REPLAYS):
                 replay()
 
-        return lambda: seconds(self.device, replays) / REPLAYS
+        return lambda: self.seconds(replays) / REPLAYS
 
+    def seconds(self, call: Callable[[], object]) -> float:
+        """How long `call` takes with the device idle before and after."""
+        self._synchronise()
+        started = time.perf_counter()
+        call()
+        self._synchronise()
+        return time.perf_counter() - started
 
-def timed_as_run(target: LanguageModel, measure: Callable[[Stopwatch], T]) -> T:
-    """`measure` pieces as the steps of `target` are run; by calling all of them if one cannot be captured."""
-    graphs = new_graphs(target)
-    try:
-        return measure(Stopwatch(target.device, graphs))
-    except CaptureError as error:
-        print(f"pieces of a step are timed by calling them, since one cannot be captured: {error}", flush=True)
-        return measure(Stopwatch(target.device))
-
-
-def seconds(device: torch.device, call: Callable[[], object]) -> float:
-    """How long `call` takes with the device idle before and after."""
-    _synchronise(device)
-    started = time.perf_counter()
-    call()
-    _synchronise(device)
-    return time.perf_counter() - started
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

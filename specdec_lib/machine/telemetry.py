@@ -8,9 +8,8 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -21,8 +20,18 @@ from specdec_lib.machine.nvml import Device, NvmlUnavailableError, is_throttled,
 SAMPLE_SECONDS = 0.1
 ENERGY_SECONDS = 0.5  # a shorter window is mostly the counter's own step of up to 0.1 s
 UTILIZATION_SECONDS = 1.0  # the driver averages over up to a second: a shorter window shows what ran before it
+SAMPLED = ("throttle_bits", "memory_used_bytes", "sm_clock_mhz", "utilization_percent")
 NO_PEAK = "this system reports no peak: it is what the process held after the call"
 NO_RESET = "its peak cannot be reset here: it is that of the whole life of the process"
+MEMORY = (
+    *("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes"),
+    "process_peak_rss_bytes",
+)
+_SUMS = (*MEMORY, "energy_joules_per_token", "foreign_processes")
+_DRIVER_COLUMNS = (
+    *("gpu_utilization_percent", "energy_joules_per_token", "throttled", "throttle_reasons", "sm_clock_mhz"),
+    "foreign_processes",
+)
 _PROC = Path("/proc/self")
 
 Column = float | int | str | bool | None
@@ -52,23 +61,21 @@ class Telemetry:
     def __enter__(self) -> Self:
         self.peak_note = reset_peaks(self.device)
         self.samples: list[dict[str, int | None]] = []
-        self.energy_before = self.nvml.energy_millijoules() if self.nvml else None
+        self.energy_before = self.nvml.read("energy_millijoules") if self.nvml else None
         self.started = time.monotonic()
         self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._sample_until_stopped, daemon=True)
+        self.thread = threading.Thread(target=self._sample, args=[self.nvml], daemon=True)
         if self.nvml:
             self.thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.seconds = time.monotonic() - self.started
         self.stopping.set()
         if self.nvml:
             self.thread.join()
-            self.energy_after = self.nvml.energy_millijoules()
-            self.samples.append(self._sample(self.nvml))
+            self.energy_after = self.nvml.read("energy_millijoules")
+            self.samples.append({name: self.nvml.read(name) for name in SAMPLED})
 
     def columns(self, new_tokens: int) -> dict[str, Column]:
         """The telemetry columns of a row; `telemetry_note` gives the reason for each null.
@@ -77,60 +84,40 @@ class Telemetry:
             new_tokens: what the call emitted; energy is spread over these, prefill included.
         """
         notes = {"process memory": self.peak_note} if self.peak_note else {}
-        columns: dict[str, Column] = {**memory_columns(self.device)}
+        columns: dict[str, Column] = {**memory_columns(self.device), **dict.fromkeys(_DRIVER_COLUMNS)}
         if self.nvml is None:
-            notes["telemetry"] = self.unavailable
-            return columns | dict.fromkeys(_DRIVER_COLUMNS) | {"telemetry_note": _text(notes)}
+            return columns | {"telemetry_note": _text(notes | {"telemetry": self.unavailable})}
         foreign = self._foreign(self.nvml, notes)
-        bits = self._seen("throttle_bits")
-        reasons = throttle_names(functools.reduce(operator.or_, bits)) if bits else None
-        used = self._seen("memory_used_bytes")
-        columns |= {
-            "device_memory_used_bytes": max(used) if used else columns["device_memory_used_bytes"],
-            "gpu_utilization_percent": self._utilization(foreign, notes),
-            "energy_joules_per_token": self._energy(foreign, notes, new_tokens),
-            "throttled": None if reasons is None else is_throttled(reasons),
-            "throttle_reasons": ", ".join(reasons) if reasons else None,
-            "sm_clock_mhz": statistics.median_low(clocks) if (clocks := self._seen("sm_clock_mhz")) else None,
-            "foreign_processes": foreign,
-        }
-        notes = {**self.nvml.missing, **notes}
-        return columns | {"telemetry_note": _text(notes)}
+        columns["foreign_processes"] = foreign
+        if bits := self._seen("throttle_bits"):
+            reasons = throttle_names(functools.reduce(operator.or_, bits))
+            columns |= {"throttled": is_throttled(reasons), "throttle_reasons": ", ".join(reasons) or None}
+        if used := self._seen("memory_used_bytes"):
+            columns["device_memory_used_bytes"] = max(used)
+        if clocks := self._seen("sm_clock_mhz"):
+            columns["sm_clock_mhz"] = statistics.median_low(clocks)
+        shares = self._seen("utilization_percent")
+        if shares and self._is_alone("utilization", UTILIZATION_SECONDS, foreign, notes):
+            columns["gpu_utilization_percent"] = statistics.mean(shares)
+        known = self.energy_before is not None and self.energy_after is not None
+        if known and self._is_alone("energy", ENERGY_SECONDS, foreign, notes) and new_tokens > 0:
+            columns["energy_joules_per_token"] = (self.energy_after - self.energy_before) / 1e3 / new_tokens
+        return columns | {"telemetry_note": _text(self.nvml.missing | notes)}
 
-    def _sample_until_stopped(self) -> None:
-        assert self.nvml is not None
+    def _sample(self, nvml: Device) -> None:
         while not self.stopping.wait(SAMPLE_SECONDS):
-            self.samples.append(self._sample(self.nvml))
-
-    def _sample(self, nvml: Device) -> dict[str, int | None]:
-        names = ("throttle_bits", "memory_used_bytes", "sm_clock_mhz", "utilization_percent")
-        return {name: getattr(nvml, name)() for name in names}
+            self.samples.append({name: nvml.read(name) for name in SAMPLED})
 
     def _seen(self, name: str) -> list[int]:
         return [value for sample in self.samples if (value := sample[name]) is not None]
 
-    def _energy(self, foreign: int | None, notes: dict[str, str], new_tokens: int) -> float | None:
-        if self.energy_before is None or self.energy_after is None:
-            return None  # the driver's reason is in the notes
+    def _is_alone(self, name: str, least_s: float, foreign: int | None, notes: dict[str, str]) -> bool:
+        """Whether a reading is of this call, which took at least `least_s` seconds; if not, notes why."""
         if foreign:
-            notes["energy"] = "other processes ran on the device"
-        elif self.seconds < ENERGY_SECONDS:
-            notes["energy"] = f"the call took {self.seconds:.2f} s, less than the {ENERGY_SECONDS:g} s that it needs"
-        elif new_tokens > 0:
-            return (self.energy_after - self.energy_before) / 1e3 / new_tokens
-        return None
-
-    def _utilization(self, foreign: int | None, notes: dict[str, str]) -> float | None:
-        seen = self._seen("utilization_percent")
-        if not seen:
-            return None
-        if foreign:
-            notes["utilization"] = "other processes ran on the device"
-        elif self.seconds < UTILIZATION_SECONDS:
-            notes["utilization"] = f"the call took {self.seconds:.2f} s, less than {UTILIZATION_SECONDS:g} s"
-        else:
-            return sum(seen) / len(seen)
-        return None
+            notes[name] = "other processes ran on the device"
+        elif self.seconds < least_s:
+            notes[name] = f"the call took {self.seconds:.2f} s, less than the {least_s:g} s that it needs"
+        return name not in notes
 
     def _foreign(self, nvml: Device, notes: dict[str, str]) -> int | None:
         """How many other processes compute on the device.
@@ -138,33 +125,15 @@ class Telemetry:
         A container has process numbers of its own, so that this process may stand in the driver's list under another
         number: then one of the list is taken to be this one, if it uses the device at all.
         """
-        processes = nvml.process_ids()
+        processes = nvml.read("process_ids")
         if processes is None:
             return None
-        others = [process for process in processes if process != os.getpid()]
-        if len(others) < len(processes) or not torch.cuda.is_initialized():
-            return len(others)
+        if os.getpid() in processes or not torch.cuda.is_initialized():
+            return sum(process != os.getpid() for process in processes)
         if not processes:
             notes["processes"] = "the driver lists no process, not even this one"
             return None
         return len(processes) - 1
-
-
-_DRIVER_COLUMNS = (
-    "gpu_utilization_percent",
-    "energy_joules_per_token",
-    "throttled",
-    "throttle_reasons",
-    "sm_clock_mhz",
-    "foreign_processes",
-)
-
-
-MEMORY = (
-    *("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes"),
-    "process_peak_rss_bytes",
-)
-_SUMS = (*MEMORY, "energy_joules_per_token", "foreign_processes")
 
 
 def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
@@ -173,21 +142,17 @@ def of_all_devices(each: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     Bytes, joules and foreign processes are summed; utilisation is the mean, the clock the lowest. A call is throttled
     if one device was. A value that one device lacks is null.
     """
-    known = {name: [columns[name] for columns in each] for name in each[0] if name in (*_SUMS, *_DRIVER_COLUMNS)}
-    whole = {name: values for name, values in known.items() if None not in values}
-    merged: dict[str, Column] = dict.fromkeys(known)
-    merged |= {name: sum(whole[name]) for name in _SUMS if name in whole}
-    if "gpu_utilization_percent" in whole:
-        merged["gpu_utilization_percent"] = sum(whole["gpu_utilization_percent"]) / len(each)
-    if "sm_clock_mhz" in whole:
-        merged["sm_clock_mhz"] = min(whole["sm_clock_mhz"])
-    if "throttled" in whole:
-        merged["throttled"] = any(whole["throttled"])
-    reasons = [reason for text in known["throttle_reasons"] if text for reason in text.split(", ")]
-    merged["throttle_reasons"] = ", ".join(dict.fromkeys(reasons)) or None
+    merge: dict[str, Callable[[list[Any]], Any]] = dict.fromkeys(_SUMS, sum)
+    merge |= {"gpu_utilization_percent": statistics.mean, "sm_clock_mhz": min, "throttled": any}
+    values = {name: [columns[name] for columns in each] for name in merge if name in each[0]}
+    merged: dict[str, Column] = {name: None if None in found else merge[name](found) for name, found in values.items()}
+    reasons = [reason for columns in each for reason in (columns["throttle_reasons"] or "").split(", ") if reason]
     notes = [note for columns in each if (note := columns["telemetry_note"])]
     sums = f"bytes and joules are sums over {len(each)} processes"
-    return merged | {"telemetry_note": "; ".join([*dict.fromkeys(notes), sums])}
+    return merged | {
+        "throttle_reasons": ", ".join(dict.fromkeys(reasons)) or None,
+        "telemetry_note": "; ".join([*dict.fromkeys(notes), sums]),
+    }
 
 
 def reset_peaks(device: torch.device) -> str | None:
@@ -205,14 +170,14 @@ def reset_peaks(device: torch.device) -> str | None:
 
 def memory_columns(device: torch.device) -> dict[str, int | None]:
     """Bytes since the last `reset_peaks`: allocator peaks and device use on CUDA, peak resident set of the process."""
-    cuda = device.type == "cuda"
-    free, total = torch.cuda.mem_get_info(device) if cuda else (0, 0)
-    return {
-        "peak_memory_allocated_bytes": torch.cuda.max_memory_allocated(device) if cuda else None,
-        "peak_memory_reserved_bytes": torch.cuda.max_memory_reserved(device) if cuda else None,
-        "device_memory_used_bytes": total - free if cuda else None,
-        "process_peak_rss_bytes": _peak_rss() or psutil.Process().memory_info().rss,
-    }
+    columns: dict[str, int | None] = dict.fromkeys(MEMORY)
+    columns["process_peak_rss_bytes"] = _peak_rss() or psutil.Process().memory_info().rss
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        columns["peak_memory_allocated_bytes"] = torch.cuda.max_memory_allocated(device)
+        columns["peak_memory_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
+        columns["device_memory_used_bytes"] = total - free
+    return columns
 
 
 def _peak_rss() -> int | None:

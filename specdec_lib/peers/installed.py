@@ -20,7 +20,7 @@ from specdec_lib.models.pair import Pair
 from specdec_lib.peers.gguf import gguf_of
 from specdec_lib.peers.install import FOLDER, Engine, known_engines
 from specdec_lib.peers.ways import Decode, Way, settings
-from specdec_lib.study.timing import result_of_arrivals
+from specdec_lib.study.columns import result_of_arrivals
 
 LOAD_S, ANSWER_S = 900.0, 300.0  # compiling a model may take minutes
 

@@ -25,9 +25,9 @@ from specdec_lib.models.pair import EMBEDDED_DRAFTS, Pair, load_study_pair
 from specdec_lib.peers import ways as peer_ways
 from specdec_lib.peers.installed import installed_ways
 from specdec_lib.peers.ways import LOOKUP_TOKENS, Way
+from specdec_lib.study.columns import latency_columns
 from specdec_lib.study.prompts import Prompt, encode_prompts, load_prompts
 from specdec_lib.study.schema import Row
-from specdec_lib.study.timing import latency_columns
 
 FILE = "peer_rows.parquet"
 WARM_UP_TOKENS = 8

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from specdec_lib.config import StudyParams, load_params, notebook_parameters
-from specdec_lib.machine.files import write_atomically, writing
+from specdec_lib.machine.files import locked, write_atomically, writing
 from specdec_lib.report.index import CERTIFICATE, CORRECTNESS, overview_page, run_page, why_no_certificate
 from specdec_lib.report.notebooks import NOTEBOOKS, execute
 from specdec_lib.report.render import render_page
-from specdec_lib.study.lock import locked
 
 STUDY = {  # the notebooks of a run, in order, with the text of a link to each
     CORRECTNESS: "Correctness: is the output distribution untouched?",

@@ -1,15 +1,21 @@
-"""What a study consists of: settings to compare methods in, and the cells of each setting."""
+"""What a study consists of: settings to compare methods in, and their cells, in blocks that are run interleaved."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
 
 from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
 from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.study.run_folder import read_cell, whole_runs
+
+T = TypeVar("T")
 
 NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
 GIVEN = "given"  # the `verification` of cells whose acceptance is replayed
@@ -46,13 +52,6 @@ class Source:
     threads: int  # of the CPU
     prompt_set: str
     prompt_set_hash: str
-
-    def columns(self) -> dict[str, object]:
-        """The columns of a row; the rest is in the cell's id only."""
-        return {name: value for name, value in asdict(self).items() if name not in _ONLY_IN_THE_ID}
-
-
-_ONLY_IN_THE_ID = ("weights", "software", "threads", "prompt_set_hash")
 
 
 @dataclass(frozen=True)
@@ -116,14 +115,10 @@ def settings(params: StudyParams) -> list[Setting]:
         points += [(base[0], prompt, base[2]) for prompt in prompts[1:]]
         points += [(*base[:2], output) for output in outputs[1:]]
     every, headline = tuple(params.num_draft_tokens), (params.headline_num_draft_tokens,)
+    gammas = [every if point == base or params.design == "factorial" else headline for point in points]
     return [
-        Setting(
-            temperature,
-            *point,
-            num_draft_tokens=every if point == base or params.design == "factorial" else headline,
-            headline=point == base,
-        )
-        for point in points
+        Setting(temperature, *point, num_draft_tokens=gamma, headline=point == base)
+        for point, gamma in zip(points, gammas, strict=True)
         for temperature in params.temperatures
     ]
 
@@ -143,6 +138,8 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
         variants.append(("transformers", AUTOREGRESSIVE, None))
     given = tuple(params.accepted_per_step) if params.accepted_per_step else None
     rule = GIVEN if given else params.verification
+    same = {name: getattr(params, name) for name in ("top_k", "top_p", "repetitions", "seed")}
+    same |= {name: getattr(setting, name) for name in ("temperature", "batch_size", "prompt_tokens", "max_new_tokens")}
     return [
         Cell(
             source=source,
@@ -150,16 +147,52 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
             method=method,
             verification=None if gamma is None else rule,
             num_draft_tokens=gamma,
-            temperature=setting.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            batch_size=setting.batch_size,
-            prompt_tokens=setting.prompt_tokens,
-            max_new_tokens=setting.max_new_tokens,
             prompt_group=prompt_group,
-            repetitions=params.repetitions,
-            seed=params.seed,
             accepted_per_step=None if gamma is None else given,
+            **same,
         )
         for engine, method, gamma in variants
     ]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The cells of one setting and prompt group, the baseline first.
+
+    Attributes:
+        prompts: their numbers; see `prompt_groups`.
+    """
+
+    setting: Setting
+    prompts: list[int]
+    cells: list[Cell]
+
+    def missing(self, folder: Path) -> list[Cell]:
+        """The cells that `folder` does not hold yet. A cell counts only with its baseline of the same run.
+
+        Ratios are taken within one run. So a cell whose baseline died with its process is measured again.
+        """
+        rows = {cell: read_cell(folder, cell.id) for cell in self.cells}
+        runs = {cell: {row["run_id"] for row in whole_runs(rows[cell])} for cell in self.cells}
+        failed = {cell for cell in self.cells if any(row["status"] != "ok" for row in rows[cell])}
+        return [cell for cell in self.cells if cell in failed or not runs[cell] & runs[self.cells[0]]]
+
+
+def plan(params: StudyParams, source: Source) -> list[Block]:
+    """All blocks of a study; a block's number is its place in this list."""
+    return [
+        Block(setting, indices, block(params, source, setting, group))
+        for setting in settings(params)
+        for group, indices in enumerate(prompt_groups(params, setting))
+    ]
+
+
+def num_blocks(params: StudyParams) -> int:
+    """How many blocks a study has, on any device."""
+    return sum(len(prompt_groups(params, setting)) for setting in settings(params))
+
+
+def spread_evenly(sequences: Iterable[Sequence[T]]) -> list[T]:
+    """Merge sequences: each keeps its order and is spread over the whole."""
+    places = [((number + 0.5) / len(each), item) for each in sequences for number, item in enumerate(each)]
+    return [item for _, item in sorted(places, key=lambda place: place[0])]

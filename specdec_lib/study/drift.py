@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.study.schema import Row
@@ -26,7 +27,7 @@ def mark_drift(rows: Iterable[Row]) -> None:
         if row["status"] == "ok":
             blocks[tuple(row[name] for name in BLOCK)].append(row)
     for block in blocks.values():
-        changed = drifted([row for row in block if _is_baseline(row)])
+        changed = drifted(block)
         for row in block:
             row["drifted"] = changed
 
@@ -35,23 +36,13 @@ def unsteady(rows: Iterable[Row]) -> bool:
     """Whether one measurement of a block drifted, or ran throttled or together with other processes."""
     measured = [row for row in rows if row["status"] == "ok"]
     disturbed = any(row.get("throttled") or row.get("foreign_processes") for row in measured)
-    return disturbed or bool(drifted([row for row in measured if _is_baseline(row)]))
+    return disturbed or bool(drifted(measured))
 
 
-def drifted(baseline: list[Row]) -> bool | None:
-    """Of the rows of one block's baseline in one run; None if that cannot be said."""
-    long = [row for row in baseline if row["tpot_ms"] and _decode_ms(row) >= SHORTEST_MS]
-    if len(long) < 2 or len(long) < len(baseline):
+def drifted(block: Iterable[dict[str, Any]]) -> bool | None:
+    """Of the measured rows of one block in one run, by its baseline; None if that cannot be said."""
+    baseline = [row for row in block if (row["engine"], row["method"]) == ("specdec_lib", AUTOREGRESSIVE)]
+    if len(baseline) < 2 or not all(row["tpot_ms"] and sum(row["step_ms"]) >= SHORTEST_MS for row in baseline):
         return None
-    first, *_, last = sorted(long, key=lambda row: int(str(row["repetition"])))
-    return abs(math.log(float(str(last["tpot_ms"])) / float(str(first["tpot_ms"])))) > math.log(1 + LIMIT)
-
-
-def _is_baseline(row: Row) -> bool:
-    return (row["engine"], row["method"]) == ("specdec_lib", AUTOREGRESSIVE)
-
-
-def _decode_ms(row: Row) -> float:
-    step_ms = row["step_ms"]
-    assert isinstance(step_ms, list)
-    return sum(step_ms)
+    first, *_, last = sorted(baseline, key=lambda row: row["repetition"])
+    return abs(math.log(last["tpot_ms"] / first["tpot_ms"])) > math.log(1 + LIMIT)

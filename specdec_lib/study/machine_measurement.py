@@ -17,11 +17,10 @@ from specdec_lib.config import StudyParams
 from specdec_lib.decoding.captured_loop import new_graphs
 from specdec_lib.machine import calibration, calibration_file, step_costs
 from specdec_lib.machine.calibration_file import Calibration
-from specdec_lib.machine.stopwatch import Rounds, Stopwatch, timed_as_run
+from specdec_lib.machine.stopwatch import Rounds, Stopwatch
 from specdec_lib.methods import pieces
 from specdec_lib.models.pair import Pair
-from specdec_lib.study.blocks import spread_evenly
-from specdec_lib.study.cells import NATURAL_PROMPT
+from specdec_lib.study.cells import NATURAL_PROMPT, spread_evenly
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.schema import Row
 from specdec_lib.study.workers import heartbeat
@@ -30,8 +29,6 @@ MAX_TOKENS = 16
 KEY_FILE = "machine.key"  # a hash of what determined the two files
 PROTOCOL = 3  # how they are measured: files of another protocol are measured again
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
-
-Measured = tuple[Calibration | None, list[Row]]  # the latter the costs of a step
 
 
 class MachineMeasurement:
@@ -47,8 +44,9 @@ class MachineMeasurement:
         self.key = hashlib.sha256(" ".join(map(str, facts)).encode()).hexdigest()
         known = runner.folder / KEY_FILE
         self.needed = runner.team.decide(lambda: not known.exists() or known.read_text(encoding="utf-8") != self.key)
-        self.failure: str | None = None
-        self.parts: Rounds[Measured] | None = None
+        self.failed = False
+        self.costs: Rounds[list[Row]] | None = None
+        self.calibration: Rounds[Calibration] | None = None
         self.taken = 0
 
     def take(self, share: float) -> None:
@@ -61,8 +59,7 @@ class MachineMeasurement:
         self._try(self._finish)
 
     def _try(self, measure: Callable[[], None]) -> None:
-        """Unless it is needless or something failed before."""
-        if self.failure or not self.needed:
+        if self.failed or not self.needed:
             return
         runner = self.runner
         if runner.team.leads:
@@ -70,39 +67,34 @@ class MachineMeasurement:
         try:
             measure()
         except Exception as error:  # noqa: BLE001 - out of memory or anything else
-            self.failure = f"{type(error).__name__}: {error}"
-            runner.team.check(self.failure)
-            leave_unmeasured(runner.folder, self.failure)
+            self.failed = True
+            reason = f"{type(error).__name__}: {error}"
+            runner.team.check(reason)
+            leave_unmeasured(runner.folder, reason)
 
     def _take(self, share: float) -> None:
-        if self.parts is None:
-            self.parts = self._rounds(Stopwatch(self.pair.target.device))
-        due = math.ceil(share * len(self.parts.rounds))
-        for one in self.parts.rounds[self.taken : due]:
+        """The rounds up to this share; those of calibration and of costs are each spread over the whole."""
+        if self.costs is None:
+            watch = Stopwatch(self.pair.target.device, new_graphs(self.pair.target))
+            self.costs = _step_costs(self.params, self.pair, watch)
+            if self.runner.team.size == 1:
+                self.calibration = calibration.calibration_in_rounds(self.pair, watch)
+        rounds = spread_evenly([each.rounds for each in (self.calibration, self.costs) if each])
+        due = math.ceil(share * len(rounds))
+        for one in rounds[self.taken : due]:
             one()
         self.taken = due
 
     def _finish(self) -> None:
-        if self.parts is None:
-            calibrated, costs = timed_as_run(self.pair.target, lambda watch: self._rounds(watch).whole())
-        else:
-            self._take(1.0)
-            calibrated, costs = self.parts.result()
+        self._take(1.0)
         folder = self.runner.folder
-        if self.runner.team.leads:
-            (folder / calibration_file.FILE).unlink(missing_ok=True)
-            if calibrated is not None:
-                calibration_file.write_calibration(folder, calibrated)
-            step_costs.write_step_costs(folder, costs)
-            (folder / KEY_FILE).write_text(self.key, encoding="utf-8")
-
-    def _rounds(self, watch: Stopwatch) -> Rounds[Measured]:
-        """Calibration and costs of a step, each spread over the whole."""
-        costs = _step_costs(self.params, self.pair, watch)
-        if self.runner.team.size > 1:
-            return Rounds(costs.rounds, lambda: (None, costs.result()))
-        calibrated = calibration.calibration_in_rounds(self.pair, watch)
-        return Rounds(spread_evenly([calibrated.rounds, costs.rounds]), lambda: (calibrated.result(), costs.result()))
+        if self.costs is None or not self.runner.team.leads:
+            return
+        (folder / calibration_file.FILE).unlink(missing_ok=True)
+        if self.calibration:
+            calibration_file.write_calibration(folder, self.calibration.result())
+        step_costs.write_step_costs(folder, self.costs.result())
+        (folder / KEY_FILE).write_text(self.key, encoding="utf-8")
 
 
 def leave_unmeasured(folder: Path, reason: str) -> None:
@@ -118,8 +110,8 @@ def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> Rounds[lis
 
     Contexts are those halfway through the first output, where the sweep's steps are on average.
     """
+    room = min(pair.target.context_length, pair.draft.context_length) - 1 - MAX_TOKENS
     contexts = sorted({(tokens or NATURAL_PROMPT) + params.max_new_tokens[0] // 2 for tokens in params.prompt_tokens})
-    room = min(pair.target.context_length, pair.draft.context_length) - step_costs.new_tokens(MAX_TOKENS)
     contexts = [tokens for tokens in contexts if tokens <= room]
     first, *others = params.batch_sizes
     sparse = sorted({*SPARSE, *(gamma + 1 for gamma in params.num_draft_tokens if gamma < MAX_TOKENS)})

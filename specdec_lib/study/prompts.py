@@ -43,16 +43,22 @@ def load_prompts(name: str) -> list[Prompt]:
     entries = [json.loads(line) for line in _path(name).read_text(encoding="utf-8").splitlines()]
     paragraphs = [entry["text"] for entry in entries if entry["category"] == PASSAGE]
     prompts = [entry for entry in entries if entry["category"] != PASSAGE]
-    return [Prompt(**entry, passage=_starting_at(paragraphs, i)) for i, entry in enumerate(prompts)]
+    starts = [number % max(len(paragraphs), 1) for number in range(len(prompts))]
+    passages = ["\n\n".join(paragraphs[start:] + paragraphs[:start]) for start in starts]
+    return [Prompt(**entry, passage=passage) for entry, passage in zip(prompts, passages, strict=True)]
 
 
 def prompt_set_hash(name: str) -> str:
-    """SHA-256 of the prompt set, in hexadecimal: part of what determines a cell.
-
-    Raises:
-        ValueError: no such prompt set; names those there are.
-    """
+    """SHA-256 of the prompt set, in hexadecimal: part of what determines a cell."""
     return hashlib.sha256(_path(name).read_bytes()).hexdigest()
+
+
+def _path(name: str) -> Path:
+    path = FOLDER / f"{name}.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
+        raise ValueError(f"no prompt set {name!r}: choose one of {known}")
+    return path
 
 
 def encode_prompts(
@@ -71,9 +77,27 @@ def encode_prompts(
     """
     if prompt_tokens < 0:
         raise ValueError(f"prompt_tokens is {prompt_tokens}: give 0 for the prompts as they are or a positive length")
+    template, opening = tokenizer.chat_template, {"add_special_tokens": tokenizer.chat_template is None}
+
+    def rendered(text: str) -> str:  # what the model reads when a user says it, up to where the answer begins
+        messages = [{"role": "user", "content": text}]
+        if template is None:
+            return text
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
     if prompt_tokens == 0:
-        return [_tensor(_template_ids(tokenizer, _rendered(tokenizer, prompt.text))) for prompt in prompts]
-    return [_tensor(_cut(prompt, tokenizer, prompt_tokens)) for prompt in prompts]
+        return [torch.tensor(tokenizer(rendered(prompt.text), **opening)["input_ids"]) for prompt in prompts]
+    before, after = rendered(TASK + PLACE).split(PLACE)
+    head = list(tokenizer(before, **opening)["input_ids"])
+    tail = list(tokenizer(after, add_special_tokens=False)["input_ids"])
+    passages = [tokenizer(prompt.passage, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    around = len(head) + len(tail)
+    if prompt_tokens <= around:
+        reason = f"give at least {around + 1}, which the chat template and task need"
+        raise ValueError(f"prompt_tokens is {prompt_tokens}: {reason}")
+    if prompt_tokens > (most := around + min(map(len, passages))):
+        raise ValueError(f"prompt_tokens is {prompt_tokens}: give at most {most}, or add passages to the prompt set")
+    return [torch.tensor([*head, *passage[: prompt_tokens - around], *tail]) for passage in passages]
 
 
 def study_prompts(
@@ -122,61 +146,8 @@ def random_prompts(vocab_size: int, count: int, prompt_tokens: int, generator: t
     """Random token ids for models without a tokenizer: `count` 1-D int64 tensors.
 
     Args:
-        vocab_size: ids are drawn from 0..vocab_size - 1.
-        count: how many prompts.
         prompt_tokens: the length of each; 0 for ragged lengths from 3 to 9.
-        generator: makes the result reproducible.
     """
     shortest, longest = (prompt_tokens, prompt_tokens) if prompt_tokens else RAGGED
     lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
     return [torch.randint(vocab_size, (length,), generator=generator) for length in lengths]
-
-
-def _path(name: str) -> Path:
-    path = FOLDER / f"{name}.jsonl"
-    if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
-        raise ValueError(f"no prompt set {name!r}: choose one of {known}")
-    return path
-
-
-def _starting_at(paragraphs: list[str], start: int) -> str:
-    start %= max(len(paragraphs), 1)
-    return "\n\n".join(paragraphs[start:] + paragraphs[:start])
-
-
-def _rendered(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> str:
-    """What the model reads when a user says `text`, up to where the answer begins."""
-    if tokenizer.chat_template is None:
-        return text
-    messages = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
-def _cut(prompt: Prompt, tokenizer: transformers.PreTrainedTokenizerBase, prompt_tokens: int) -> list[int]:
-    before, after = _rendered(tokenizer, TASK + PLACE).split(PLACE)
-    head, tail = _template_ids(tokenizer, before), _ids(tokenizer, after)
-    room = prompt_tokens - len(head) - len(tail)
-    if room < 1:
-        least = len(head) + len(tail) + 1
-        raise ValueError(
-            f"prompt_tokens is {prompt_tokens}: give at least {least}, which the chat template and task need"
-        )
-    passage = _ids(tokenizer, prompt.passage)
-    if len(passage) < room:
-        most = len(head) + len(tail) + len(passage)
-        raise ValueError(f"prompt_tokens is {prompt_tokens}: give at most {most}, or add passages to the prompt set")
-    return head + passage[:room] + tail
-
-
-def _template_ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that opens a prompt; a chat template holds its special tokens already."""
-    return _ids(tokenizer, text, add_special_tokens=tokenizer.chat_template is None)
-
-
-def _ids(tokenizer: transformers.PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = False) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
-
-
-def _tensor(ids: list[int]) -> torch.Tensor:
-    return torch.tensor(ids, dtype=torch.int64)

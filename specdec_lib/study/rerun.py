@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from specdec_lib.config import params_of_run
 from specdec_lib.machine.environment import check_device
 from specdec_lib.models.pair import load_study_pair
-from specdec_lib.study.cell_files import read_cell
-from specdec_lib.study.cells import Cell
-from specdec_lib.study.decode_cell import decode_cell, fingerprint
-from specdec_lib.study.environment_file import read_environment
+from specdec_lib.study.cells import Block, Cell
+from specdec_lib.study.columns import fingerprint
+from specdec_lib.study.decode_cell import decode_cell
+from specdec_lib.study.run_folder import read_cell, read_environment
 from specdec_lib.study.runner import BlockRunner
-from specdec_lib.study.schema import Row
 
 MATCHED = (
     *("engine", "method", "verification", "num_draft_tokens", "temperature", "top_k", "top_p", "batch_size"),
     *("prompt_tokens", "max_new_tokens", "prompt_group"),
-)
+)  # what tells the cells of a study apart, also on a machine where they have other ids
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,6 @@ def rerun(folder: Path, cell_id: str, *, alone: bool = False) -> Rerun:
     """Decode all repetitions of a cell again, without the rest of the sweep, and compare the tokens; writes nothing.
 
     Args:
-        folder: of the run.
         alone: decode each row of the batch by itself, instead of all rows together.
 
     Raises:
@@ -82,46 +76,19 @@ def rerun(folder: Path, cell_id: str, *, alone: bool = False) -> Rerun:
             f"the rows of {cell_id} share their random numbers or acceptance: run it again without --alone"
         )
     runner = BlockRunner(params, folder, load_study_pair(params))
-    cell, prompts = _find(runner, rows[0])
-    changed = _changed(facts.get("source", {}), asdict(runner.source))
+    cells: list[tuple[Block, Cell]] = [(block, cell) for block in runner.blocks for cell in block.cells]
+    block, cell = next(pair for pair in cells if all(getattr(pair[1], name) == rows[0][name] for name in MATCHED))
+    prompts = [runner.prompts[block.setting][number][1] for number in block.prompts]
+    whole = list(range(len(prompts)))
     different = []
     for row in rows:
-        found = _fingerprint(runner, cell, prompts, int(str(row["seed"])), alone=alone)
+        found: list[str] = []
+        for batch in [[place] for place in whole] if alone else [whole]:
+            given = {"max_new_tokens": cell.max_new_tokens, "seed": int(str(row["seed"]))}
+            result = decode_cell(runner.pair, cell, [prompts[place] for place in batch], **given, rows=batch)
+            found += fingerprint(result.tokens).split()
         for place, (one, other) in enumerate(zip(found, str(row["tokens_sha256"]).split(), strict=True)):
             different += [f"repetition {row['repetition']} row {place}"] * (one != other)
+    before, now = facts.get("source", {}), asdict(runner.source)
+    changed = [f"{name} from {before[name]} to {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     return Rerun(cell_id, len(rows) * len(prompts), different, changed)
-
-
-def _find(runner: BlockRunner, row: Row) -> tuple[Cell, list[torch.Tensor]]:
-    """The cell that this row was of, and its prompts. Its id is another one if anything changed on the machine."""
-    for block in runner.blocks:
-        for cell in block.cells:
-            if all(getattr(cell, name) == row[name] for name in MATCHED):
-                return cell, [runner.prompts[block.setting][index][1] for index in block.prompts]
-    raise ValueError(f"the params of the run have no cell {row['cell_id']}: the file and environment.json disagree")
-
-
-def _fingerprint(
-    runner: BlockRunner, cell: Cell, prompts: Sequence[torch.Tensor], seed: int, *, alone: bool
-) -> list[str]:
-    """One for each row of the cell."""
-    batches = [[row] for row in range(len(prompts))] if alone else [list(range(len(prompts)))]
-    found = []
-    for rows in batches:
-        result = decode_cell(
-            runner.pair,
-            cell,
-            [prompts[row] for row in rows],
-            max_new_tokens=cell.max_new_tokens,
-            seed=seed,
-            rows=rows,
-        )
-        found += fingerprint(result.tokens).split()
-    return found
-
-
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What determines a cell's numbers and differs."""
-    return [
-        f"{name} from {before[name]} to {now[name]}" for name in now if name in before and before[name] != now[name]
-    ]

@@ -26,15 +26,13 @@ from specdec_lib.machine.environment import device_name
 from specdec_lib.machine.telemetry import MEMORY, Telemetry
 from specdec_lib.models import host_memory
 from specdec_lib.models.pair import Pair
-from specdec_lib.study.blocks import Block, plan, spread_evenly
-from specdec_lib.study.cell_files import read_cell, whole_runs, write_cell
-from specdec_lib.study.cells import Cell, Source
-from specdec_lib.study.columns import counter_columns, identity_columns
+from specdec_lib.study.cells import Block, Cell, Source, plan, spread_evenly
+from specdec_lib.study.columns import counter_columns, identity_columns, latency_columns
 from specdec_lib.study.decode_cell import decode_cell
 from specdec_lib.study.drift import unsteady
 from specdec_lib.study.prompts import Encoded, prompt_set_hash, study_prompts
+from specdec_lib.study.run_folder import read_cell, whole_runs, write_cell
 from specdec_lib.study.schema import Row
-from specdec_lib.study.timing import latency_columns
 from specdec_lib.study.workers import heartbeat
 from specdec_lib.study.workers.team import Team, merge_ranks
 
@@ -110,9 +108,7 @@ class BlockRunner:
         shown = self.team.leads and bool(sys.stderr.isatty() or os.environ.get(TERMINAL))
         done, started = 0, time.monotonic()
         with tqdm(total=to_do, unit="cell", disable=not shown) as progress:
-            for this, cells in zip(chosen, missing, strict=True):
-                if not cells:
-                    continue
+            for this, cells in [(b, cells) for b, cells in zip(chosen, missing, strict=True) if cells]:
                 self._run_block(this, cells, skip)
                 done += len(cells)
                 progress.update(len(cells))
@@ -154,7 +150,6 @@ class BlockRunner:
         return rows
 
     def _row(self, cell: Cell, repetition: int, prompts: list[Encoded]) -> Row:
-        """Run one repetition of a cell; a failure is a row too."""
         row = self._begin(cell, repetition, prompts)
         columns = self._columns(cell, repetition, prompts)
         self.team.check(columns.get("error"))
@@ -216,8 +211,7 @@ class BlockRunner:
     def _release_memory(self) -> None:
         """Give back the memory that allocators hold for what comes next."""
         host_memory.give_back()
-        if self.pair.target.device.type == "cuda":
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing where CUDA was not started
 
     def _decode(self, cell: Cell, prompts: list[torch.Tensor], max_new_tokens: int, seed: int) -> DecodeResult:
         return decode_cell(self.pair, cell, prompts, max_new_tokens=max_new_tokens, seed=seed)

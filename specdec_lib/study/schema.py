@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,16 +14,8 @@ TEXT, INTEGER, NUMBER, BOOLEAN = "text", "integer", "number", "boolean"
 INTEGERS, NUMBERS = "list of integers", "list of numbers"
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column.
-
-    Attributes:
-        type: one of the six types above.
-        unit: of its numbers; empty where there is none.
-        meaning: one line.
-        nullable: whether a row may leave it undefined.
-    """
+class Column(NamedTuple):
+    """One column: its type is one of the six above, and `nullable` says whether a row may leave it undefined."""
 
     name: str
     type: str
@@ -121,5 +112,5 @@ def data_dictionary() -> pd.DataFrame:
     """The columns as a table for readers: column, type, unit, meaning, and whether it may be null."""
     import pandas as pd
 
-    rows = [(each.name, each.type, each.unit, each.meaning, each.nullable) for each in COLUMNS]
-    return pd.DataFrame(rows, columns=["column", "type", "unit", "meaning", "may be null"])
+    table = pd.DataFrame(COLUMNS).rename(columns={"name": "column", "nullable": "may be null"})
+    return table[["column", "type", "unit", "meaning", "may be null"]]

@@ -6,19 +6,14 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from specdec_lib.config import StudyParams, params_of_run
 from specdec_lib.hardware.catalog import price
-from specdec_lib.machine.files import writing
-from specdec_lib.study import environment_file
-from specdec_lib.study.blocks import plan
-from specdec_lib.study.cell_files import cells_on_disk, remove_temporary_files
-from specdec_lib.study.cells import Source
-from specdec_lib.study.environment_file import read_environment
-from specdec_lib.study.lock import locked
+from specdec_lib.machine.files import locked, now, writing
+from specdec_lib.study.cells import Source, plan
+from specdec_lib.study.run_folder import ENVIRONMENT, add_facts, read_environment
 from specdec_lib.study.table import FILE, read_results, write_results
 
 LOCK = "sweep"
@@ -29,12 +24,10 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Run every cell of the study that `folder` does not hold yet, and return the table of all of them.
 
-    A finished study is only read, without weights, device or compiler; see `is_finished`.
-
-    Cells run in a worker process, which loads the weights once. What kills it costs the cell that it was in, which
-    leaves a failed row, and the sweep goes on. With `SPECDEC_CLUSTER` set to a Ray cluster's address, each of its
-    devices of the wanted type has such a worker. Also writes `environment.json`, `step_costs.json`, `calibration.json`
-    and `transcripts.json`.
+    A finished study is only read, without weights, device or compiler. Cells run in a worker process, which loads the
+    weights once; what kills it costs one cell, which leaves a failed row. With `SPECDEC_CLUSTER` set to a Ray cluster's
+    address, each of its devices of the wanted type has such a worker. Also writes `environment.json`,
+    `step_costs.json`, `calibration.json` and `transcripts.json`.
 
     Args:
         limit_s: the longest that one repetition of a cell may take; by default ten minutes and two seconds per token.
@@ -66,7 +59,7 @@ def run_sweep_here(params: StudyParams, folder: Path) -> pd.DataFrame:
 
     with _exclusively(params, folder):
         work(WorkerTask(params, folder))
-        environment_file.stamp_end(folder, read_environment(folder)["run_id"])
+        add_facts(folder, read_environment(folder)["run_id"], ended=now())
         heartbeat.remove_heartbeat(folder)
         return gather(params, folder)
 
@@ -81,21 +74,18 @@ def is_finished(params: StudyParams, folder: Path) -> bool:
     if not facts.get("ended") or not (folder / FILE).exists():
         return False
     try:
-        same = params_of_run(facts, environment_file.FILE) == params
+        if params_of_run(facts, ENVIRONMENT) != params:
+            return False
     except ValueError:
         return False
-    return same and (facts.get("complete", True) or not _can_measure_here(params, facts))
-
-
-def _can_measure_here(params: StudyParams, facts: dict[str, Any]) -> bool:
-    """Whether this may be the device of the run; on a GPU the worker looks closer."""
+    if facts.get("complete", True):
+        return True
     import torch
 
     from specdec_lib.machine.environment import device_name
 
-    if params.device == "cuda":
-        return torch.cuda.is_available()
-    return device_name("cpu") == facts["device_name"]
+    here = torch.cuda.is_available() if params.device == "cuda" else device_name("cpu") == facts["device_name"]
+    return not here  # on a GPU the worker checks more
 
 
 def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
@@ -104,16 +94,16 @@ def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
     Which cells are the study's depends on the machine that the latest run in `environment.json` found. Cells of other
     params, weights, versions or devices stay on disk for whoever goes back to these; they are counted and left out.
     """
+    from specdec_lib.study.machine_measurement import KEY_FILE  # loads PyTorch
+
     facts = read_environment(folder)
     ids = [cell.id for block in plan(params, Source(**facts["source"])) for cell in block.cells]
-    if others := len(cells_on_disk(folder) - set(ids)):
+    if others := len({path.stem for path in folder.glob("cells/*.json")} - set(ids)):
         print(f"{others} cells of other params, weights, versions or devices are kept, out of the table", flush=True)
-    from specdec_lib.study.machine_measurement import KEY_FILE
-
     rows = write_results(folder, ids, price(params.price).times(params.num_devices).usd_per_hour)
     all_ok = set(rows["cell_id"]) == set(ids) and bool((rows["status"] == "ok").all())
     complete = all_ok and (folder / KEY_FILE).exists()
-    environment_file.add_facts(folder, facts["run_id"], cells_of_other_studies=others, complete=complete)
+    add_facts(folder, facts["run_id"], cells_of_other_studies=others, complete=complete)
     return rows
 
 
@@ -134,5 +124,6 @@ def _exclusively(params: StudyParams, folder: Path) -> Iterator[None]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, LOCK):
-            remove_temporary_files(folder)
+            for path in (*folder.glob("*.tmp"), *folder.glob("cells/*.tmp")):  # of processes that were killed
+                path.unlink(missing_ok=True)
             yield

@@ -10,26 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from specdec_lib.hardware.catalog import usd_per_million_tokens
-from specdec_lib.study.cell_files import read_cell
 from specdec_lib.study.drift import mark_drift
+from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.schema import BOOLEAN, COLUMNS, INTEGER, INTEGERS, NUMBER, NUMBERS, TEXT, Row, check_columns
 
 FILE = "results.parquet"
-_ARROW = {
-    TEXT: pa.string(),
-    INTEGER: pa.int64(),
-    NUMBER: pa.float64(),
-    BOOLEAN: pa.bool_(),
-    INTEGERS: pa.list_(pa.int64()),
-    NUMBERS: pa.list_(pa.float64()),
-}
-_NULLABLE = {
-    pa.string(): pd.StringDtype(),
-    pa.int64(): pd.Int64Dtype(),
-    pa.float64(): pd.Float64Dtype(),
-    pa.bool_(): pd.BooleanDtype(),
-}
-SCHEMA = pa.schema([pa.field(each.name, _ARROW[each.type], nullable=each.nullable) for each in COLUMNS])
+_ARROW = {TEXT: pa.string(), INTEGER: pa.int64(), NUMBER: pa.float64(), BOOLEAN: pa.bool_()}
+_LISTS = {INTEGERS: pa.list_(pa.int64()), NUMBERS: pa.list_(pa.float64())}
+_PANDAS = {TEXT: pd.StringDtype(), INTEGER: pd.Int64Dtype(), NUMBER: pd.Float64Dtype(), BOOLEAN: pd.BooleanDtype()}
+_NULLABLE = {_ARROW[kind]: dtype for kind, dtype in _PANDAS.items()}
+SCHEMA = pa.schema([pa.field(each.name, (_ARROW | _LISTS)[each.type], nullable=each.nullable) for each in COLUMNS])
 
 
 def write_results(folder: Path, cell_ids: list[str], usd_per_hour: float) -> pd.DataFrame:
@@ -58,7 +48,7 @@ def as_table(rows: Iterable[Row]) -> pa.Table:
     """
     rows = list(rows)
     check_columns({name for row in rows for name in row})
-    return pa.table({name: [row.get(name) for row in rows] for name in SCHEMA.names}, schema=SCHEMA)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def read_results(folder: Path) -> pd.DataFrame:

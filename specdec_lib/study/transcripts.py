@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,8 +22,7 @@ from specdec_lib.study.workers import heartbeat
 
 FILE = "transcripts.json"
 MOST = 2  # transcripts
-MAX_NEW_TOKENS = 40
-WARM_UP_TOKENS = 4
+MAX_NEW_TOKENS, WARM_UP_TOKENS = 40, 4
 TITLE_LENGTH = 160
 
 
@@ -35,18 +35,13 @@ def measure_transcripts(runner: BlockRunner) -> None:
         return
     heartbeat.write_heartbeat(runner.folder, heartbeat.MACHINE, runner.run_id)
     try:
-        write_transcripts(runner.folder, example_transcripts(runner.pair, runner.params))
-    except OSError:
-        raise
+        found = example_transcripts(runner.pair, runner.params)
     except Exception as error:  # noqa: BLE001 - out of memory or anything else
         (runner.folder / FILE).unlink(missing_ok=True)
         print(f"no transcripts: {type(error).__name__}: {error}", flush=True)
-
-
-def write_transcripts(folder: Path, transcripts: list[Transcript]) -> None:
-    """Write `transcripts.json` into a run's folder."""
-    facts = {"evidence": "measured", "transcripts": [asdict(each) for each in transcripts]}
-    write_atomically(folder / FILE, json.dumps(facts) + "\n")
+        return
+    facts = {"evidence": "measured", "transcripts": [asdict(each) for each in found]}
+    write_atomically(runner.folder / FILE, json.dumps(facts) + "\n")
 
 
 def prompt_ids(pair: Pair, text: str, seed: int = 0) -> torch.Tensor:
@@ -70,27 +65,21 @@ def example_transcripts(pair: Pair, params: StudyParams) -> list[Transcript]:
 
 
 def _transcript(pair: Pair, params: StudyParams, prompt: Prompt, max_new_tokens: int) -> Transcript:
-    sampling = SamplingConfig(max(params.temperatures), params.top_k, params.top_p)
     prompts = [prompt_ids(pair, prompt.text, params.seed)]
     recording = Recording(RULES[params.verification].load())
+    given: dict[str, Any] = {"sampling": SamplingConfig(max(params.temperatures), params.top_k, params.top_p)}
     result = speculative_decode(
         pair.target,
         make_proposer(params.methods[0], pair),
         prompts,
         max_new_tokens=max_new_tokens,
         num_draft_tokens=params.headline_num_draft_tokens,
-        sampling=sampling,
         generator=torch.Generator().manual_seed(params.seed),
         stop_token_ids=pair.stop_token_ids,
         verification=recording,
+        **given,
     )
-    baseline = autoregressive_decode(
-        pair.target,
-        prompts,
-        max_new_tokens=len(result.tokens[0]),
-        sampling=sampling,
-        generator=torch.Generator().manual_seed(params.seed),
-    )
-    text = " ".join(prompt.text.split())
-    shown = text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…"
-    return transcript(result, pair.tokenizer, recording, baseline, title=f"{prompt.category}: {shown}")
+    given |= {"max_new_tokens": len(result.tokens[0]), "generator": torch.Generator().manual_seed(params.seed)}
+    baseline = autoregressive_decode(pair.target, prompts, **given)
+    title = f"{prompt.category}: {textwrap.shorten(prompt.text, TITLE_LENGTH, placeholder='…')}"
+    return transcript(result, pair.tokenizer, recording, baseline, title=title)

@@ -13,7 +13,7 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.study.timing import Arrival, result_of_arrivals
+from specdec_lib.study.columns import Arrival, result_of_arrivals
 
 
 class _Clock(StoppingCriteria):
@@ -53,7 +53,8 @@ def transformers_decode(
     longest = max(map(len, prompts))
     ids = torch.stack([torch.nn.functional.pad(prompt, (longest - len(prompt), 0)) for prompt in prompts])
     mask = torch.stack([(torch.arange(longest) >= longest - len(prompt)).long() for prompt in prompts])
-    chosen = {"do_sample": False} if sampling.temperature == 0 else _sampled(sampling)
+    drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    chosen = {"do_sample": True, **drawn} if sampling.temperature else {"do_sample": False}
     settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=None, pad_token_id=0, **chosen)
     devices = [target.device] if target.device.type == "cuda" else []
     model = target.model
@@ -77,7 +78,3 @@ def transformers_decode(
     made = output.shape[1] - longest
     assert made == max_new_tokens, f"generate made {made} of {max_new_tokens} tokens"
     return result_of_arrivals(list(output[:, longest:].cpu()), clock.arrivals)
-
-
-def _sampled(sampling: SamplingConfig) -> dict[str, object]:
-    return {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from measured import calibrate
 from synthetic_rows import synthetic_rows
 from transformers import AutoConfig
 
@@ -14,7 +15,7 @@ from specdec_lib.analysis.cost_model.calibrated import AIM, CalibrationErrors, c
 from specdec_lib.analysis.cost_model.machine import BYTES, Machine, step_costs
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.machine import calibration as calibration_module
-from specdec_lib.machine.calibration import attention_rates, calibrate, products
+from specdec_lib.machine.calibration import attention_rates, products
 from specdec_lib.machine.calibration_file import Calibration, read_calibration, write_calibration
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shape import ModelShape, known_shape
@@ -305,8 +306,8 @@ def test_attention_is_measured_from_what_longer_contexts_cost():
     batch = calibration_module.ATTENTION_BATCH
     seconds = {(m, c): 5e-3 + batch * c * (3 + m) * 1e-9 for m in (1, 4) for c in (64, 576)}
     rates, shape = attention_rates(target, seconds), ModelShape.of(target)
-    assert rates.cache_bytes_per_second == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
-    assert rates.operations_per_second == pytest.approx(shape.attention_operations(1) / 1e-9)
+    assert rates["cache_bytes_per_second"] == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
+    assert rates["attention_operations_per_second"] == pytest.approx(shape.attention_operations(1) / 1e-9)
 
 
 def test_four_bits_in_groups_carry_their_scales():

@@ -24,7 +24,7 @@ from specdec_lib.decoding.uniforms import seeded_table
 from specdec_lib.methods import RULES
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.toy import toy_draft, toy_model
-from specdec_lib.study.given_acceptance import GivenAcceptance
+from specdec_lib.study.decode_cell import GivenAcceptance
 
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6, 5, 3, 5, 8, 9, 7, 9])]
 OTHERS = [torch.tensor([2, 7]), torch.tensor([1, 8, 2, 8]), torch.tensor([1])]

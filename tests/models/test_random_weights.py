@@ -13,7 +13,7 @@ from specdec_lib.config import SamplingConfig, load_params, validate_params
 from specdec_lib.models.checkpoints import config_of
 from specdec_lib.models.pair import check_study_pair, load_pair, load_study_pair
 from specdec_lib.models.presets import PRESETS
-from specdec_lib.study.given_acceptance import GivenAcceptance
+from specdec_lib.study.decode_cell import GivenAcceptance
 from specdec_lib.study.sweep import run_sweep_here
 
 SHAPE = {

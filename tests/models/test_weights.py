@@ -13,7 +13,6 @@ from specdec_lib.models import pair
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import PRESETS, checkpoints_of
 from specdec_lib.models.weights import fetch_weights, sha256, weight_files
-from specdec_lib.study.environment_file import changed_files, write_environment
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOADS = r"(partial\()?[\w.]+\.from_pretrained\b"  # called, or kept to be called
@@ -101,11 +100,3 @@ def test_no_code_of_a_hub_is_ever_run():
 def test_nothing_is_unpickled(name):
     for path in SOURCES:
         assert not re.search(rf"\b{re.escape(name)}\b", path.read_text()), path
-
-
-def test_weights_that_changed_since_the_last_run_of_a_study_are_named(tmp_path):
-    """What becomes of its cells stands in test_faults_on_disk."""
-    write_environment(tmp_path, {"files": {"target/a": "1", "draft/a": "2"}}, run_id="run")
-    assert changed_files(tmp_path, {"target/a": "1", "draft/a": "2"}) == []
-    assert changed_files(tmp_path, {"target/a": "1", "draft/a": "3", "draft/b": "4"}) == ["draft/a", "draft/b"]
-    assert changed_files(tmp_path / "new", {"target/a": "1"}) == []

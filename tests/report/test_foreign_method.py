@@ -45,7 +45,7 @@ def test_a_registered_method_is_certified_measured_and_shown_like_any_other(plug
     pages = {page.stem: page.read_text(encoding="utf-8") for page in (folder / "reports").iterdir()}
     assert pages.keys() == {"01_correctness", "02_latency_sweep", "03_cost_analysis"}
     assert all(label in page for page in pages.values())
-    waterfall = re.search(r'alt="From the formula[^"]*"', pages["02_latency_sweep"])
+    waterfall = re.search(r'alt="From formula[^"]*"', pages["02_latency_sweep"])
     assert waterfall
     assert label in waterfall[0]
     assert f"{label}, γ = 4" in index.read_text(encoding="utf-8")

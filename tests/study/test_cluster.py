@@ -1,5 +1,6 @@
 """A study on a Ray cluster: machines of two declared types, all of them here; one is killed, and a worker."""
 
+import json
 import os
 import signal
 import sys
@@ -11,11 +12,10 @@ import pytest
 from toy_sweep import cells_in, determined, toy_params
 
 from specdec_lib.config import load_params
-from specdec_lib.study.environment_file import read_environment
+from specdec_lib.study.run_folder import read_environment
 from specdec_lib.study.sweep import gather, run_sweep_here
 from specdec_lib.study.workers import cluster
-from specdec_lib.study.workers.cluster import Device, run_blocks_on_cluster
-from specdec_lib.study.workers.cluster_task import GroupTask, Report, code_hash, run_group
+from specdec_lib.study.workers.cluster import Device, GroupTask, adopt, code_hash, run_blocks_on_cluster, run_group
 from specdec_lib.study.workers.supervisor import COMMAND
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: make cluster installs it")
@@ -94,8 +94,9 @@ def test_a_killed_machine_and_a_killed_worker_lose_nothing(nodes, params, tmp_pa
     assert determined(gather(params, tmp_path)).equals(determined(run_sweep_here(params, tmp_path / "home")))
     assert finished.items() <= cells_in(tmp_path).items(), "nothing finished was run again"
     assert {"calibration.json", "step_costs.json", "machine.key"} <= {path.name for path in tmp_path.iterdir()}
+    whole = cells_in(tmp_path)
     run_blocks_on_cluster(params, tmp_path, "auto", device=H100)
-    assert "groups" not in capsys.readouterr().out, "nothing was left to do"
+    assert cells_in(tmp_path) == whole, "nothing was left to do"
 
 
 def task(params, code=None):
@@ -107,21 +108,24 @@ def test_a_machine_with_another_device_than_its_type_says_is_refused_by_the_task
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     study = params.model_copy(update={"device_name": "H100"})
     with pytest.raises(ValueError, match="needs a device whose name contains 'H100', but this machine has"):
-        list(run_group(task(study), {}))
+        list(run_group(task(study)))
 
 
 def test_a_machine_with_another_version_of_the_library_is_refused_by_the_task(params):
     with pytest.raises(ValueError, match="has another specdec_lib: check out the same commit on every machine"):
-        list(run_group(task(params, code="0" * 16), {}))
+        list(run_group(task(params, code="0" * 16)))
 
 
-def test_machines_that_compute_with_something_else_do_not_stand_in_one_table(params, tmp_path):
-    run = cluster._Run(ray, params, tmp_path, H100)
-    facts = {"run_id": "1", "runs": {"1": {}}, "source": {"device_name": "NVIDIA H100 PCIe"}}
-    run._adopt(Report(environment=facts))
-    other = facts | {"source": {"device_name": "NVIDIA H100 80GB HBM3"}}
+def test_machines_that_compute_with_something_else_do_not_stand_in_one_table(tmp_path):
+    sources = []
+
+    def report(name):
+        facts = {"run_id": "1", "runs": {"1": {}}, "source": {"device_name": name}}
+        adopt(tmp_path, {"node": "a"}, {"environment.json": json.dumps(facts)}, sources)
+
+    report("NVIDIA H100 PCIe")
     with pytest.raises(ValueError, match="differ in device_name: NVIDIA H100 PCIe and NVIDIA H100 80GB HBM3"):
-        run._adopt(Report(environment=other))
+        report("NVIDIA H100 80GB HBM3")
 
 
 def test_a_gpu_study_asks_for_one_device_of_its_type_for_each_group(params):

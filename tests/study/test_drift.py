@@ -8,8 +8,8 @@ from specdec_lib.analysis import metrics
 from specdec_lib.models.pair import load_pair
 from specdec_lib.report.tables import sweep as tables
 from specdec_lib.study import runner
-from specdec_lib.study.cell_files import read_cell
 from specdec_lib.study.drift import LIMIT, mark_drift, unsteady
+from specdec_lib.study.run_folder import read_cell
 
 
 def call(method, repetition, tpot_ms, group=0, run="r", **changes):
@@ -103,5 +103,5 @@ def test_drifted_rows_are_kept_out_of_lines_and_listed_once_a_block():
     rows.loc[one_block & (rows["method"] == "autoregressive"), "tpot_ms"] *= 10
     assert metrics.speedups(rows)["speedup"].max() < 5  # a slow baseline would have made it ten times as large
     (line,) = tables.trouble_table(rows).itertuples()
-    assert (line.what, line.repetition) == ("drifted", 2)
+    assert (line.what, line.repetition) == ("drifted", "2")
     assert line.reason == "the baseline's TPOT changed by over 20% in this block"

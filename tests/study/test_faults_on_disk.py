@@ -12,7 +12,7 @@ import pytest
 from checkpoints import write_checkpoint
 from toy_sweep import cells_in, determined, python, toy_params
 
-from specdec_lib.study.environment_file import read_environment
+from specdec_lib.study.run_folder import read_environment
 from specdec_lib.study.sweep import run_sweep, run_sweep_here
 
 NAMESPACES = ("unshare", "--map-root-user", "--mount")  # a place of one's own to mount file systems in

@@ -10,7 +10,7 @@ from toy_sweep import toy_params
 
 from specdec_lib.report.transcript import read_transcripts
 from specdec_lib.study import sweep
-from specdec_lib.study.environment_file import read_environment
+from specdec_lib.study.run_folder import read_environment
 from specdec_lib.study.sweep import is_finished, run_sweep, run_sweep_here
 
 

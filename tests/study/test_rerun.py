@@ -9,8 +9,8 @@ from toy_sweep import run_interrupted
 from specdec_lib.__main__ import main
 from specdec_lib.config import load_params
 from specdec_lib.study import runner
-from specdec_lib.study.cell_files import read_cell, write_cell
 from specdec_lib.study.rerun import rerun
+from specdec_lib.study.run_folder import read_cell, write_cell
 from specdec_lib.study.sweep import run_sweep_here
 
 

@@ -6,6 +6,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
+from measured import calibrate, measure_step_costs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.analysis.statistics import median_interval
@@ -14,9 +15,8 @@ from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers.ngram import NgramProposer
 from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
 from specdec_lib.machine import step_costs
-from specdec_lib.machine.calibration import calibrate
 from specdec_lib.machine.calibration_file import read_calibration
-from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
+from specdec_lib.machine.step_costs import write_step_costs
 from specdec_lib.machine.stopwatch import Rounds, Stopwatch
 from specdec_lib.methods import METHODS, RULES, Method, make_proposer, pieces
 from specdec_lib.models.pair import load_pair
@@ -129,7 +129,6 @@ def table():
 def test_costs_are_interpolated_between_contexts_and_token_counts():
     assert table().ms("target", 1, 200, 1) == pytest.approx(13)
     assert table().ms("target", 1, 100, 3) == pytest.approx(14)
-    assert table().verification_cost(1, 100, 9) == pytest.approx(20 / 12)
     assert table().cost_ratio(1, 100, 4) == pytest.approx(1.5 / 12)
 
 
@@ -192,7 +191,7 @@ def test_intervals_of_passes_are_known_at_every_batch_size(tmp_path, monkeypatch
 def test_a_context_without_room_for_the_steps_is_refused():
     pair = load_pair("toy")
     with pytest.raises(ValueError, match="exceed the context of"):
-        measure_step_costs(pair, [1], [pair.draft.context_length - step_costs.new_tokens(1) + 1], max_tokens=1)
+        measure_step_costs(pair, [1], [pair.draft.context_length - 1], max_tokens=1)
 
 
 def test_a_failure_while_measuring_the_machine_is_printed_and_stops_only_that(tmp_path, monkeypatch, capsys):

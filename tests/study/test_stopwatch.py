@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from measured import calibrate, measure_step_costs
 from recorded_steps import Recorder
 from synthetic_rows import step_costs as synthetic_costs
 from synthetic_rows import study, synthetic_rows
@@ -11,10 +12,9 @@ from specdec_lib.analysis.cost_model.calibrated import fit
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import costs_of, read_step_costs, verification_costs, why_unused
 from specdec_lib.analysis.waterfall import waterfall
-from specdec_lib.machine.calibration import calibrate
 from specdec_lib.machine.calibration_file import read_calibration, write_calibration
-from specdec_lib.machine.step_costs import measure_step_costs, write_step_costs
-from specdec_lib.machine.stopwatch import REPLAYS, CaptureError, Stopwatch, timed_as_run
+from specdec_lib.machine.step_costs import write_step_costs
+from specdec_lib.machine.stopwatch import REPLAYS, Stopwatch
 from specdec_lib.models.pair import load_pair
 from specdec_lib.report.captions.sweep import finding_waterfall
 
@@ -47,29 +47,6 @@ def test_a_captured_piece_is_warmed_up_and_then_only_replayed():
     assert (number.item(), len(calls)) == (1 + REPLAYS, 2)
 
 
-def test_a_piece_that_cannot_be_captured_makes_all_of_them_called(recorder, capsys):
-    """The graph would have to wait for a number; what was measured before does not count."""
-    seen = []
-
-    def measure(watch):
-        seen.append(watch.graphs)
-        watch.ready(lambda: torch.ones(1).item())
-        return watch.graphs
-
-    assert timed_as_run(load_pair("toy").target, measure) is None
-    assert seen == [recorder, None]
-    assert "timed by calling them, since one cannot be captured" in capsys.readouterr().out
-
-
-def test_running_out_of_memory_is_no_failure_to_capture(monkeypatch):
-    recorder = Recorder()
-    monkeypatch.setattr(recorder, "capture", lambda step: (_ for _ in ()).throw(torch.OutOfMemoryError("none left")))
-    with pytest.raises(torch.OutOfMemoryError):
-        Stopwatch(CPU, recorder).ready(lambda: None)
-    with pytest.raises(CaptureError):
-        Stopwatch(CPU, Recorder()).ready(lambda: torch.ones(1).item())
-
-
 def test_costs_of_replayed_steps_have_every_piece_and_say_so(recorder, tmp_path):
     costs = costs_of_a_toy()
     counts = costs.groupby("model")["num_tokens"].agg(["min", "max", "size"])
@@ -81,16 +58,6 @@ def test_costs_of_replayed_steps_have_every_piece_and_say_so(recorder, tmp_path)
     assert recorder.captures == 2 * (2 + 3 * 4)  # at each batch size a pass and the rest, and two proposals of more
     write_step_costs(tmp_path, costs.to_dict(orient="records"))
     assert read_step_costs(tmp_path).equals(costs)
-
-
-def test_a_step_that_cannot_be_captured_is_timed_by_calling_it(recorder, monkeypatch):
-    def refuse(step):
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(recorder, "capture", refuse)
-    costs = costs_of_a_toy()
-    assert len(costs)
-    assert not costs["replayed"].any()
 
 
 def test_files_that_do_not_say_called_all_pieces(tmp_path):

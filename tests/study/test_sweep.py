@@ -12,7 +12,7 @@ from specdec_lib.decoding.proposers.ngram import NgramDrafting
 from specdec_lib.machine import telemetry
 from specdec_lib.models.pair import load_pair
 from specdec_lib.study import sweep
-from specdec_lib.study.cell_files import read_cell
+from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.runner import BlockRunner
 
 

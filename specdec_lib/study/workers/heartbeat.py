@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from specdec_lib.machine.files import write_atomically
@@ -21,13 +21,12 @@ class Heartbeat:
     phase: str
     run_id: str | None = None
     row: Row | None = None
-    pid: int = 0
+    pid: int = field(default_factory=os.getpid)
 
 
 def write_heartbeat(folder: Path, phase: str, run_id: str | None = None, row: Row | None = None) -> None:
     """Note that this process enters a phase, or the next repetition of a cell."""
-    facts = asdict(Heartbeat(phase, run_id, row, os.getpid()))
-    write_atomically(folder / FILE, json.dumps(facts))
+    write_atomically(folder / FILE, json.dumps(asdict(Heartbeat(phase, run_id, row))))
 
 
 def read_heartbeat(folder: Path) -> Heartbeat | None:

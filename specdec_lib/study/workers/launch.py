@@ -21,6 +21,7 @@ from typing import Any
 
 REFUSED, UNWRITABLE, LOST = 2, 3, 4  # exit codes with a last line that begins with ERROR
 ERROR = "error: "
+END_WITH_PARENT = "--end-with-parent"  # an option of the worker
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 TRACEBACK_S = 0.5  # for a process to print where it is and end
 RANK_PROCESS = "rank-process"  # what this file starts itself with, once for each process
@@ -38,8 +39,7 @@ def in_processes(command: Sequence[str], number: int) -> tuple[str, ...]:
 
 def describe_death(number: int) -> str:
     """What it means that a process was killed by this signal."""
-    known = {each.value: f"killed by {each.name}" for each in signal.Signals} | DEATHS
-    return known.get(number, f"killed by signal {number}")
+    return DEATHS.get(number, f"killed by {signal.Signals(number).name}")
 
 
 def end_with_parent() -> None:
@@ -103,17 +103,11 @@ def _print_tracebacks(*_: Any) -> None:
                 time.sleep(0.01)  # it is left to the agent to collect it
 
 
-def _run_as_rank(command: Sequence[str], parent: int) -> None:
-    """Replace this process by `command`, to end with its parent from now on: imports take seconds."""
-    end_with_parent()
-    if os.getppid() == parent:
-        os.execv(command[0], [*command])  # noqa: S606 - the command that this file was given
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == RANK_PROCESS:
-        _run_as_rank(sys.argv[3:], parent=int(sys.argv[2]))
-        sys.exit(1)
     end_with_parent()
-    signal.signal(signal.SIGABRT, _print_tracebacks)
-    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
+    if sys.argv[1] != RANK_PROCESS:
+        signal.signal(signal.SIGABRT, _print_tracebacks)
+        sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
+    if os.getppid() == int(sys.argv[2]):  # else the parent has ended
+        os.execv(sys.argv[3], sys.argv[3:])  # noqa: S606 - the command that this file was given
+    sys.exit(1)

@@ -11,19 +11,18 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TextIO
 
 import psutil
 
 from specdec_lib.config import StudyParams
-from specdec_lib.study.cell_files import read_cell, whole_runs, write_cell
-from specdec_lib.study.environment_file import read_environment, stamp_end
+from specdec_lib.machine.files import now
 from specdec_lib.study.machine_measurement import leave_unmeasured
-from specdec_lib.study.workers import heartbeat
+from specdec_lib.study.run_folder import add_facts, read_cell, read_environment, whole_runs, write_cell
+from specdec_lib.study.workers import heartbeat, launch
 from specdec_lib.study.workers.heartbeat import Heartbeat
-from specdec_lib.study.workers.launch import ERROR, LOST, REFUSED, UNWRITABLE, describe_death, in_processes
 from specdec_lib.study.workers.worker import WorkerTask
 
 PACKAGES = Path(__file__).resolve().parents[3]  # where this library lies
@@ -33,14 +32,6 @@ GRACE_S = 2.0  # from asking a hanging worker for a traceback to killing it
 LOAD_LIMIT_S = 4 * 3600.0  # a model may have to be fetched
 MACHINE_LIMIT_S = 3600.0
 REPETITION_LIMIT_S, TOKEN_LIMIT_S = 600.0, 2.0  # compiling included; a repetition's limit grows with its new tokens
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a worker ended: the reason if it did not finish, and where it was."""
-
-    reason: str | None
-    last: Heartbeat
 
 
 def run_blocks(
@@ -70,37 +61,36 @@ def run_blocks(
     """
     task = WorkerTask(params, folder.resolve(), None if blocks is None else tuple(blocks), machine=machine)
     deaths_outside_cells = 0
-    while (ending := _run_worker(task, command, limit_s)).reason is not None:
-        if ending.last.phase == heartbeat.MACHINE:
-            leave_unmeasured(folder, ending.reason)
+    while True:
+        reason, last = _run_worker(task, command, limit_s)
+        if reason is None:
+            return
+        if last.phase == heartbeat.MACHINE:
+            leave_unmeasured(folder, reason)
             task, deaths_outside_cells = replace(task, machine=False), 0
             continue
-        failed = _record_failure(folder, ending)
-        deaths_outside_cells = 0 if failed else deaths_outside_cells + 1
+        deaths_outside_cells = 0 if last.row else deaths_outside_cells + 1
         if deaths_outside_cells == 2:
-            where = "before their first cell" if ending.last.phase == heartbeat.LOAD else "between two cells"
-            raise RuntimeError(f"two workers in a row died {where}: {ending.reason}")
-        print(f"a worker died and a fresh one goes on: {ending.reason}", flush=True)
-        task = replace(task, skip=(*task.skip, *filter(None, [failed])))
+            where = "before their first cell" if last.phase == heartbeat.LOAD else "between two cells"
+            raise RuntimeError(f"two workers in a row died {where}: {reason}")
+        print(f"a worker died and a fresh one goes on: {reason}", flush=True)
+        if last.row:
+            cell_id, failed = str(last.row["cell_id"]), last.row | {"status": "failed", "error": reason}
+            write_cell(folder, cell_id, [*whole_runs(read_cell(folder, cell_id)), failed])
+            task = replace(task, skip=(*task.skip, cell_id))
 
 
-def _record_failure(folder: Path, ending: Ending) -> str | None:
-    """Give the cell in which a worker died a failed row; returns its id."""
-    row = ending.last.row
-    if row is None:
-        return None
-    cell_id = str(row["cell_id"])
-    failed = row | {"status": "failed", "error": ending.reason}
-    write_cell(folder, cell_id, [*whole_runs(read_cell(folder, cell_id)), failed])
-    return cell_id
+def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None) -> tuple[str | None, Heartbeat]:
+    """Start a worker, relay its output, and end it if it passes a limit or this process is interrupted.
 
-
-def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None) -> Ending:
-    """Start a worker, relay its output, and end it if it passes a limit or this process is interrupted."""
+    Returns:
+        The reason if it did not finish, and where it was.
+    """
     heartbeat.remove_heartbeat(task.folder)
     places = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    start = launch.in_processes(command, task.params.tensor_parallel)
     process = subprocess.Popen(
-        [*in_processes(command, task.params.tensor_parallel), "--end-with-parent", task.to_json()],
+        [*start, launch.END_WITH_PARENT, task.to_json()],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -110,20 +100,24 @@ def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None)
     with process:
         output = _OutputRelay(process)
         try:
-            overdue = _watch(task, process, limit_s)
+            reason = _watch(task, process, limit_s)
         finally:
             _end(process)
         output.finish()
     last = heartbeat.read_heartbeat(task.folder) or Heartbeat(heartbeat.LOAD)
     code = process.returncode
-    if code == REFUSED:
+    if code == launch.REFUSED:
         raise ValueError(output.error())
-    if code == UNWRITABLE:
+    if code == launch.UNWRITABLE:
         raise RuntimeError(output.error())
     if last.run_id in read_environment(task.folder).get("runs", {}):
-        stamp_end(task.folder, str(last.run_id))
+        add_facts(task.folder, str(last.run_id), ended=now())
     heartbeat.remove_heartbeat(task.folder)
-    return Ending(overdue or _reason(code, output.error()), last)
+    if code < 0:
+        reason = reason or launch.describe_death(-code)
+    elif code:
+        reason = reason or ("" if code == launch.LOST else f"ended with exit code {code}: ") + output.error()
+    return reason, last
 
 
 def _watch(task: WorkerTask, process: subprocess.Popen[bytes], limit_s: float | None) -> str | None:
@@ -152,13 +146,6 @@ def _limit_of(seen: Heartbeat | None, limit_s: float | None) -> float:
     return REPETITION_LIMIT_S + TOKEN_LIMIT_S * int(str(seen.row["max_new_tokens"])) if limit_s is None else limit_s
 
 
-def _reason(code: int, error: str) -> str | None:
-    """What an exit code means; None for success."""
-    if code < 0:
-        return describe_death(-code)
-    return error if code == LOST else f"ended with exit code {code}: {error}" if code else None
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the worker and all that it started, in whatever process groups."""
     with contextlib.suppress(psutil.Error):
@@ -175,19 +162,19 @@ class _OutputRelay:
     """Relays what a process prints, in threads, and remembers the end of its standard error."""
 
     def __init__(self, process: subprocess.Popen[bytes]):
-        self.tail = ""
-        streams = ((process.stdout, sys.stdout, False), (process.stderr, sys.stderr, True))
+        self.tail, self.errors = "", process.stderr
+        streams = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
         self.threads = [threading.Thread(target=self._relay, args=each, daemon=True) for each in streams]
         for thread in self.threads:
             thread.start()
 
-    def _relay(self, stream: IO[bytes], to: TextIO, is_error: bool) -> None:
+    def _relay(self, stream: IO[bytes], to: TextIO) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while data := os.read(stream.fileno(), 65536):
             text = decoder.decode(data)
             to.write(text)
             to.flush()
-            if is_error:
+            if stream is self.errors:
                 self.tail = (self.tail + text)[-4000:]
 
     def finish(self) -> None:
@@ -198,5 +185,5 @@ class _OutputRelay:
     def error(self) -> str:
         """The last error that the process named on standard error, else the last line there."""
         lines = self.tail.strip().splitlines()
-        named = [line for line in lines if line.startswith(ERROR)]
-        return (named or lines)[-1].removeprefix(ERROR) if lines else "it gave no reason"
+        named = [line for line in lines if line.startswith(launch.ERROR)]
+        return (named or lines)[-1].removeprefix(launch.ERROR) if lines else "it gave no reason"

@@ -1,8 +1,8 @@
 """Several processes that run the same blocks in step, because each holds a part of the target.
 
-The first process decides whatever could differ between them, such as what is on disk and what took how long. It tells
-the others through the store that torchrun keeps for its processes. Only the first writes. A process that fails ends,
-and the supervisor ends the others, because they may hang in an exchange with it.
+The first process decides whatever could differ between them, such as what is on disk and what took how long. The others
+learn it through the store that torchrun keeps. Only the first writes. A process that fails ends, and the supervisor
+ends the others, because they may hang in an exchange with it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,7 @@ class LostError(RuntimeError):
 
 
 class Team:
-    """The processes of one worker; by default there is one.
-
-    Args:
-        rank: of this process.
-        store: a store of torch.distributed, through which the processes exchange values.
-    """
+    """The processes of one worker, by default one, which exchange values through a store of torch.distributed."""
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None):
         self.rank, self.size, self.store, self.round = rank, size, store, 0
@@ -46,21 +41,16 @@ class Team:
         return self.rank == 0
 
     def share(self, value: Any) -> list[Any]:
-        """What each process gave here, by rank; waits for all of them.
-
-        Args:
-            value: JSON-ready.
-        """
+        """What each process gave here, by rank and JSON-ready; waits for all of them."""
         if self.size == 1:
             return [value]
         keys = [f"{self.round} {rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], json.dumps(value))
         self.store.wait(keys, NO_LIMIT)
-        values = [json.loads(self.store.get(key)) for key in keys]
         if self.round:
             self.store.delete_key(f"{self.round - 1} {self.rank}")  # all have read it since
         self.round += 1
-        return values
+        return [json.loads(self.store.get(key)) for key in keys]
 
     def decide(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process; JSON-ready."""

@@ -1,7 +1,8 @@
 """A process that loads a study's pair once and runs blocks of it: `python -m specdec_lib.study.workers.worker TASK`.
 
-TASK is the JSON of a `WorkerTask`. A target that is spread over several devices has as many processes, which torchrun
-started (see `launch.py`). All decode alike; the first decides and writes.
+TASK is the JSON of a `WorkerTask`; with `--end-with-parent` before it the worker ends when the process that started it
+ends. A target that is spread over several devices has as many processes, which torchrun started (see `launch.py`). All
+decode alike; the first decides and writes.
 
 The worker leaves everything in the task's folder: a file for each finished cell, its environment, and a heartbeat. It
 ends with 0 when its blocks are done. With one line on standard error it ends with 2 if the study cannot run here, 3 if
@@ -10,31 +11,31 @@ the folder cannot be written, and 4 if another process of its team was lost.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import faulthandler
-import json
-import os
+import io
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import transformers
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from specdec_lib.config import StudyParams, validate_params
+from specdec_lib.config import StudyParams
 from specdec_lib.machine.engine_facts import engine_facts
 from specdec_lib.machine.environment import check_device, check_product, describe_environment
 from specdec_lib.machine.files import writing
 from specdec_lib.models.pair import load_study_pair
 from specdec_lib.study import transcripts
-from specdec_lib.study.environment_file import add_facts, changed_files, write_environment
 from specdec_lib.study.machine_measurement import MachineMeasurement
+from specdec_lib.study.run_folder import add_facts, write_environment
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import heartbeat
-from specdec_lib.study.workers.launch import ERROR, LOST, REFUSED, UNWRITABLE, end_with_parent
+from specdec_lib.study.workers.launch import END_WITH_PARENT, ERROR, LOST, REFUSED, UNWRITABLE, end_with_parent
 from specdec_lib.study.workers.team import LostError, Team, join
 
 
@@ -55,15 +56,7 @@ class WorkerTask:
     machine: bool = True
 
     def to_json(self) -> str:
-        facts = {"folder": str(self.folder), "blocks": self.blocks, "skip": self.skip, "machine": self.machine}
-        return json.dumps(facts | {"params": self.params.model_dump()})
-
-    @classmethod
-    def from_json(cls, text: str) -> WorkerTask:
-        facts = json.loads(text)
-        facts["blocks"] = None if facts["blocks"] is None else tuple(facts["blocks"])
-        params = validate_params(facts.pop("params"), source="the worker's task")
-        return cls(params, Path(facts.pop("folder")), skip=tuple(facts.pop("skip")), **facts)
+        return TypeAdapter(WorkerTask).dump_json(self).decode()
 
 
 def work(task: WorkerTask) -> None:
@@ -75,12 +68,10 @@ def work(task: WorkerTask) -> None:
         RuntimeError: the folder cannot be written, or another process of the team was lost.
     """
     team = join(task.params)
-    if team.leads:
-        _work(task, team)
-    else:
+    if not team.leads:
         transformers.utils.logging.disable_progress_bar()
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-            _work(task, team)
+    with contextlib.nullcontext() if team.leads else contextlib.redirect_stdout(io.StringIO()):
+        _work(task, team)
     if team.size > 1:
         torch.distributed.destroy_process_group()
 
@@ -115,8 +106,6 @@ def _load(task: WorkerTask, team: Team) -> BlockRunner:
     pair = load_study_pair(params)
     facts |= {"load_s": round(time.monotonic() - started, 2)} | engine_facts(pair)
     facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
-    if changed := changed_files(folder, pair.files):
-        print(f"weights that are not those of the last run here: {', '.join(changed)}", flush=True)
     runner = BlockRunner(params, folder, pair, team)
     with writing(folder):
         if team.leads:
@@ -124,23 +113,15 @@ def _load(task: WorkerTask, team: Team) -> BlockRunner:
     return runner
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run one worker; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m specdec_lib.study.workers.worker", description=__doc__)
-    parser.add_argument(
-        "task", type=WorkerTask.from_json, metavar="TASK", help="JSON: params, folder, blocks, skip, machine"
-    )
-    parser.add_argument(
-        "--end-with-parent", action="store_true", help="end when the process that started this one ends"
-    )
-    options = parser.parse_args(arguments)
-    if options.end_with_parent:
+    *options, text = arguments
+    if END_WITH_PARENT in options:
         end_with_parent()
-    codes = {ValueError: REFUSED, LostError: LOST, RuntimeError: UNWRITABLE}
     try:
-        work(options.task)
-    except tuple(codes) as error:
-        code = next(code for kind, code in codes.items() if isinstance(error, kind))
+        work(TypeAdapter(WorkerTask).validate_json(text))
+    except (ValueError, RuntimeError) as error:
+        code = REFUSED if isinstance(error, ValueError) else LOST if isinstance(error, LostError) else UNWRITABLE
         if code == UNWRITABLE and not isinstance(error.__cause__, OSError):
             raise
         print(f"{ERROR}{error}", file=sys.stderr)
@@ -150,4 +131,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     faulthandler.enable()  # a crash in native code says where
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
