@@ -161,7 +161,7 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
 def _check_spread(name: str | None, tensor_parallel: int, weights: str = "trained") -> None:
     """Refuse to spread a pair that is not read from a checkpoint; the ValueError names it."""
     if tensor_parallel > 1 and (weights == "random" or name == TOY or name in EMBEDDED_DRAFTS):
-        what = f"{name} with {weights} weights"
+        what = name if weights == "trained" else f"{name} with {weights} weights"
         raise ValueError(f"tensor_parallel is {tensor_parallel}: {what} is made for one device, give 1")
 
 
