@@ -14,7 +14,6 @@ import pytest
 import torch
 import transformers
 from recording_process import command
-from specdec_lib.models.random_pair import config_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from specdec_lib.analysis.step_table import read_step_costs
@@ -23,6 +22,7 @@ from specdec_lib.config import CUSTOM_PAIR, SamplingConfig, available_params, lo
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.methods import make_proposer
+from specdec_lib.models.checkpoints import config_of
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import PRESETS
