@@ -140,7 +140,7 @@ def _stacked(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     nullable = ("num_draft_tokens", "prompt_tokens", "temperature", "acceptance_rate", "energy_joules_per_token")
     types = dict.fromkeys(nullable, "Float64") | {"fits": "boolean"}
     filled = [table.reindex(columns=COLUMNS).astype(types) for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS)
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS).astype(types)
 
 
 def _check_one(rows: pd.DataFrame, column: str, where: str) -> None:

@@ -116,7 +116,8 @@ def _paired(group: pd.DataFrame, seed: int) -> dict[str, float]:
 
 def _pooled(group: pd.DataFrame) -> dict[str, float]:
     """Counters summed over the outputs of a line, each counted once, and the rates that follow from them."""
-    counts = {name: distinct_outputs(group)[name].sum(min_count=1) for name in COUNTERS}
+    outputs = distinct_outputs(group)
+    counts = {name: outputs[name].sum(min_count=1) for name in COUNTERS}
     accepted = np.nan if (group["verification"] == GIVEN).any() else counts["accepted_tokens"]
     return counts | {
         "acceptance_rate": _ratio(accepted, counts["tested_tokens"]),

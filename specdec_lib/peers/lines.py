@@ -44,7 +44,10 @@ def peer_lines(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         line["same_tokens"] = None if line["temperature"] else _agreement(here, good[good["temperature"] == 0])
         lines.append(line)
-    return pd.DataFrame(lines)
+    ratios = [f"{name}{end}" for name in RATIOS for end in ("", "_low", "_high")]
+    return pd.DataFrame(
+        lines, columns=[*WAY, "temperature", "engine_version", "prompts", "tpot_ms", *ratios, "same_tokens"]
+    )
 
 
 def _ratio(tpot: pd.Series, reference: pd.Series | None, seed: int) -> Estimate:
@@ -104,7 +107,7 @@ def _with_interval(value: float, low: float, high: float) -> str:
 def finding_peers(lines: pd.DataFrame) -> str:
     """The fastest way of each engine, in a sentence for each temperature."""
     said = []
-    for temperature, here in lines.groupby("temperature") if len(lines) else []:
+    for temperature, here in lines.groupby("temperature"):
         best = here.loc[here.groupby("engine")["tpot_ms"].idxmin()].sort_values("tpot_ms")
         listed = "; ".join(
             f"{way_name(line.engine, line.method, line.draft_id, line.num_draft_tokens)} {line.tpot_ms:.2f} ms"
@@ -122,6 +125,8 @@ def failures(rows: pd.DataFrame) -> pd.DataFrame:
 
 def finding_setting(rows: pd.DataFrame) -> str:
     """What was run, in a sentence."""
+    if rows.empty:
+        return "No engine was asked."
     first = rows.iloc[0]
     engines = ", ".join(f"{e.engine} {e.engine_version}" for e in rows.drop_duplicates("engine").itertuples())
     return (

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, StoppingCriteria
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.models.attention import our_attention
+from specdec_lib.models.attention import as_transformers_does
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.study.columns import Arrival, result_of_arrivals
 
@@ -57,24 +57,17 @@ def transformers_decode(
     chosen = {"do_sample": True, **drawn} if sampling.temperature else {"do_sample": False}
     settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=None, pad_token_id=0, **chosen)
     devices = [target.device] if target.device.type == "cuda" else []
-    model = target.model
-    own_defaults = model.generation_config
-    model.generation_config = GenerationConfig()  # generate fills every None from here, the end-of-text token too
-    model.set_attn_implementation("sdpa")
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            clock = _Clock(longest)
-            output = model.generate(
-                ids.to(target.device),
-                attention_mask=mask.to(target.device),
-                generation_config=settings,
-                stopping_criteria=[clock],
-                **assistance,
-            )
-    finally:
-        model.set_attn_implementation(our_attention())
-        model.generation_config = own_defaults
+    models = target.model, assistance.get("assistant_model")
+    with as_transformers_does(*models), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        clock = _Clock(longest)
+        output = target.model.generate(
+            ids.to(target.device),
+            attention_mask=mask.to(target.device),
+            generation_config=settings,
+            stopping_criteria=[clock],
+            **assistance,
+        )
     made = output.shape[1] - longest
     assert made == max_new_tokens, f"generate made {made} of {max_new_tokens} tokens"
     return result_of_arrivals(list(output[:, longest:].cpu()), clock.arrivals)

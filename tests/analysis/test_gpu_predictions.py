@@ -105,12 +105,10 @@ def test_the_papers_own_worst_miss_is_there_and_is_still_a_miss():
     assert round(table.loc["leviathan-ende-small-t0"]["predicted"], 1) == 3.2  # Table 4 of the paper
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"), [("gpu", "a1000", "unknown gpu"), ("target", "x", "unknown model")]
-)
-def test_a_published_point_of_an_unknown_gpu_or_model_is_refused(tmp_path, field, value, message):
+@pytest.mark.parametrize(("field", "value"), [("gpu", "a1000"), ("target", "x")])
+def test_a_published_point_of_an_unknown_gpu_or_model_is_refused(tmp_path, field, value):
     facts = yaml.safe_load((catalog.FOLDER / "published.yaml").read_text())
     path = tmp_path / "published.yaml"
     path.write_text(yaml.safe_dump({"p": facts["gpt-fast-7b-bf16"] | {field: value}}))
-    with pytest.raises(ValueError, match=f"published.yaml: p: {message}"):
+    with pytest.raises(ValueError, match=f"published.yaml: p: {field}: '{value}' is unknown"):
         catalog.load_published(path)

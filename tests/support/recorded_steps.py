@@ -1,7 +1,13 @@
 """What stands for CUDA graphs on a CPU: steps are recorded operator by operator, and replayed without their Python."""
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+def place(tensor):
+    """Where its memory lies."""
+    return tensor.untyped_storage().data_ptr()
 
 
 class Recorder(TorchDispatchMode):
@@ -23,7 +29,9 @@ class Recorder(TorchDispatchMode):
         outputs = func(*args, **(kwargs or {}))
         if any(isinstance(output, bool | int | float) for output in tree_leaves(outputs)):
             raise RuntimeError(f"{func} waits for the device\nwhile a graph is captured")
-        self.calls.append((func, args, kwargs or {}, tree_leaves(outputs)))
+        made, read = tree_leaves(outputs), {place(tensor) for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        if any(written) or not made or not {place(tensor) for tensor in made} <= read:  # else a view, which stays
+            self.calls.append((func, args, kwargs or {}, made))
         return outputs
 
     def warm_up(self, step):
@@ -46,8 +54,9 @@ class Recorder(TorchDispatchMode):
         def replay():
             self.replays += 1
             for func, args, kwargs, outputs in calls:
-                for old, new in zip(outputs, tree_leaves(func(*args, **kwargs)), strict=True):
-                    if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                made = func(*args, **kwargs)
+                for old, new in zip(outputs, [made] if isinstance(made, Tensor) else tree_leaves(made), strict=True):
+                    if place(old) != place(new):
                         old.copy_(new)
 
         return replay

@@ -14,6 +14,8 @@ from specdec_lib.hardware.catalog import Published, load_gpus, load_published
 from specdec_lib.models.shape import ModelShape, known_shape
 
 AIM = 0.25
+COLUMNS = ["point", "measure", "setting", "published", "predicted", "predicted_low", "predicted_high", "ratio"]
+COLUMNS += ["source", "note"]
 
 
 def published_table(points: dict[str, Published] | None = None) -> pd.DataFrame:
@@ -28,7 +30,7 @@ def published_table(points: dict[str, Published] | None = None) -> pd.DataFrame:
         facts |= {"published": point.value, "source": point.source + " (secondary)" * point.secondary}
         numbers = {"predicted": band.value, "predicted_low": band.low, "predicted_high": band.high}
         lines.append(facts | numbers | {"ratio": band.value / point.value})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def predicted(point: Published) -> Range:

@@ -12,6 +12,8 @@ YES_NO = {True: "yes", False: "no"}
 
 def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
     """One line per pair, method, way to compute and draft length: paths and the largest error over the filters."""
+    if table.empty:
+        return table
     keys = [key for key in ("pair", "method", "path", "num_draft_tokens") if key in table]  # old runs name no method
     lines = table.groupby(keys, sort=False).agg(
         filters=("pair", "size"),
@@ -39,6 +41,8 @@ def subject_table(tests: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_sampler(tests: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
+    if tests.empty:
+        return tests
     lines = tests.groupby("sampler", sort=False).agg(
         **more,
         positions=("position", "size"),
@@ -62,6 +66,8 @@ def _by_sampler(tests: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
 
 def mutant_table(table: pd.DataFrame) -> pd.DataFrame:
     """Mutant, bias, which levels caught it, and the samples that the joint law was given."""
+    if table.empty:
+        return table
     caught = [", ".join(name for level, name in LEVELS.items() if line[level]) for _, line in table.iterrows()]
     formats = {
         "bias": Format("bias", "{:.1e}"),
@@ -75,6 +81,8 @@ def mutant_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def greedy_table(table: pd.DataFrame) -> pd.DataFrame:
     """Greedy agreement by precision, method and draft length."""
+    if table.empty:
+        return table
     equal = [f"{line.equal_rows} of {line.rows}" for line in table.itertuples()]
     formats = {
         "dtype": Format("precision"),

@@ -1,0 +1,300 @@
+"""Every figure, table and caption takes data with holes: the notebooks run on them, and what they show is read.
+
+Holes are what a run can leave: a method none of whose drafts was tested, no baseline, one prompt, no costs, nothing.
+"""
+
+import contextlib
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+from dataclasses import fields, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from synthetic_rows import step_costs, study, synthetic_rows
+
+from specdec_lib import config
+from specdec_lib.analysis import comparison, headline, metrics, step_table
+from specdec_lib.analysis.cost_model import gpus, published
+from specdec_lib.exactness import certificate
+from specdec_lib.hardware.catalog import price
+from specdec_lib.methods import label
+from specdec_lib.peers import lines as peer_lines
+from specdec_lib.peers import run as peer_run
+from specdec_lib.report import captions, figures, show, tables
+from specdec_lib.report.captions.phrases import NOTHING
+from specdec_lib.report.captions.sweep import NO_COSTS
+from specdec_lib.report.figures.style import empty_figure
+from specdec_lib.report.notebooks import NOTEBOOKS, ROOT
+from specdec_lib.study import table
+
+FEW = {"num_draft_tokens": [1, 4], "batch_sizes": [1, 2], "prompt_tokens": [0], "max_new_tokens": [48]}
+FEW |= {"num_prompts": 2, "repetitions": 1}
+PARAMS = study(**FEW)  # too few prompts for intervals, which take time
+ROWS = synthetic_rows(PARAMS)
+EMPTY = empty_figure("").texts[-1].get_text()
+PARTS = {  # what views are made of, and so need not be asked for alone
+    "figures.style",
+    "captions.phrases",
+    "tables.readable",
+}
+COUNTS = pd.DataFrame({"sampler": ["one"] * 2, "observed": [9, 40], "expected": [10.0, 39.0]})  # not published
+BREAK_EVEN = gpus.break_even_prices(config.load_params("h100"), "a100-sxm-80", "h100-sxm", [0.5, 0.9])
+CERTIFICATE = replace(certificate.read_certificate(ROOT / "outputs" / "published" / "cpu"), cells=COUNTS)
+
+
+def views():
+    """Every public function of figures, tables and captions, by module and name."""
+    for package in (figures, tables, captions):
+        for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            module, place = importlib.import_module(found.name), found.name.removeprefix("specdec_lib.report.")
+            for name, function in inspect.getmembers(module, inspect.isfunction):
+                if place not in PARTS and function.__module__ == module.__name__ and not name.startswith("_"):
+                    yield module, place, name, function
+    for name in ("line_table", "finding_peers", "finding_setting", "failures"):
+        yield peer_lines, "peers.lines", name, getattr(peer_lines, name)
+
+
+def read(name, view):
+    """The text of a view, which can be drawn or shown and writes no undefined number out."""
+    if isinstance(view, Figure):
+        view.set_layout_engine("none")  # which takes longest
+        view.draw_without_rendering()
+        texts = [view.get_suptitle(), *(text.get_text() for axes in [view, *view.axes] for text in axes.texts)]
+        text = " ".join(texts)
+    elif isinstance(view, pd.DataFrame):
+        text = "" if view.empty else show.table_html(view, name)
+    else:
+        text = view
+        assert text.endswith(".") or name == "price_note", (name, text)
+    assert not re.search(r"\bnan\b|<NA>|\bNone\b|\binf\b", text), (name, text)
+    return text
+
+
+@pytest.fixture(autouse=True)
+def lines_made_once(monkeypatch):
+    """The same rows make the same lines, which takes long."""
+    made, real = {}, metrics.speedups
+
+    def speedups(rows, seed=0, reference=metrics.OWN_ENGINE):
+        key = pd.util.hash_pandas_object(rows["cell_id"]).sum(), len(rows), reference
+        if key not in made:
+            made[key] = real(rows, seed, reference)
+        return made[key]
+
+    for module in (metrics, headline):
+        monkeypatch.setattr(module, "speedups", speedups)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Execute the code of a notebook on given data; returns what every view said that it made, by name."""
+
+    @contextlib.contextmanager
+    def watched(said):
+        with monkeypatch.context() as patch:
+            for module, place, name, function in views():
+
+                def asked(*args, made=function, at=f"{place}.{name}", **more):
+                    view = made(*args, **more)
+                    said.setdefault(at, []).append(read(made.__name__, view))
+                    return view
+
+                patch.setattr(module, name, asked)
+            for name in ("show", "show_text", "show_table", "show_transcripts"):
+                patch.setattr(show, name, lambda *shown: None)
+            yield patch
+
+    def execute(notebook, **data):
+        said, values = {}, {"gpu": str(tmp_path), "output_folder": str(tmp_path), "outputs": str(tmp_path)}
+        cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+        with watched(said) as patch:
+            patch.setattr(gpus, "break_even_prices", lambda *args: BREAK_EVEN)
+            for place, function in data.items():
+                module, name = PLACES[place]
+                patch.setattr(module, name, function)
+            load = config.load_params
+            known = lambda gpu, overrides=None: PARAMS if gpu == str(tmp_path) else load(gpu, overrides)  # noqa: E731
+            patch.setattr(config, "load_params", known)
+            space = {}
+            for cell in cells:
+                if cell["cell_type"] == "code":
+                    exec("".join(cell["source"]), space)
+                    if "parameters" in cell["metadata"].get("tags", ()):
+                        space |= values
+        return said
+
+    return execute
+
+
+PLACES = {  # where notebooks get their data
+    "rows": (table, "read_results"),
+    "costs": (step_table, "read_step_costs"),
+    "runs": (comparison, "find_runs"),
+    "presets": (comparison, "absent_presets"),
+    "ratios": (comparison, "price_ratios"),
+    "published": (published, "load_published"),
+    "certificate": (certificate, "read_certificate"),
+    "peers": (peer_run, "read_peers"),
+}
+
+
+def always(value):
+    return lambda *args, **more: value
+
+
+def latency(run, rows, costs):
+    return run("02_latency_sweep", rows=always(rows), costs=always(costs))
+
+
+def a_run(rows, folder):
+    return comparison.Run(PARAMS, "a machine", rows, price(PARAMS.price), folder)
+
+
+def untested(rows, value):
+    """n-gram lookup with no tested draft: 0 in a text that does not repeat itself, None in calls of one token."""
+    ours = rows["method"] == "ngram"
+    rows.loc[ours, ["drafted_tokens", "tested_tokens", "accepted_tokens", *([] if value == 0 else ["steps"])]] = value
+    for name in ("tested_by_position", "accepted_by_position"):
+        counts = zip(ours, rows[name], strict=True)
+        rows[name] = [([0] * len(was) if value == 0 else None) if mine else was for mine, was in counts]
+    return rows
+
+
+def without(column, value):
+    return lambda rows: rows[rows[column] != value]
+
+
+def emptied(method, *columns):
+    def change(rows):
+        rows.loc[rows["method"].eq(method) if method else rows["method"].notna(), list(columns)] = None
+        return rows
+
+    return change
+
+
+HOLES = {
+    "nothing": lambda rows: rows.iloc[:0],
+    "all failed": lambda rows: rows.assign(status="failed", error="out of memory"),
+    "a method never tested": lambda rows: untested(rows, 0),
+    "a method without counters": lambda rows: untested(rows, None),
+    "a method absent": without("method", "ngram"),
+    "a method not registered": lambda rows: rows.assign(method=rows["method"].replace("ngram", "of an old run")),
+    "no baseline": without("method", "autoregressive"),
+    "only the baseline": lambda rows: rows[rows["method"] == "autoregressive"],
+    "one prompt": lambda rows: rows[rows["prompt_group"] == 0],
+    "no rows of a temperature": without("temperature", 1.0),
+    "no greedy rows": without("temperature", 0.0),
+    "a temperature without baseline": lambda rows: rows[
+        (rows["temperature"] == 0) | (rows["method"] != "autoregressive")
+    ],
+    "one batch size": without("batch_size", 2),
+    "headline batch absent": without("batch_size", 1),
+    "no time per token of a method": emptied("ngram", "tpot_ms"),
+    "no throughput of a method": emptied("ngram", "tokens_per_second", "ttft_ms"),
+    "no throughput at all": emptied(None, "tokens_per_second"),
+    "no time per token at all": emptied(None, "tpot_ms"),
+    "no steps timed": emptied(None, "step_ms", "step_tokens"),
+    "no memory": emptied(None, "process_peak_rss_bytes"),
+    "no memory of a method": emptied("ngram", "process_peak_rss_bytes"),
+}
+COSTS = {
+    "no costs": lambda costs: costs.iloc[:0],
+    "no pass over one token": lambda costs: costs[(costs["model"] != "target") | (costs["num_tokens"] > 1)],
+    "no drafting": without("model", "draft"),
+    "no sampling": without("model", "sampling"),
+    "no target": without("model", "target"),
+    "another batch size": lambda costs: costs.assign(batch_size=64),
+}
+
+
+def test_every_view_is_shown_by_a_notebook(run, tmp_path):
+    """So that all of them meet the holes below: a new one by being shown."""
+    said = latency(run, ROWS, step_costs()) | run("03_cost_analysis", rows=always(ROWS))
+    said |= run("01_correctness", certificate=always(CERTIFICATE))
+    said |= run("04_gpu_comparison", runs=always([a_run(ROWS, tmp_path)]))
+    said |= run("05_peers", peers=always(peer_rows("ok")))
+    in_quickstart = {"figures.sweep.arrivals_figure", "captions.sweep.finding_arrivals"}
+    assert {f"{place}.{name}" for _, place, name, _ in views()} - in_quickstart == said.keys()
+    assert EMPTY not in " ".join(text for texts in said.values() for text in texts)
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_hole_in_the_rows_is_said(hole, run, tmp_path):
+    rows = HOLES[hole](ROWS.copy())
+    said = latency(run, rows, step_costs()) | run("03_cost_analysis", rows=always(rows))
+    run("04_gpu_comparison", runs=always([a_run(rows, tmp_path)]), presets=always([]), published=always({}))
+    if hole in ("nothing", "all failed"):
+        drawn = {name: texts for name, texts in said.items() if "figure" in name.rsplit(".", 1)[1]}
+        assert {name for name, texts in drawn.items() if all(EMPTY not in text for text in texts)} <= {
+            "figures.steps.verification_figure"
+        }
+        assert said["captions.sweep.finding_headline"] == [NOTHING]
+    if hole == "no memory":
+        assert said["captions.sweep.finding_memory"] == [NOTHING]
+    if hole in ("a method absent", "no memory of a method"):
+        assert label("ngram") not in said["captions.sweep.finding_memory"][0]
+
+
+@pytest.mark.parametrize("hole", COSTS)
+def test_costs_that_were_not_measured_are_said(hole, run):
+    said = latency(run, ROWS, COSTS[hole](step_costs()))
+    if hole in ("no costs", "no target"):
+        assert EMPTY in said["figures.steps.verification_figure"][0]
+        assert said["captions.sweep.finding_verification"] == [NO_COSTS]
+        assert said["captions.sweep.finding_waterfall"] == [NO_COSTS]
+
+
+@pytest.mark.parametrize(
+    "hole",
+    [
+        {"runs": [], "presets": []},
+        {"runs": []},
+        {"published": {}, "runs": []},
+        {"ratios": comparison.price_ratios("no such", "product"), "presets": [], "runs": []},
+    ],
+    ids=lambda hole: f"no {', '.join(hole)}",
+)
+def test_a_comparison_of_nothing_says_so(hole, run):
+    run("04_gpu_comparison", **{name: always(value) for name, value in hole.items()})
+
+
+@pytest.mark.parametrize("name", [*certificate.TABLES, "all"])
+@pytest.mark.parametrize("kept", ["no lines", "no table"])  # one that an old run did not keep is no table
+def test_a_certificate_of_nothing_says_so(name, kept, run):
+    names = certificate.TABLES if name == "all" else [name]
+    none = {each: getattr(CERTIFICATE, each).iloc[:0] if kept == "no lines" else pd.DataFrame() for each in names}
+    run("01_correctness", certificate=always(replace(CERTIFICATE, **none)))
+    assert {*certificate.TABLES, "environment", "kept_failures"} == {field.name for field in fields(CERTIFICATE)}
+
+
+def peer_rows(status):
+    """Rows of one engine, all with that status."""
+    row = {
+        "engine": "transformers", "engine_version": "1", "method": "autoregressive", "pair": "p", "draft_id": None,
+        "num_draft_tokens": np.nan, "temperature": 0.0, "prompt_id": "a", "tpot_ms": 5.0, "status": status,
+        "error": "it broke", "gpu": "cpu", "device_name": "d", "dtype": "float32", "threads": 1, "run_id": "r",
+        "batch_size": 1, "max_new_tokens": 4, "evidence": "measured", "tokens": [1, 2], "target_id": "t",
+        "prompt_set": "mixed", "repetition": 0, "prompt_tokens": 3,
+    }  # fmt: skip
+    return pd.DataFrame([row])
+
+
+@pytest.mark.parametrize("status", ["ok", "failed", "absent"])
+def test_peers_that_all_failed_or_one_alone_are_said(status, run):
+    said = run("05_peers", peers=always(peer_rows(status).iloc[: 0 if status == "absent" else 1]))
+    assert (EMPTY in said["figures.peers.peers_figure"][0]) == (status != "ok")
+    assert (said["peers.lines.finding_peers"] == ["No engine decoded every prompt."]) == (status != "ok")
+
+
+@pytest.mark.parametrize("seconds", [[0.1], []])
+def test_calls_of_one_token_and_of_none_are_drawn(seconds):
+    call = SimpleNamespace(emission_times=always(seconds), tokens_per_second=10.0, step_tokens=[])
+    for _module, _, name, function in views():
+        if name in ("arrivals_figure", "finding_arrivals"):
+            read(name, function(call, call))
