@@ -39,9 +39,9 @@ def finding_gamma(lines: pd.DataFrame, predicted: pd.DataFrame) -> str:
     """
     measured, keys = finding_speedup(lines), ["method", "temperature", "num_draft_tokens"]
     known = predicted.loc[predicted["speedup"].notna(), [*keys, "speedup"]]
-    both = _speculative(lines).merge(known, on=keys, suffixes=("", "_predicted"))
-    if both.empty:
+    if known.empty:
         return measured
+    both = _speculative(lines).merge(known, on=keys, suffixes=("", "_predicted"))
     best = both.loc[both["speedup"].idxmax()]
     own = both[(both["method"] == best["method"]) & (both["temperature"] == best["temperature"])]
     chosen = own.loc[own["speedup_predicted"].idxmax(), "num_draft_tokens"]

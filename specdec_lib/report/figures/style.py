@@ -17,6 +17,7 @@ from specdec_lib.methods import METHODS, label
 Arguments = ParamSpec("Arguments")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito 2008
 MARKERS = ("o", "^", "s", "D", "v", "P")
+EMPTY = "Nothing was measured for this figure."
 MUTED, DARK = "#6B6B6B", "#222222"
 AXIS_NAMES = {
     "num_draft_tokens": "number of draft tokens γ",
@@ -83,7 +84,7 @@ def faceted(
     named_title = f"{title} ({', '.join(sorted(evidence))})" if evidence else title
     figure.suptitle(named_title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=DARK)
     if not groups:
-        figure.text(0.5, 0.4, "Nothing was measured for this figure.", ha="center", color=MUTED)
+        figure.text(0.5, 0.4, EMPTY, ha="center", color=MUTED)
         return figure
     panels = list(figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).ravel())
     for unused in panels[len(groups) :]:
