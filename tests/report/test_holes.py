@@ -1,4 +1,4 @@
-"""Every figure, table and caption takes data with holes: the notebooks run on them, and each view that they make is read.
+"""Every figure, table and caption takes data with holes: the notebooks run on them, and each view they make is read.
 
 Holes are what a run can leave: a method none of whose drafts was tested, no baseline, one prompt, no costs, nothing.
 """
@@ -157,7 +157,7 @@ def a_run(rows, folder):
 
 
 def untested(rows, value):
-    """n-gram lookup whose drafts were never tested: 0 in a text that does not repeat itself, None in calls of a token."""
+    """Lookup whose drafts were never tested: 0 in a text that does not repeat itself, None in calls of one token."""
     ours = rows["method"] == "ngram"
     rows.loc[ours, ["drafted_tokens", "tested_tokens", "accepted_tokens", *([] if value == 0 else ["steps"])]] = value
     for name in ("tested_by_position", "accepted_by_position"):
@@ -224,7 +224,12 @@ def test_every_view_is_shown_by_a_notebook(run, tmp_path):
     assert EMPTY not in " ".join(text for texts in said.values() for text in texts)
 
 
-@pytest.mark.parametrize("hole", HOLES)
+OFTEN = ("nothing", "a method never tested", "no baseline")  # the others take minutes together
+
+
+@pytest.mark.parametrize(
+    "hole", [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in HOLES]
+)
 def test_a_hole_in_the_rows_is_said(hole, run, tmp_path):
     rows = HOLES[hole](ROWS.copy())
     said = latency(run, rows, step_costs()) | run("03_cost_analysis", rows=always(rows))
@@ -295,6 +300,6 @@ def test_peers_that_all_failed_or_one_alone_are_said(status, run):
 @pytest.mark.parametrize("seconds", [[0.1], []])
 def test_calls_of_one_token_and_of_none_are_drawn(seconds):
     call = SimpleNamespace(emission_times=always(seconds), tokens_per_second=10.0, step_tokens=[])
-    for module, _, name, function in views():
+    for _, _, name, function in views():
         if name in ("arrivals_figure", "finding_arrivals"):
             read(name, function(call, call))

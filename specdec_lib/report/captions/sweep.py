@@ -192,6 +192,7 @@ def finding_waterfall(stages: pd.DataFrame) -> str:
 
 def finding_verification(lines: pd.DataFrame) -> str:
     """v at the most tokens and the range of c; from `step_table.verification_costs`."""
+    lines = lines[lines["verification_cost"].notna()]
     if lines.empty:
         return NO_COSTS
     last = lines[lines["num_tokens"] == lines["num_tokens"].max()]
