@@ -14,6 +14,7 @@ from specdec_lib.analysis.cost import with_front
 from specdec_lib.analysis.cost_model.gpus import predict
 from specdec_lib.config import StudyParams, available_params, load_params, params_of_run
 from specdec_lib.hardware.catalog import Price, load_prices, price, usd_per_million_tokens
+from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.models.presets import PRESETS
 from specdec_lib.study.table import read_results
 
@@ -47,7 +48,10 @@ def find_runs(outputs: Path, gpus: Sequence[str] = ()) -> list[Run]:
     folders = [path.parent for path in sorted(Path(outputs).glob("*/results.parquet"))]
     chosen = [folder for folder in folders if (folder.name in gpus if gpus else folder.name not in SKIPPED)]
     runs = [read_run(folder) for folder in chosen]
-    _check_versions(runs)
+    if len(versions := {int(run.rows["benchmark_version"].iloc[0]): run for run in reversed(runs)}) > 1:
+        first = {version: f"{run.folder.name} row {run.rows['cell_id'].iloc[0]}" for version, run in versions.items()}
+        named = ", ".join(f"version {version}: {where}" for version, where in sorted(first.items()))
+        raise ValueError(f"runs of different benchmark versions cannot be compared ({named}): run the older ones again")
     return runs
 
 
@@ -111,25 +115,25 @@ def pareto(lines: pd.DataFrame) -> pd.DataFrame:
     return with_front(lines[lines["fits"].fillna(True)], SAME_WORK)
 
 
-def cheapest_under(lines: pd.DataFrame, limits_ms: Sequence[float]) -> pd.DataFrame:
-    """For each limit of the time per token, the cheapest setting for the same work that keeps it."""
-    found = []
-    for limit in limits_ms:
-        kept = lines[(lines["tpot_ms"] <= limit) & lines["usd_per_million_tokens"].notna()]
-        best = kept.loc[kept.groupby(SAME_WORK, dropna=False)["usd_per_million_tokens"].idxmin()]
-        found.append(best.assign(limit_ms=limit))
-    return pd.concat(found, ignore_index=True) if found else lines.iloc[:0].assign(limit_ms=0.0)
+def break_even(study: StudyParams, cheaper: str, dearer: str) -> pd.DataFrame:
+    """The ratio of hourly prices that vendors ask for two products, and the predicted one at which both cost the same.
 
-
-def price_ratios(cheaper: str, dearer: str) -> pd.DataFrame:
-    """What vendors ask for two products: the ratio of their hourly prices where one sells both, with both dates."""
+    Below `break_even` (with speculation at the best gamma) and `break_even_without` the dearer product is the cheaper
+    per token, at the first batch size and prompt length of a study. One line for each vendor that sells both.
+    """
     prices = pd.DataFrame([entry.model_dump() for entry in load_prices().values()])
     both = [prices[prices["gpu"] == gpu] for gpu in (cheaper, dearer)]
     pairs = both[0].merge(both[1], on=["vendor", "region"], suffixes=("_cheaper", "_dearer"))
-    pairs["ratio"] = pairs["usd_per_hour_dearer"] / pairs["usd_per_hour_cheaper"]
-    read_on = zip(pairs["date_cheaper"], pairs["date_dearer"], strict=True)
-    pairs["dates"] = [" and ".join(sorted({str(date) for date in dates})) for dates in read_on]
-    return pairs[["vendor", "region", "ratio", "dates"]].sort_values("ratio").reset_index(drop=True)
+    params = study.model_copy(update={"batch_sizes": study.batch_sizes[:1], "prompt_tokens": study.prompt_tokens[:1]})
+    sold = [next(entry for entry in load_prices().values() if entry.gpu == gpu) for gpu in (cheaper, dearer)]
+    slow, fast = (predict(params, entry).groupby("method")["tokens_per_second"].max() for entry in sold)
+    return pairs.assign(
+        ratio=pairs["usd_per_hour_dearer"] / pairs["usd_per_hour_cheaper"],
+        date=pairs["date_dearer"].astype(str),
+        break_even=(fast / slow)["draft"],
+        break_even_without=(fast / slow)[AUTOREGRESSIVE],
+        evidence="predicted",
+    ).sort_values("ratio")
 
 
 def _stacked(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -137,16 +141,6 @@ def _stacked(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
     types = dict.fromkeys(nullable, "Float64") | {"fits": "boolean"}
     filled = [table.reindex(columns=COLUMNS).astype(types) for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS).astype(types)
-
-
-def _check_versions(runs: Iterable[Run]) -> None:
-    first: dict[int, str] = {}
-    for run in runs:
-        row = run.rows.iloc[0]
-        first.setdefault(int(row["benchmark_version"]), f"{run.folder.name} row {row['cell_id']}")
-    if len(first) > 1:
-        named = ", ".join(f"version {version}: {where}" for version, where in sorted(first.items()))
-        raise ValueError(f"runs of different benchmark versions cannot be compared ({named}): run the older ones again")
 
 
 def _check_one(rows: pd.DataFrame, column: str, where: str) -> None:

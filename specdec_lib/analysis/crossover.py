@@ -13,16 +13,8 @@ from specdec_lib.methods import AUTOREGRESSIVE
 
 RESAMPLES = 2000
 SETTING = ["pair", "dtype", "method", "num_draft_tokens", "temperature", "prompt_tokens", "max_new_tokens"]
-COLUMNS = [
-    "gpu",
-    *SETTING,
-    "crossover_batch",
-    "crossover_batch_low",
-    "crossover_batch_high",
-    "smallest_batch",
-    "largest_batch",
-]
-COLUMNS += ["outcome", "evidence"]
+COLUMNS = ["gpu", *SETTING, "crossover_batch", "crossover_batch_low", "crossover_batch_high"]
+COLUMNS += ["smallest_batch", "largest_batch", "outcome", "evidence"]
 
 # The outcomes, by what the speedup does over the batch sizes tried.
 CROSSES = "crosses"  # it falls through 1 at `crossover_batch`

@@ -80,22 +80,6 @@ def acceptance_by_position(rows: pd.DataFrame) -> pd.DataFrame:
     return _numbered(pd.DataFrame(lines, columns=[*LINE, "position", "tested", "accepted", "acceptance_rate"]))
 
 
-def token_gaps(rows: pd.DataFrame) -> pd.DataFrame:
-    """Waiting time before each emitted token, `gap_ms`, for calls of batch size 1.
-
-    The tokens of one step arrive together: the first waits for the step, the others 0 ms.
-    """
-    measured = undisturbed(rows)
-    stepwise = measured[(measured["batch_size"] == 1) & measured["step_ms"].notna()]
-    frames = []
-    for key, group in stepwise.groupby(LINE, dropna=False):
-        steps = np.concatenate([np.asarray(values, dtype=float) for values in group["step_ms"]])
-        tokens = np.concatenate([np.asarray(values, dtype=float) for values in group["step_tokens"]])
-        gaps = np.concatenate([steps[tokens >= 1], np.zeros(int(np.maximum(tokens - 1, 0).sum()))])
-        frames.append(pd.DataFrame({"gap_ms": np.sort(gaps)}).assign(**dict(zip(LINE, key, strict=True))))
-    return _numbered(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame(columns=[*LINE, "gap_ms"])
-
-
 def memory_column(lines: pd.DataFrame) -> str:
     """The column that holds the memory of this device: a CPU run has no device memory."""
     return DEVICE_MEMORY if lines[DEVICE_MEMORY].notna().any() else PROCESS_MEMORY
@@ -170,8 +154,4 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 def _sum_histograms(histograms: pd.Series) -> np.ndarray:
     """Sum by position; a null, from a call that verified nothing, adds nothing."""
-    histograms = histograms.dropna()
-    total = np.zeros(max((len(values) for values in histograms), default=0), dtype=np.int64)
-    for values in histograms:
-        total[: len(values)] += np.asarray(values, dtype=np.int64)
-    return total
+    return pd.DataFrame(list(map(list, histograms.dropna()))).sum().to_numpy(dtype=np.int64)

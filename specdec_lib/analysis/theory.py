@@ -48,8 +48,6 @@ def walltime_improvement(
     Raises:
         ValueError: a ratio of costs is negative, or `expected_tokens` refuses its arguments.
     """
-    if cost_ratio < 0:
-        raise ValueError(f"cost_ratio is {cost_ratio}: it is a ratio of two times, give 0 or more")
-    if verification_cost <= 0:
-        raise ValueError(f"verification_cost is {verification_cost}: it is a ratio of two times, give more than 0")
+    if cost_ratio < 0 or verification_cost <= 0:
+        raise ValueError(f"cost_ratio is {cost_ratio}, verification_cost {verification_cost}: give 0 or more")
     return expected_tokens(acceptance_rate, num_draft_tokens) / (verification_cost + num_draft_tokens * cost_ratio)

@@ -48,15 +48,21 @@ def waterfall(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     lines = metrics.speedups(rows)
     lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["num_draft_tokens"].notna()]
     positions = metrics.acceptance_by_position(rows)
-    per_row, note = _per_row(rows, StepTable(costs_of(rows, costs))), why_unused(costs, rows)
+    kept, pieces = metrics.undisturbed(rows), StepTable(costs_of(rows, costs))
+    kept = kept[(kept["engine"] == metrics.OWN_ENGINE) & kept["steps"].notna()]
+    stages_of_rows = [_stages_of(row, pieces) for _, row in kept.iterrows()]
+    per_row = kept.join(pd.DataFrame(stages_of_rows, columns=COSTS, index=kept.index))
     table = []
     for _, line in lines.iterrows():
-        stages = _formula(line, _of(positions, line))
+        rates = _of(positions, line).sort_values("position")["acceptance_rate"].fillna(0).tolist()
+        rate, gamma = line["acceptance_rate"], int(line["num_draft_tokens"])
+        stages = {"iid": expected_tokens(rate, gamma) if pd.notna(rate) else np.nan}
+        stages["by_position"] = expected_tokens_by_position(rates) if rates else np.nan
         stages |= {name: mean_over_prompts(_of(per_row, line), name) for name in COSTS}
         stages["measured"] = line["speedup"]
         facts = {name: line[name] for name in metrics.LINE}
         table.append(facts | stages | {"unexplained": line["speedup"] / stages["host_cost"] - 1})
-    return pd.DataFrame(table, columns=[*metrics.LINE, *STAGES, "unexplained"]).assign(note=note)
+    return pd.DataFrame(table, columns=[*metrics.LINE, *STAGES, "unexplained"]).assign(note=why_unused(costs, rows))
 
 
 def passes_per_token(row: pd.Series) -> float:
@@ -67,24 +73,6 @@ def passes_per_token(row: pd.Series) -> float:
 def context_of(row: pd.Series) -> float:
     """Tokens in the cache halfway through the output of a row."""
     return float(row["mean_prompt_tokens"] + row["max_new_tokens"] / 2)
-
-
-def _formula(line: pd.Series, positions: pd.DataFrame) -> dict[str, float]:
-    gamma = int(line["num_draft_tokens"])
-    rates = positions.sort_values("position")["acceptance_rate"].fillna(0).tolist()
-    known = pd.notna(line["acceptance_rate"])
-    return {
-        "iid": expected_tokens(line["acceptance_rate"], gamma) if known else np.nan,
-        "by_position": expected_tokens_by_position(rates) if rates else np.nan,
-    }
-
-
-def _per_row(rows: pd.DataFrame, table: StepTable) -> pd.DataFrame:
-    """Each speculative row's expected speedup after each measured stage."""
-    kept = metrics.undisturbed(rows)
-    kept = kept[(kept["engine"] == metrics.OWN_ENGINE) & kept["steps"].notna()]
-    stages = [_stages_of(row, table) for _, row in kept.iterrows()]
-    return kept.join(pd.DataFrame(stages, columns=COSTS, index=kept.index))
 
 
 def _stages_of(row: pd.Series, table: StepTable) -> dict[str, float]:

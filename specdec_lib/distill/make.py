@@ -53,11 +53,12 @@ def make_drafts(workdir: Path, target: LanguageModel, tokenizer: PreTrainedToken
 def train_draft(name: str, folder: Path, target: LanguageModel, corpus: Corpus, scored_ids: torch.Tensor) -> None:
     """Train a draft and write its weights and `report.json` (recipes, and acceptance on held-out text) to `folder`."""
     student = new_student(name, target, corpus, scored_ids)
-    log.info("%s: %d parameters of its own", name, student.draft.num_parameters)
+    num_parameters = sum(weight.numel() for weight in student.draft.parameters())
+    log.info("%s: %d parameters of its own", name, num_parameters)
     stages = [{"recipe": asdict(recipe), **train(student, corpus, recipe)} for recipe in RECIPES[name]]
     student.draft.save(folder)
     report = {
-        "parameters": student.draft.num_parameters,
+        "parameters": num_parameters,
         "training_tokens_chosen_by_target": corpus.num_tokens,
         "stages": stages,
         "held_out_acceptance": held_out_acceptance(student, corpus),

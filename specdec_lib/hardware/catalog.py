@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import difflib
-from collections.abc import Container
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 FOLDER = Path(__file__).resolve().parent
 CPU = "cpu"  # the `gpu` of a price for a machine without one
@@ -54,65 +54,59 @@ class Gpu(Fact):
     def _figures_are_dense(self) -> Gpu:
         for figure, peak in DENSE_PEAKS.get(self.product.split()[0], {}).items():
             if (value := getattr(self, figure) or 0) > peak:
-                raise ValueError(
-                    f"{figure} is {value:g}, above the dense peak {peak:g}: give the dense figure, not the sparse"
-                )
+                what = f"{figure} is {value:g}, above the dense peak {peak:g}"
+                raise ValueError(f"{what}: give the dense figure, not the sparse")
         return self
+
+
+def _check_known(name: str, known: Mapping[str, object], *others: str) -> str:
+    if name not in {*known, *others}:
+        raise ValueError(f"{name!r} is unknown: choose an entry of hardware/*.yaml, or add it there")
+    return name
 
 
 class Price(Fact):
     """On-demand dollars for an hour of one GPU, or of one machine if `gpu` is "cpu"."""
 
-    gpu: str  # a key of gpus.yaml, or "cpu"
+    gpu: Annotated[str, AfterValidator(lambda name: _check_known(name, load_gpus(), CPU))]
     usd_per_hour: Positive
     vendor: str
     region: str
     date: datetime.date
 
-    @model_validator(mode="after")
-    def _gpu_is_known(self) -> Price:
-        _check_known("gpu", self.gpu, {CPU, *load_gpus()})
-        return self
-
     def times(self, number: int) -> Price:
         """The price of `number` of them."""
-        several = f"{number} GPUs of {self.vendor}"
-        changes = {"usd_per_hour": self.usd_per_hour * number, "vendor": several} if number > 1 else {}
-        return self.model_copy(update=changes)
+        changes = {"usd_per_hour": self.usd_per_hour * number, "vendor": f"{number} GPUs of {self.vendor}"}
+        return self.model_copy(update=changes) if number > 1 else self
 
 
 class Model(Fact):
-    """The fields of a Hugging Face config that decide a model's size, and the number of its parameters.
-
-    A study reads the weights from `hub_id` at the commit `revision`. `weights` is the SHA-256 of each weight file that
-    we know from a source other than the hub.
-    """
+    """The fields of a Hugging Face config that decide a model's size, and the number of its parameters."""
 
     config: dict[str, str | int | float | bool | None]
     parameters: int = Field(gt=0)
     date: MonthOrDay
-    hub_id: str | None = None
-    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
-    weights: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+    hub_id: str | None = None  # where a study reads the weights
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")  # the hub's commit
+    weights: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}  # SHA-256 known from elsewhere, by file
+
+
+ModelName = Annotated[str, AfterValidator(lambda name: _check_known(name, load_models(), "layer"))]
 
 
 class Published(Fact):
-    """A published result, with the setting that a prediction of it needs.
+    """A published result, with the setting that a prediction of it needs."""
 
-    `measure` says what `value` is: "tokens_per_second", "speedup" on a GPU, or "formula": a speedup for which the paper
-    gives the inputs of its own formula.
-    """
-
-    measure: Literal["tokens_per_second", "speedup", "formula"]
+    measure: Literal["tokens_per_second", "speedup", "formula"]  # formula: a speedup by the paper's own
     value: Positive
     setting: str = Field(min_length=1)
     date: MonthOrDay
-    gpu: str | None = None  # a key of gpus.yaml
+    gpu: Annotated[str, AfterValidator(lambda name: _check_known(name, load_gpus()))] | None = None
     num_gpus: int = 1
     engine: Literal["graph", "eager"] | None = None  # kernels started from a captured graph, or one by one
     dtype: str | None = None
-    target: str | None = None  # target and draft are keys of models.yaml
-    draft: str | None = None  # "layer": one layer of the target with its output layer, as in EAGLE
+    target: ModelName | None = None
+    draft: ModelName | None = None  # "layer": one layer of the target with its output layer, as in EAGLE
     batch_size: int = 1
     context_tokens: int = 0
     num_draft_tokens: int | None = None
@@ -123,28 +117,12 @@ class Published(Fact):
     acceptance_rate_high: Positive | None = None
     cost_ratio: float | None = None  # the paper's c
 
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Published:
-        _check_known("gpu", self.gpu, {None, *load_gpus()})
-        for name in (self.target, self.draft):
-            _check_known("model", name, {None, "layer", *load_models()})
-        return self
-
-
-def _check_known(kind: str, name: str | None, known: Container[str | None]) -> None:
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {kind}s.yaml, or add it there")
-
 
 Entry = TypeVar("Entry", Gpu, Price, Model, Published)
 
 
 def _load(path: Path, kind: type[Entry]) -> dict[str, Entry]:
-    """Read all entries of a file by key.
-
-    Raises:
-        ValueError: an entry lacks a fact or states an impossible one; one line that names it.
-    """
+    """All entries of a file by key; ValueError of one line that names an entry which is not sound."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
         return TypeAdapter(dict[str, kind]).validate_python(entries)  # type: ignore[valid-type]
@@ -153,38 +131,34 @@ def _load(path: Path, kind: type[Entry]) -> dict[str, Entry]:
         name, *keys = map(str, first["loc"] or ("the file",))
         if first["type"] == "missing":
             raise ValueError(f"{path.name}: {name} has no {keys[-1]}: add it, every entry needs one") from None
-        where = ": ".join([name, *keys])
-        raise ValueError(f"{path.name}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        where = ": ".join([path.name, name, *keys])
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 @cache
 def load_gpus(path: Path = FOLDER / "gpus.yaml") -> dict[str, Gpu]:
-    """All GPUs by key; ValueError for an entry that lacks a fact, or gives a sparse figure."""
+    """All GPUs by key; ValueError for an unsound entry, as in all four files."""
     return _load(path, Gpu)
 
 
 @cache
 def load_models(path: Path = FOLDER / "models.yaml") -> dict[str, Model]:
-    """All models by key; ValueError for an entry that lacks a fact."""
+    """All models by key."""
     return _load(path, Model)
 
 
 def load_prices(path: Path = FOLDER / "prices.yaml") -> dict[str, Price]:
-    """All prices by key; ValueError for an entry without date, source or positive price, or for an unknown GPU."""
+    """All prices by key."""
     return _load(path, Price)
 
 
 def load_published(path: Path = FOLDER / "published.yaml") -> dict[str, Published]:
-    """All published results by key; ValueError for an entry that lacks a fact, or for an unknown GPU or model."""
+    """All published results by key."""
     return _load(path, Published)
 
 
 def price(name: str) -> Price:
-    """The price called `name`.
-
-    Raises:
-        ValueError: no such price; near matches are named.
-    """
+    """The price called `name`; ValueError if there is none, with those whose names are near."""
     prices = load_prices()
     if name not in prices:
         near = difflib.get_close_matches(name, prices, n=3) or sorted(prices)
@@ -193,13 +167,8 @@ def price(name: str) -> Price:
 
 
 def usd_per_million_tokens(tokens_per_second: float, usd_per_hour: float) -> float:
-    """Dollars for a million emitted tokens, prefill time included, on a device that does nothing else.
-
-    Raises:
-        ValueError: the rate is not positive, or the price is negative.
-    """
-    if not tokens_per_second > 0:
-        raise ValueError(f"tokens_per_second is {tokens_per_second}: give a measured positive rate")
-    if usd_per_hour < 0:
-        raise ValueError(f"usd_per_hour is {usd_per_hour}: give 0 or a positive price")
+    """Dollars for a million emitted tokens; ValueError if the rate is not positive, or the price is negative."""
+    if not (tokens_per_second > 0 and usd_per_hour >= 0):
+        given = f"tokens_per_second is {tokens_per_second} and usd_per_hour {usd_per_hour}"
+        raise ValueError(f"{given}: give a measured positive rate and a price of 0 or more")
     return usd_per_hour / 3600 / tokens_per_second * 1e6

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import subprocess
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,13 +36,9 @@ def why_no_kernels() -> str | None:
 
 
 def kernel_facts() -> dict[str, object]:
-    """Which kernels this process computes with, or why with none, and how long compiling them took when it was done."""
+    """Which kernels this process computes with, or why with none."""
     library, reason = load()
-    if library is None:
-        return {"kernels": f"none: {reason}", "compile_s": None}
-    notes = library.with_suffix(".json")
-    seconds = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {"compile_s": None}
-    return {"kernels": library.stem} | seconds
+    return {"kernels": library.stem if library else f"none: {reason}"}
 
 
 def instructions() -> str | None:
@@ -63,13 +57,13 @@ def load() -> tuple[Path, None] | tuple[None, str]:
     """The library that this process computes with, or the reason for none. A process tries once."""
     kind = instructions()
     if kind is None:
-        return None, "this processor has no AVX2, or PyTorch is told not to use it"
+        return None, "this processor has no AVX2, or PyTorch may not use it"
     try:
         library = compiled_library(kind)
         torch.ops.load_library(library)
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        reason = f"the CPU kernels do not compile or load: {said.strip().splitlines()[0]}"
+        message = getattr(error, "stderr", None) or str(error)
+        reason = f"the CPU kernels do not compile or load: {message.strip().splitlines()[0]}"
         logger.warning("%s; plain PyTorch is used instead, several times slower", reason)
         return None, reason
     return library, None
@@ -89,15 +83,10 @@ def compiled_library(kind: str) -> Path:
         libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
         run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as work, ThreadPoolExecutor() as pool:
-            made, started = Path(work) / library.name, time.monotonic()
-            objects = [str(Path(work) / f"{path.stem}.o") for path in SOURCES]
-            each = [
-                [compiler, *flags, "-c", str(path), "-o", name, *places]
-                for path, name in zip(SOURCES, objects, strict=True)
-            ]
+            made = Path(work) / library.name
+            objects = {str(path): str(Path(work) / f"{path.stem}.o") for path in SOURCES}
+            each = [[compiler, *flags, "-c", path, "-o", name, *places] for path, name in objects.items()]
             list(pool.map(run, each))
-            run([compiler, "-shared", "-fopenmp", *objects, "-o", str(made), *libraries])
-            seconds = {"compile_s": round(time.monotonic() - started, 2)}
-            library.with_suffix(".json").write_text(json.dumps(seconds), encoding="utf-8")
+            run([compiler, "-shared", "-fopenmp", *objects.values(), "-o", str(made), *libraries])
             made.rename(library)  # whole or not at all, however many processes compile at once
     return library

@@ -27,40 +27,27 @@ def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.ops.specdec_lib.draw(weights.contiguous(), uniforms.contiguous())
 
 
-def verify(
-    target_probs: torch.Tensor,  # [B, gamma+1, V]
-    draft_probs: torch.Tensor,  # [B, gamma, V]
-    draft_tokens: torch.Tensor,  # [B, gamma]
-    uniforms: torch.Tensor,  # [B, gamma+1]
-) -> tuple[torch.Tensor, torch.Tensor]:  # [B], [B]
-    """How many draft tokens are accepted, and the token after them (`decoding.verification.verify`)."""
-    tensors = target_probs, draft_probs, draft_tokens, uniforms
+def verify(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `decoding.verification.verify` does with the same tensors."""
     return torch.ops.specdec_lib.verify(*(tensor.contiguous() for tensor in tensors))
 
 
-def append(
-    rows: Sequence[torch.Tensor],  # changed in place
-    draft_tokens: torch.Tensor,  # [B, gamma]
-    draft_probs: torch.Tensor,  # [B, gamma, V]
-    target_probs: torch.Tensor,  # [B, gamma+1, V]
-    num_accepted: torch.Tensor,  # [B]
-    next_token: torch.Tensor,  # [B]
-) -> None:
-    """What `decoding.ops.PlainOps.append` does to the tensors of rows and counters.
+def append(rows: Sequence[torch.Tensor], *step: torch.Tensor) -> None:
+    """What `decoding.ops.PlainOps.append` does, in place.
 
-    They are `tokens, lengths, ends, done, stop_token_ids, saw_nan, num_emitted, counts, report`.
+    Args:
+        rows: `tokens, lengths, ends, done, stop_token_ids, saw_nan, num_emitted, counts, report` of rows and counters.
+        step: `draft_tokens, draft_probs, target_probs, num_accepted, next_token`.
     """
-    step = draft_tokens, draft_probs, target_probs, num_accepted.long(), next_token
+    *tensors, num_accepted, next_token = step
+    step = *tensors, num_accepted.long(), next_token
     torch.ops.specdec_lib.append(*rows, *(tensor.contiguous() for tensor in step))
 
 
 def lookup(
     tokens: torch.Tensor,  # [B, capacity]
     lengths: torch.Tensor,  # [B]
-    longest: int,
-    shortest: int,
-    num_draft_tokens: int,
-    vocab_size: int,
+    *sizes: int,  # the longest and the shortest key, gamma and V
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
-    """What followed the last `longest` to `shortest` tokens where they stood before, and one-hots of it."""
-    return torch.ops.specdec_lib.lookup(tokens, lengths, longest, shortest, num_draft_tokens, vocab_size)
+    """What followed the last tokens of each row where they stood before, and one-hots of it."""
+    return torch.ops.specdec_lib.lookup(tokens, lengths, *sizes)

@@ -25,14 +25,13 @@ def grouped_attention(
     """Attention that never repeats keys and values: the heads of a group become extra query rows instead.
 
     Raises:
-        ValueError: there is no mask, as when transformers' `generate` calls the model: without one a token would see
-            those behind it.
+        ValueError: there is no mask, so that a token would see those after it.
     """
     assert kwargs.get("softcap") is None, "capped attention logits are not supported"
     if attention_mask is None:
         raise ValueError(
             f"{NAME} attends by the mask of a ragged cache and got none: call the model through LanguageModel, or "
-            "within own_attention if transformers is to call it"
+            "within as_transformers_does if transformers is to call it"
         )
     batch, heads, m, dim = query.shape
     group = heads // key.shape[1]
@@ -49,34 +48,16 @@ def our_attention() -> str:
 
 
 @contextmanager
-def own_attention(*models: transformers.PreTrainedModel | None) -> Iterator[None]:
-    """Give these models transformers' own attention for a while, as its `generate` makes no masks for ours.
-
-    Args:
-        models: every model that transformers will call, a target's assistant too; None for one that there is not.
-    """
-    with ExitStack() as stack:
-        for model in models:
-            if model is not None:
-                stack.callback(model.set_attn_implementation, model.config._attn_implementation)
-                model.set_attn_implementation("sdpa")
-        yield
-
-
-@contextmanager
 def as_transformers_does(
     target: transformers.PreTrainedModel, assistant_model: transformers.PreTrainedModel | None = None
 ) -> Iterator[None]:
-    """For a call of `target.generate`: transformers' attention in all models, and no defaults of the checkpoint's.
-
-    Args:
-        assistant_model: the draft of assisted generation; how it drafts stays as its own defaults say.
-    """
-    defaults = target.generation_config
-    with own_attention(target, assistant_model):
+    """For a call of `target.generate`: transformers' attention in all models, and no defaults of the checkpoint's."""
+    with ExitStack() as stack:
+        for model in (target, assistant_model):
+            if model is not None:  # generate makes no masks for our attention
+                stack.callback(model.set_attn_implementation, model.config._attn_implementation)
+                model.set_attn_implementation("sdpa")
         # generate fills every None from here, the end-of-text token too
+        stack.callback(setattr, target, "generation_config", target.generation_config)
         target.generation_config = transformers.GenerationConfig()
-        try:
-            yield
-        finally:
-            target.generation_config = defaults
+        yield

@@ -20,10 +20,7 @@ VIEW_MULTIPLE = 64  # attention reads a prefix of the cache, rounded up to this 
 
 @dataclass
 class Placement:
-    """Where the next tokens go. A cache and its layers share this object, so that no layer refers to the cache.
-
-    (A reference cycle would keep the memory of a dropped cache until Python's garbage collector runs.)
-    """
+    """Where the next tokens go. Layers share it with their cache, as one that refers to it would keep it alive."""
 
     rows: torch.Tensor  # [B, 1]
     positions: torch.Tensor  # [B, m]
@@ -37,13 +34,9 @@ class KeysAndValues:
         self.placement, self.keys, self.values = placement, keys, values
 
     def update(
-        self,
-        key_states: torch.Tensor,  # [B, H, m, D]
-        value_states: torch.Tensor,  # [B, H, m, D]
-        *args: object,
-        **kwargs: object,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # 2 x [B, H, view, D]
-        """Write m positions of each row and return the prefix that attention may read."""
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write m positions of each row, `[B, H, m, D]`; returns the prefixes to read, `[B, H, view, D]`."""
         where = self.placement
         self.keys[where.rows, :, where.positions] = key_states.transpose(1, 2)
         self.values[where.rows, :, where.positions] = value_states.transpose(1, 2)
@@ -79,9 +72,7 @@ class RaggedStaticCache(Cache):
     """Preallocated keys and values for a ragged batch, usable by any Hugging Face causal language model.
 
     Args:
-        batch_size: number of rows B.
         capacity: positions held for each row; the longest prompt + new tokens + gamma is always enough.
-        num_layers, num_heads, head_dim: the model's key/value geometry.
 
     Attributes:
         lengths: `[B]` int64, the committed positions of each row.
@@ -91,7 +82,6 @@ class RaggedStaticCache(Cache):
 
     def __init__(
         self,
-        *,
         batch_size: int,
         capacity: int,
         num_layers: int,

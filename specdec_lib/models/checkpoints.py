@@ -1,60 +1,56 @@
-"""Checkpoints of Hugging Face: what is refused before any weights are read, and how one becomes a `LanguageModel`."""
+"""Models of Hugging Face: what is refused before any weights are read, and how one becomes a `LanguageModel`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
 
+from specdec_lib.config import CUSTOM_PAIR, StudyParams
+from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention
-from specdec_lib.models.presets import Checkpoint
+from specdec_lib.models.presets import PRESETS, Checkpoint
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
 from specdec_lib.models.weights import check_weight_files
 
+RANDOM = " (random weights)"  # ends the names of such a pair and of its models
+STANDARD_DEVIATION = 0.02
+
 
 def check_checkpoints(
     checkpoints: Sequence[Checkpoint], tensor_parallel: int = 1
-) -> transformers.PreTrainedTokenizerBase:
-    """Refuse a target and a draft that cannot work, before any weights are read; returns the target's tokenizer.
+) -> tuple[transformers.PreTrainedTokenizerBase, list[Any]]:
+    """Refuse a target and its draft that cannot work, before any weights are read.
+
+    Returns:
+        The target's tokenizer, and the config of each model.
 
     Raises:
         ValueError: missing or truncated files, an unsuitable architecture, or vocabularies that differ.
     """
-    tokenizers = []
+    configs, tokenizers = [], []
     for checkpoint in checkpoints:
         check_weight_files(checkpoint.where)
-        check_architecture(from_hub(transformers.AutoConfig, checkpoint), checkpoint.where)
+        configs.append(from_hub(transformers.AutoConfig, checkpoint))
+        check_architecture(configs[-1], checkpoint.where)
         tokenizers.append(from_hub(transformers.AutoTokenizer, checkpoint))
-    target, draft = checkpoints
-    check_same_vocabulary(tokenizers[0], tokenizers[1], target.where, draft.where)
-    check_heads(from_hub(transformers.AutoConfig, target), tensor_parallel, target.where)
-    return tokenizers[0]
-
-
-def check_same_vocabulary(
-    target: transformers.PreTrainedTokenizerBase,
-    draft: transformers.PreTrainedTokenizerBase,
-    target_id: str,
-    draft_id: str,
-) -> None:
-    """Refuse a draft whose token ids are not the target's.
-
-    Raises:
-        ValueError: naming a token whose id differs.
-    """
-    of_target, of_draft = target.get_vocab(), draft.get_vocab()
-    for token in sorted(of_target.keys() | of_draft.keys()):
-        if of_target.get(token) != of_draft.get(token):
-            raise ValueError(
-                f"{draft_id} does not share the vocabulary of {target_id}: {token!r} is {of_target.get(token)} in the "
-                f"target and {of_draft.get(token)} in the draft; choose a draft of the same model family"
-            )
+    target = tokenizers[0].get_vocab()
+    for checkpoint, tokenizer in zip(checkpoints[1:], tokenizers[1:], strict=True):
+        draft = tokenizer.get_vocab()
+        for token in sorted(target.keys() | draft.keys()):
+            if target.get(token) != draft.get(token):
+                what = f"{checkpoint.where} does not share the vocabulary of {checkpoints[0].where}"
+                ids = f"{token!r} is {target.get(token)} in the target and {draft.get(token)} in the draft"
+                raise ValueError(f"{what}: {ids}; choose a draft of the same model family")
+    check_heads(configs[0], tensor_parallel, checkpoints[0].where)
+    return tokenizers[0], configs
 
 
 def check_architecture(config: Any, where: str) -> None:
@@ -81,7 +77,7 @@ def load_language_model(
     """The causal LM in the folder `where`, ready for ragged batches; with `tensor_parallel`, this process's part of it.
 
     Raises:
-        ValueError: missing or truncated weights, or an architecture that the ragged cache cannot serve.
+        ValueError: it cannot be loaded, or does more to its logits than an output layer.
     """
     model = from_hub(
         transformers.AutoModelForCausalLM,
@@ -101,15 +97,64 @@ def load_language_model(
 def from_hub(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
     """Load a checkpoint with an auto class of transformers; code from a hub is never run."""
     where, revision = checkpoint
-    load = partial(auto_class.from_pretrained, where, revision=revision, trust_remote_code=False, **options)
-    return or_refuse(where, load)
+    with refusing(where):
+        return auto_class.from_pretrained(where, revision=revision, trust_remote_code=False, **options)
 
 
-def or_refuse(where: str, load: Callable[[], Any]) -> Any:
-    """What `load` returns; every failure of a hub or a file becomes a ValueError of one line."""
+@contextmanager
+def refusing(where: str) -> Iterator[None]:
+    """Turn every failure of a hub or a file into a ValueError of one line."""
     try:
-        return load()
+        yield
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "check the path or hub id and that its safetensors files are complete; delete and fetch them again"
         raise ValueError(f"cannot load {where}: {reason} - {remedy}") from error
+
+
+def random_shapes(params: StudyParams) -> list[tuple[str, Any]]:
+    """Names and configs of target and draft of a study with `weights: random`.
+
+    A name is a model in `hardware/models.yaml`, or a folder with a `config.json`.
+
+    Raises:
+        ValueError: unknown names, an unsuitable architecture, or vocabularies of two sizes.
+    """
+    names = (params.target, params.draft) if params.target and params.draft else PRESETS.get(params.pair)
+    if names is None:
+        known = ", ".join([*PRESETS, CUSTOM_PAIR])
+        raise ValueError(f"weights: random knows no shapes for pair {params.pair!r}: choose one of {known}")
+    shapes = [(name, config_of(name)) for name in names]
+    for name, config in shapes:
+        check_architecture(config, name)
+    target, draft = (config.vocab_size for _, config in shapes)
+    if target != draft:
+        what = f"{' and '.join(names)} have vocabularies of {target} and {draft} tokens"
+        raise ValueError(f"{what}: choose shapes of one family")
+    return shapes
+
+
+def config_of(name: str) -> Any:
+    """The config of a model in `hardware/models.yaml` or in a folder; ValueError if there is none."""
+    models = load_models()
+    if name in models:
+        return transformers.AutoConfig.for_model(**models[name].config)
+    if (Path(name) / "config.json").is_file():
+        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    remedy = f"give a folder with a config.json, or one of {', '.join(models)}"
+    raise ValueError(f"weights: random needs the shape of {name!r}: {remedy}")
+
+
+def random_model(name: str, config: Any, device: str, dtype: str, seed: int) -> LanguageModel:
+    """A model whose matrices are normal noise: real latency, memory and energy, and text that means nothing."""
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation=our_attention()
+        )
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() >= 2:  # norms stay as they are initialised
+                weight.normal_(0, STANDARD_DEVIATION, generator=generator)
+    host_memory.move(model)
+    return LanguageModel(model, Path(name).name + RANDOM)

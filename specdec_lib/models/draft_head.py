@@ -1,10 +1,9 @@
 """A draft head in the style of EAGLE: one transformer block that reads the target's hidden states.
 
-EAGLE (arXiv 2401.15077) drafts from what the target already computed, not from the tokens alone. The input at position
-t is the pair (embedding of token x[t+1], state of position t); the output predicts token x[t+2]. Where the target has
-computed the position, its state is fused from several of the target's layers (EAGLE-3, arXiv 2503.01840). At drafted
-positions it is the block's own output. The head shares the target's embedding and output rows. It scores the most
-frequent tokens only, which costs a little acceptance and never exactness.
+EAGLE (arXiv 2401.15077): the input at position t is the pair (embedding of token x[t+1], state of position t); the
+output predicts token x[t+2]. Where the target has computed the position, its state is fused from several of the
+target's layers (EAGLE-3, arXiv 2503.01840). At drafted positions it is the block's own output. The head shares the
+target's embedding and output rows. It scores the most frequent tokens only, which never costs exactness.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import grouped_attention
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.draft_files import check_target, load_weights, read_config, save_draft
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.shape import attention_geometry
+from specdec_lib.models.weights import fill_draft, read_draft, save_draft
 
 if TYPE_CHECKING:
     from specdec_lib.models.engines.kernel_head import KernelHead
@@ -48,12 +48,10 @@ class HeadConfig:
     def for_target(cls, config: Any, feature_layers: tuple[int, ...], num_scored: int) -> HeadConfig:
         """The head that fits a Llama-like Hugging Face `config`."""
         return cls(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            config.vocab_size,
+            config.hidden_size,
+            config.intermediate_size,
+            *attention_geometry(config),
             num_features=len(feature_layers) + 1,
             num_scored=num_scored,
             context_length=config.max_position_embeddings,
@@ -66,11 +64,11 @@ class HeadConfig:
 class DraftHead(nn.Module):
     """The head in plain PyTorch. `KernelHead` computes the same on the CPU kernels.
 
-    The pair (x[t+1], state t) has rotary position t and index t in the head's cache, which is therefore one position
-    shorter than the target's.
+    The pair (x[t+1], state t) has rotary position t and index t in the head's cache.
     """
 
     scored_ids: torch.Tensor
+    output_rows: torch.Tensor  # [scored, H], the target's; a `KernelHead` has them in 8 bits instead
 
     def __init__(self, config: HeadConfig, embeddings: torch.Tensor, name: str = "draft head"):  # [V, H]
         super().__init__()
@@ -90,7 +88,7 @@ class DraftHead(nn.Module):
         self.down = nn.Linear(config.intermediate_size, h, bias=False)
         self.output_norm = nn.Parameter(torch.ones(h))
         self.register_buffer("scored_ids", torch.arange(config.num_scored))
-        self._shared = {"embeddings": embeddings}  # in a dict, so that PyTorch does not count them as our parameters
+        self.embeddings = embeddings.detach()  # the target's: detached, so that it does not count as our parameter
 
     @property
     def device(self) -> torch.device:
@@ -101,40 +99,20 @@ class DraftHead(nn.Module):
         return self.output_norm.dtype
 
     @property
-    def embeddings(self) -> torch.Tensor:
-        """The target's, `[V, H]`."""
-        return self._shared["embeddings"]
-
-    @property
-    def output_rows(self) -> torch.Tensor:
-        """The target's output rows of the scored tokens, `[scored, H]`; a `KernelHead` has them in 8 bits instead."""
-        return self._shared["output"]
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of own weights; those shared with the target do not count."""
-        return sum(p.numel() for p in self.parameters())
-
-    @property
     def fused(self) -> KernelHead | None:
         """This head, if it drafts all tokens in one call."""
         return None
 
     @classmethod
     def load(cls, folder: Path, target: LanguageModel) -> DraftHead:
-        """Read a head from `folder` for `target`, whose embedding it shares; on the kernels if `target` is.
-
-        Raises:
-            ValueError: a missing or truncated file, or a head made for another target.
-        """
+        """Read a head from `folder`, on the kernels if `target` is; ValueError for bad files or another target."""
         from specdec_lib.models.engines.kernel_head import KernelHead  # a subclass of this class
 
-        settings = read_config(folder, "draft_head")
+        settings = read_draft(folder, "draft_head", target)
         config = HeadConfig(**{**settings, "feature_layers": tuple(settings["feature_layers"])})
-        check_target(folder, target, config.hidden_size, config.vocab_size)
         kind = KernelHead if target.engine == "kernels" and KernelHead.can_compute(config) else DraftHead
         head = kind(config, target.model.get_input_embeddings().weight, name=Path(folder).name)
-        load_weights(head, folder)
+        fill_draft(head, folder)
         head.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
         head.prepare()
         return head
@@ -146,19 +124,12 @@ class DraftHead(nn.Module):
     def prepare(self) -> None:
         """Get ready to draft with the weights that this head has now."""
         host_memory.move(self)
-        self._shared["output"] = self.embeddings[self.scored_ids]
+        self.output_rows = self.embeddings[self.scored_ids]
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` pairs each."""
-        return RaggedStaticCache(
-            batch_size=batch_size,
-            capacity=capacity,
-            num_layers=1,
-            num_heads=self.config.num_key_value_heads,
-            head_dim=self.config.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        geometry = 1, self.config.num_key_value_heads, self.config.head_dim
+        return RaggedStaticCache(batch_size, capacity, *geometry, dtype=self.dtype, device=self.device)
 
     def fuse(self, features: torch.Tensor) -> torch.Tensor:
         """The target's features of m positions `[B, m, F]` to states `[B, m, H]` (EAGLE-3, section 3.1)."""
@@ -166,13 +137,10 @@ class DraftHead(nn.Module):
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, state: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
-        """Run m pairs of `tokens` `[B, m]` and `state` `[B, m, H]` after each row's committed length.
-
-        Nothing is committed: call `cache.commit` with the number of pairs to keep.
+        """Run m pairs of `tokens` `[B, m]` and `state` `[B, m, H]` after each row's committed length, and commit none.
 
         Returns:
-            `[B, m, H]`, the block's output before the last norm. `scores` reads it, and it is the state of the next
-            drafted position.
+            `[B, m, H]`, which `scores` reads, and which is the state of the next drafted position.
         """
         positions = cache.place(tokens.shape[1])
         x = self.join(tokens, state)
@@ -219,7 +187,6 @@ class DraftHead(nn.Module):
         return self._rms(hidden, self.output_norm)
 
     def inverse_frequencies(self) -> torch.Tensor:  # [D / 2]
-        """Of the rotary embedding."""
         # In float32 whatever the weights' type: bfloat16 frequencies are off by tenths of a radian at position 200.
         exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=self.device)
         return self.config.rope_theta ** -(exponents / self.config.head_dim)

@@ -1,7 +1,7 @@
 """Host memory: huge pages for all that every pass on a CPU reads, and none kept after loading.
 
-A pass reads hundreds of megabytes at tens of GB/s. A page of 4 KiB lasts less than 0.1 us, and then the processor must
-look up the next one. Linux gives pages of 2 MiB on request, unless its administrator forbids it; then pages are small.
+A pass reads hundreds of megabytes at tens of GB/s, so that a page of 4 KiB lasts less than 0.1 us. Linux gives pages of
+2 MiB on request, unless its administrator forbids it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ctypes
 import math
 import mmap
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -25,9 +26,7 @@ def zeros(
 ) -> list[torch.Tensor]:
     """Tensors of these shapes, in one block of huge pages if the device is a CPU and they fill a page."""
     sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
-    places = [0]
-    for size in sizes:
-        places.append(places[-1] + -(-size // LINE) * LINE)
+    places = list(accumulate((-(-size // LINE) * LINE for size in sizes), initial=0))
     if device.type != "cpu" or HUGE_PAGES is None or places[-1] < HUGE or 0 in sizes:
         return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
     block = mmap.mmap(-1, places[-1] + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

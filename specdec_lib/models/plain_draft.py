@@ -1,7 +1,6 @@
 """Plain drafts: small Llama models with the target's tokens, width and embedding.
 
-Only the layers are shipped. In this library the draft scores the most frequent tokens only; `export_plain_draft` writes
-the same model as an ordinary Hugging Face checkpoint that scores all tokens.
+Only the layers are shipped. In this library the draft scores the most frequent tokens only.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from torch.nn.functional import linear
 
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention
-from specdec_lib.models.draft_files import check_target, load_weights, read_config, save_draft
 from specdec_lib.models.engines import kernels
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.weights import fill_draft, read_draft, save_draft
 
 
 class ScoredRows(nn.Module):
@@ -51,24 +50,14 @@ class PlainDraft(nn.Module):
         self.body.embed_tokens = nn.Identity()  # the target's is used
         self.register_buffer("scored_ids", torch.arange(num_scored))
 
-    @property
-    def num_parameters(self) -> int:
-        """Number of own weights; those shared with the target do not count."""
-        return sum(p.numel() for p in self.parameters())
-
     def save(self, folder: Path) -> None:
         """Write weights (bfloat16) and config, without what belongs to the target."""
-        save_draft(
-            self, folder, "plain_draft", {"llama": self.config.to_diff_dict(), "num_scored": len(self.scored_ids)}
-        )
+        settings = {"llama": self.config.to_diff_dict(), "num_scored": len(self.scored_ids)}
+        save_draft(self, folder, "plain_draft", settings)
 
 
 def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
-    """The draft in `folder` with the embedding of `target`, scoring the frequent tokens only.
-
-    Raises:
-        ValueError: a missing or truncated file, or a draft made for another target.
-    """
+    """The draft in `folder`, scoring the frequent tokens only; ValueError for bad files or another target."""
     model, scored_ids = _with_embedding(folder, target, tie_word_embeddings=False, attn_implementation=our_attention())
     model.lm_head = rows = ScoredRows(model.model.embed_tokens.weight, scored_ids)
     host_memory.move(rows)
@@ -79,7 +68,7 @@ def load_plain_draft(folder: Path, target: LanguageModel) -> LanguageModel:
 
 
 def export_plain_draft(folder: Path, out: Path, target: LanguageModel) -> None:
-    """Write the draft in `folder` as an ordinary checkpoint with the full tied embedding."""
+    """Write the draft in `folder` as an ordinary checkpoint that scores all tokens."""
     model, _ = _with_embedding(folder, target, tie_word_embeddings=True, attn_implementation="sdpa")
     model.to(device="cpu", dtype=torch.bfloat16).save_pretrained(out)
 
@@ -88,11 +77,10 @@ def _with_embedding(
     folder: Path, target: LanguageModel, **changes: object
 ) -> tuple[transformers.LlamaForCausalLM, torch.Tensor]:
     """The draft as a causal LM with the target's embedding, and the ids that it scores."""
-    settings = read_config(folder, "plain_draft")
+    settings = read_draft(folder, "plain_draft", target)
     config = transformers.LlamaConfig(**{**settings["llama"], **changes})
-    check_target(folder, target, config.hidden_size, config.vocab_size)
     draft = PlainDraft(config, settings["num_scored"])
-    load_weights(draft, folder)
+    fill_draft(draft, folder)
     draft.to(device=target.device, dtype=target.dtype)
     host_memory.move(draft)
     draft.body.rotary_emb = type(draft.body.rotary_emb)(config).to(target.device)  # its frequencies stay float32

@@ -32,20 +32,14 @@ def pair_names() -> list[str]:
     return [TOY, *EMBEDDED_DRAFTS, *PRESETS]
 
 
-def checkpoints_of(
-    name: str | None,
-    target: str | None,
-    draft: str | None,
-    target_revision: str | None = None,
-    draft_revision: str | None = None,
-) -> list[Checkpoint]:
-    """The given target and draft, or those of the preset `name` at their pinned commits.
+def checkpoints_of(name: str | None, target: str | None, draft: str | None, *revisions: str | None) -> list[Checkpoint]:
+    """The given target and draft with their revisions, or those of the preset `name` at their pinned commits.
 
     Raises:
         ValueError: no such preset; the known ones are named.
     """
-    if target is not None and draft is not None:
-        return [Checkpoint(target, target_revision), Checkpoint(draft, draft_revision)]
+    if target and draft:
+        return [Checkpoint(*each) for each in zip((target, draft), revisions, strict=True)]
     if name not in PRESETS:
         raise ValueError(f"unknown pair {name!r}: choose one of {', '.join(pair_names())}")
     models = [load_models()[key] for key in PRESETS[name]]

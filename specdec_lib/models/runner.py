@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.engines.eager import EagerEngine
-from specdec_lib.models.engines.engine import Engine, Step
+from specdec_lib.models.engines.engine import EagerEngine, Engine, Step
 from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError
 from specdec_lib.models.engines.kernels import KernelEngine
-from specdec_lib.models.tensor_parallel import key_value_heads
+from specdec_lib.models.shape import attention_geometry
+from specdec_lib.models.tensor_parallel import devices_of
 
 TOLERANCE = 0.1  # relative difference of logits between engines: bfloat16 results depend on where they are rounded
 PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
@@ -35,9 +35,6 @@ class LanguageModel:
         active_engine: what computes the passes now: the engine chosen here, or `torch.compile` after `compile()`.
         why_not_compiled: the reason why `compile()` failed, or None.
         kept: what decoding keeps for this model between calls.
-
-    Raises:
-        ValueError: `feature_layers` are not as above.
     """
 
     def __init__(
@@ -64,8 +61,8 @@ class LanguageModel:
             )
         self._parts = self.body, self.head, self.feature_layers, self.context_length
         use_kernels = compiled and KernelEngine.can_compute(self.body)
-        self.engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
-        self.active_engine: Engine = self.engine_at_load
+        self._engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
+        self.active_engine: Engine = self._engine_at_load
         self.why_not_compiled: str | None = None
         self.kept: object = None
 
@@ -76,13 +73,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
-        """Run `tokens` `[B, m]` after each row's committed length.
-
-        Nothing is committed: call `cache.commit` with the number of tokens to keep.
-
-        Args:
-            counts: `[B]`, how many of each row's tokens matter. The rest is padding and may be left out.
-        """
+        """What the engine computes for `tokens` `[B, m]`; call `cache.commit` with the number of tokens to keep."""
         try:
             return self.active_engine(tokens, cache, counts)
         except NotCompiledError as error:  # shapes that torch.compile refuses; nothing is committed yet
@@ -97,19 +88,13 @@ class LanguageModel:
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` tokens each."""
         config = self.model.config
-        return RaggedStaticCache(
-            batch_size=batch_size,
-            capacity=capacity,
-            num_layers=config.num_hidden_layers,
-            num_heads=key_value_heads(self.model),
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        _, heads, head_dim = attention_geometry(config)
+        geometry = config.num_hidden_layers, heads // devices_of(self.model), head_dim
+        return RaggedStaticCache(batch_size, capacity, *geometry, dtype=self.dtype, device=self.device)
 
     @torch.inference_mode()
     def compile(self) -> None:
-        """Use `torch.compile` from now on, if it can do this model and computes the same; takes about ten seconds."""
+        """Use `torch.compile` from now on, if it can do this model and computes the same."""
         tokens = self._some_tokens().view(2, -1)
         expected = self.forward(tokens, self.new_cache(*tokens.shape)).features
         try:
@@ -124,14 +109,14 @@ class LanguageModel:
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
         """Within this block, compute with the engine that was chosen at load, without `torch.compile`."""
-        engine, self.active_engine = self.active_engine, self.engine_at_load
+        engine, self.active_engine = self.active_engine, self._engine_at_load
         try:
             yield
         finally:
             self.active_engine = engine
 
     def _stop_compiling(self, error: NotCompiledError) -> None:
-        self.active_engine, self.why_not_compiled = self.engine_at_load, str(error)
+        self.active_engine, self.why_not_compiled = self._engine_at_load, str(error)
         logger.warning("%s is not compiled and runs slower (%s)", self.name, error)
 
     def to(self, device: str) -> LanguageModel:
@@ -143,11 +128,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def check_faithful(self) -> None:
-        """Compare this class's way from tokens to logits with the model's own.
-
-        Raises:
-            ValueError: they differ, as for models that scale or cap their logits.
-        """
+        """Refuse, by a ValueError, a model that scales or caps its logits: ours must be its own."""
         tokens, eager = self._some_tokens(), EagerEngine(self.body, self.head, (), self.context_length)
         theirs = eager.run(self.model, tokens, self.new_cache(*tokens.shape)).logits.float()
         hidden = eager.run(self.body, tokens, self.new_cache(*tokens.shape)).last_hidden_state

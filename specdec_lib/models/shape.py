@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from specdec_lib.models.runner import LanguageModel
 
 
+def attention_geometry(config: Any) -> tuple[int, int, int]:
+    """The numbers of heads and of key/value heads, and the size of a head, of any Hugging Face config."""
+    heads = config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return heads, shared, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """All that the cost of a pass depends on; counts are of weights, not bytes."""
@@ -33,11 +40,7 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Any, name: str = "") -> Self:
-        """Count the weights of any causal language model, without making them.
-
-        Args:
-            config: of `transformers`, or its fields as a dictionary with `model_type`.
-        """
+        """Count the weights of any causal language model without making them, from its config or the fields of it."""
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,17 +56,17 @@ class ModelShape:
             if weight.dim() >= 2 and weight is not output and id(weight) not in tables
         }
         experts = sum(count for name, count in matrices.items() if ".experts." in name)
-        heads = config.num_attention_heads
+        heads, key_value_heads, head_dim = attention_geometry(config)
         return cls(
-            name=name or getattr(config, "name_or_path", "") or config.model_type,
+            name=name,
             layer_weights=sum(matrices.values()) - experts,
             output_weights=output.numel(),
             expert_weights=experts,
             expert_share=_expert_share(config) if experts else 0.0,
             num_layers=config.num_hidden_layers,
             num_heads=heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            num_key_value_heads=key_value_heads,
+            head_dim=head_dim,
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
             embedding_weights=0 if id(output) in tables else model.get_input_embeddings().weight.numel(),
@@ -80,19 +83,9 @@ class ModelShape:
             size = model.vocab_size  # a toy has an output layer only
             return cls(model.name, 0, size * size, 0, 0.0, 1, 1, 1, 1, size, size)
         config = model.config
-        return cls(
-            name=model.name,
-            layer_weights=sum(weight.numel() for weight in model.parameters() if weight.dim() == 2),
-            output_weights=config.num_scored * config.hidden_size,
-            expert_weights=0,
-            expert_share=0.0,
-            num_layers=1,
-            num_heads=config.num_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-        )
+        weights = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)
+        geometry = config.num_heads, config.num_key_value_heads, config.head_dim, config.hidden_size, config.vocab_size
+        return cls(model.name, weights, config.num_scored * config.hidden_size, 0, 0.0, 1, *geometry)
 
     def weights_read(self, rows: int) -> float:
         """Weights that a pass over `rows` tokens reads; of the experts, the expected number that some token uses."""

@@ -1,8 +1,8 @@
 """A target spread over several devices of one host: every process holds a slice of each matrix, and all decode alike.
 
-transformers cuts the weights by its own plan and adds the collectives (`DistributedConfig`). In this library the cache
-holds the key/value heads of this process alone, and each process runs the same draft and draws the same random numbers.
-One process computes each slice of the logits and all gather them, so that all see the same bits and decide alike.
+transformers cuts the weights by its own plan and adds the collectives (`DistributedConfig`). The cache holds the
+key/value heads of this process alone. Each process runs the same draft, draws the same random numbers and gathers the
+same logits, so that all decide alike.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 from typing import Any
 
 import torch
+
+from specdec_lib.models.shape import attention_geometry
 
 
 def loading(tensor_parallel: int, device: str) -> dict[str, Any]:
@@ -25,15 +27,6 @@ def loading(tensor_parallel: int, device: str) -> dict[str, Any]:
 def devices_of(model: Any) -> int:
     """The number of devices that a model is spread over."""
     return getattr(model, "_tp_size", None) or 1
-
-
-def key_value_heads(model: Any) -> int:
-    """The number of key/value heads that this process holds."""
-    return _key_value_heads(model.config) // devices_of(model)
-
-
-def _key_value_heads(config: Any) -> int:
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 def check_processes(tensor_parallel: int, device: str) -> None:
@@ -55,7 +48,7 @@ def check_devices(tensor_parallel: int, device: str) -> None:
 
 def check_heads(config: Any, tensor_parallel: int, where: str) -> None:
     """Refuse a model whose heads cannot be divided evenly, by a ValueError."""
-    heads, shared = config.num_attention_heads, _key_value_heads(config)
+    heads, shared, _ = attention_geometry(config)
     if heads % tensor_parallel or shared % tensor_parallel:
         raise ValueError(
             f"tensor_parallel is {tensor_parallel}, but {where} has {heads} heads and {shared} key/value heads: choose "

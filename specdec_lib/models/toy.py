@@ -1,7 +1,6 @@
 """Toy language models: the next token's logits are in a table, so that every probability is known.
 
-They run through the same `LanguageModel`, `RaggedStaticCache` and decoding code as real models. A toy reads the tokens
-of its context from the cache only, so that a stale or misplaced cache entry changes its logits.
+A toy reads the tokens of its context from the cache only, so that a stale or misplaced cache entry changes its logits.
 """
 
 from __future__ import annotations
@@ -34,10 +33,7 @@ class ToyModel(nn.Module):
             vocab_size=vocab_size,
             hidden_size=vocab_size,
             max_position_embeddings=context_length,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            head_dim=1,
+            **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"), 1),
         )
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -1,25 +1,42 @@
-"""Weight files: safetensors only, not damaged, and the SHA-256 of each compared with the known one."""
+"""Files of weights: safetensors only, undamaged, and the SHA-256 of each compared with the known one."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-FETCHED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # of a hub's repository; no code, no pickles
-DUPLICATES = ("consolidated*", "original/*", "onnx/*")  # the same weights in other forms
+if TYPE_CHECKING:
+    from specdec_lib.models.runner import LanguageModel
+
+FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # of a hub's repository; no code, no pickles
+DUPLICATES = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other forms
 SHA256 = re.compile(r"[0-9a-f]{64}")
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a draft's folder
+CHECK_OUT = "check the repository out again and in full, or write the draft with `make draft`"
 
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: Path, expected: str | None, remedy: str) -> None:
+    """Refuse a file that is missing, or whose SHA-256 is not the `expected` one, by a ValueError with the remedy."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {remedy}")
+    if expected is not None and (found := sha256(path)) != expected:
+        raise ValueError(f"{path} has SHA-256 {found} instead of {expected}: {remedy}")
 
 
 def check_weight_files(where: str) -> None:
@@ -38,15 +55,10 @@ def check_weight_files(where: str) -> None:
 
 
 def fetch_weights(where: str, revision: str | None) -> Path:
-    """The folder of a model: `where` itself, or its copy in the hub's cache, fetched if it is not there yet.
-
-    Raises:
-        OSError: the hub does not have it, or cannot be reached.
-    """
+    """The folder `where` itself, or its copy in the hub's cache; OSError if the hub cannot give it."""
     if Path(where).is_dir():
         return Path(where)
-    wanted, unwanted = list(FETCHED), list(DUPLICATES)
-    return Path(snapshot_download(where, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+    return Path(snapshot_download(where, revision=revision, allow_patterns=FETCHED, ignore_patterns=DUPLICATES))
 
 
 def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -69,3 +81,42 @@ def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = Non
             raise ValueError(f"{path} is not the file that this study is pinned to: delete {stored} and run again")
     name = folder.name if Path(where).is_dir() else f"{where}@{folder.name}"  # named by the commit
     return {f"{name}/{path.name}": value for path, value in found.items()}
+
+
+def read_draft(folder: Path, kind: str, target: LanguageModel | None = None) -> dict:
+    """The settings of the draft in `folder`, whose weights are those that its config names.
+
+    Raises:
+        ValueError: a file is missing or changed, or the draft is not of this `kind` or was made for another target.
+    """
+    path = Path(folder) / CONFIG
+    check_file(path, None, CHECK_OUT)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("kind") != kind:
+        raise ValueError(f"{path} describes a {config.get('kind')!r}, not a {kind!r}: load it as what it is")
+    check_file(path.parent / WEIGHTS, config.get("sha256", "none"), CHECK_OUT)
+    settings = config["settings"]
+    if target is not None:
+        sizes = settings.get("llama", settings)
+        width, tokens = sizes["hidden_size"], sizes["vocab_size"]
+        if (width, tokens) != (target.hidden_size, target.vocab_size):
+            raise ValueError(
+                f"{folder}: made for a target of width {width} and {tokens} tokens, but {target.name} has "
+                f"{target.hidden_size} and {target.vocab_size}: use the draft with its own target"
+            )
+    return settings
+
+
+def fill_draft(module: nn.Module, folder: Path) -> None:
+    """Fill `module` from the weights in `folder`, which `read_draft` has checked."""
+    module.load_state_dict(load_file(Path(folder) / WEIGHTS))
+
+
+def save_draft(module: nn.Module, folder: Path, kind: str, settings: dict) -> None:
+    """Write what `read_draft` and `fill_draft` read: weights in bfloat16, and a config with kind, hash and settings."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().contiguous() for name, t in module.state_dict().items()}
+    save_file({n: t.bfloat16() if t.is_floating_point() else t.int() for n, t in tensors.items()}, folder / WEIGHTS)
+    text = json.dumps({"kind": kind, "sha256": sha256(folder / WEIGHTS), "settings": settings}, indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")

@@ -104,30 +104,29 @@ def _group(line: Any, lines: pd.DataFrame, params: StudyParams, folder: Path) ->
 def _cards(line: Any, baseline: Any, params: StudyParams, folder: Path) -> list[dict[str, str]]:
     latency, costs = _link(folder, "02_latency_sweep"), _link(folder, "03_cost_analysis")
     hourly = price(params.price).times(params.num_devices).usd_per_hour
-    ours, theirs = _in_words(line, hourly), dict.fromkeys(_in_words(line, hourly), "no baseline")
-    if baseline:
-        theirs = {name: f"{text} without speculation" for name, text in _in_words(baseline, hourly).items()}
+    tpot, memory, cost = _in_words(line, hourly)
+    theirs = (
+        [f"{text} without speculation" for text in _in_words(baseline, hourly)] if baseline else ["no baseline"] * 3
+    )
     speedup, _, interval = with_interval(line).partition(" (")
     rate, tokens = f"{line.acceptance_rate:.2f}", f"{line.mean_acceptance_length:.2f} tokens per target pass"
     if pd.isna(line.acceptance_rate):
         rate, tokens = "none", "replayed from the params" if params.accepted_per_step else "no draft was tested"
     return [
         _card("Speedup", speedup, interval.rstrip(")"), latency, "headline"),
-        _card("Time per output token", ours["tpot"], theirs["tpot"], latency, "headline"),
+        _card("Time per output token", tpot, theirs[0], latency, "headline"),
         _card("Acceptance rate", rate, tokens, latency, "which-drafted-tokens-survive"),
-        _card("Peak memory", ours["memory"], theirs["memory"], latency, "memory"),
-        _card("$ per million tokens", ours["cost"], f"{theirs['cost']}, at ${hourly:g} an hour", costs, "headline"),
+        _card("Peak memory", memory, theirs[1], latency, "memory"),
+        _card("$ per million tokens", cost, f"{theirs[2]}, at ${hourly:g} an hour", costs, "headline"),
     ]
 
 
-def _in_words(line: Any, usd_per_hour: float) -> dict[str, str]:
+def _in_words(line: Any, usd_per_hour: float) -> list[str]:
+    """Time per token, peak memory and cost of a line."""
     on_device = pd.notna(line.peak_memory_allocated_bytes)
     memory = line.peak_memory_allocated_bytes if on_device else line.process_peak_rss_bytes
-    return {
-        "tpot": f"{line.tpot_ms:.2f} ms",
-        "memory": f"{memory / GIB:.2f} GiB",
-        "cost": f"${usd_per_million_tokens(line.tokens_per_second, usd_per_hour):#.3g}",
-    }
+    dollars = usd_per_million_tokens(line.tokens_per_second, usd_per_hour)
+    return [f"{line.tpot_ms:.2f} ms", f"{memory / GIB:.2f} GiB", f"${dollars:#.3g}"]
 
 
 def _card(name: str, value: str, detail: str, page: str, section: str = "") -> dict[str, str]:

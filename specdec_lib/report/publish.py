@@ -28,7 +28,7 @@ from specdec_lib.study.table import read_results
 
 README = ROOT / "README.md"
 NEEDED = ("results.parquet", "environment.json", "step_costs.json")
-KEPT = (*NEEDED, CERTIFICATE, "calibration.json", "transcripts.json", "peers.parquet", "peer_rows.parquet")
+KEPT = (*NEEDED, CERTIFICATE, "calibration.json", "transcripts.json", "peer_rows.parquet")
 
 
 def publish(params: StudyParams, folder: Path, published: Path) -> Path:

@@ -19,15 +19,16 @@ MANY_LINES = 25  # a longer table is folded away
 _NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?%?( to [\d.,]+)?")
 
 
-def show(figure: Figure, finding: str) -> None:
-    """Display a figure as a PNG; the finding is its caption and part of its alternative text."""
+def show(figure: Figure, finding: str = "") -> None:
+    """Display a figure as a PNG; the finding, if any, is its caption and part of its alternative text."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=200)
     data = base64.b64encode(picture.getvalue()).decode("ascii")
-    alternative = f"{_description(figure)} {finding}"
+    alternative = f"{_description(figure)} {finding}".strip()
     metadata = {"alt": alternative, "width": round(figure.get_figwidth() * 96), "caption": finding}
     display({"image/png": data, "text/plain": alternative}, metadata={"image/png": metadata}, raw=True)
-    _display_html(f'<p class="finding">{escaped(finding)}</p>', finding, is_caption=True)
+    if finding:
+        _display_html(f'<p class="finding">{escaped(finding)}</p>', finding, is_caption=True)
 
 
 def show_text(text: str) -> None:

@@ -4,8 +4,8 @@ import pytest
 import yaml
 from synthetic_rows import study
 
-from specdec_lib.analysis.cost_model.gpus import Range, break_even_prices, corners, data_sheet_machine, predict
-from specdec_lib.analysis.cost_model.published import AIM, predicted, published_table
+from specdec_lib.analysis.cost_model.gpus import Range, corners, data_sheet_machine, predict
+from specdec_lib.analysis.cost_model.published import AIM, published_table
 from specdec_lib.config import load_params
 from specdec_lib.hardware import catalog
 from specdec_lib.models.presets import PRESETS
@@ -77,23 +77,6 @@ def test_what_cannot_be_predicted_is_refused(params, price, message):
         predict(params, catalog.price(price))
 
 
-def test_break_even_lies_between_the_ratios_of_bandwidth_and_of_operations():
-    lines = break_even_prices(H100, "a100-sxm-80", "h100-sxm", [0.4, 0.8])
-    assert lines["acceptance_rate"].isna().sum() == 1
-    assert lines["price_ratio"].between(1, 989 / 312).all()
-    assert (lines["evidence"] == "predicted").all()
-
-
-def test_break_even_is_predicted_of_the_library_as_it_is():
-    """Without speculation it is the ratio of the throughputs that are predicted of both."""
-    here = {"batch_sizes": [1], "prompt_tokens": H100.prompt_tokens[:1], "num_draft_tokens": [4]}
-    params = H100.model_copy(update=here)
-    fast, slow = (predict(params, catalog.price(name)).iloc[0] for name in (H100.price, load_params("a100").price))
-    lines = break_even_prices(params, slow["product"], fast["product"], [0.5])
-    plain = lines[lines["acceptance_rate"].isna()].iloc[0]
-    assert plain["price_ratio"] == pytest.approx(fast["tokens_per_second"] / slow["tokens_per_second"])
-
-
 def test_memory_holds_both_models_and_both_caches():
     target, draft = (known_shape(name) for name in PRESETS[H100.pair])
     one_row, two_rows = (predict(H100.model_copy(update={"batch_sizes": [batch]}), PRICE) for batch in (1, 2))
@@ -122,18 +105,10 @@ def test_the_papers_own_worst_miss_is_there_and_is_still_a_miss():
     assert round(table.loc["leviathan-ende-small-t0"]["predicted"], 1) == 3.2  # Table 4 of the paper
 
 
-def test_a_published_point_that_cannot_be_predicted_says_what_it_lacks():
-    point = catalog.load_published()["vllm-8b-eagle-batch-128"].model_copy(update={"acceptance_rate": None})
-    with pytest.raises(ValueError, match="a speedup needs"):
-        predicted(point)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"), [("gpu", "a1000", "unknown gpu"), ("target", "x", "unknown model")]
-)
-def test_a_published_point_of_an_unknown_gpu_or_model_is_refused(tmp_path, field, value, message):
+@pytest.mark.parametrize(("field", "value"), [("gpu", "a1000"), ("target", "x")])
+def test_a_published_point_of_an_unknown_gpu_or_model_is_refused(tmp_path, field, value):
     facts = yaml.safe_load((catalog.FOLDER / "published.yaml").read_text())
     path = tmp_path / "published.yaml"
     path.write_text(yaml.safe_dump({"p": facts["gpt-fast-7b-bf16"] | {field: value}}))
-    with pytest.raises(ValueError, match=f"published.yaml: p: {message}"):
+    with pytest.raises(ValueError, match=f"published.yaml: p: {field}: '{value}' is unknown"):
         catalog.load_published(path)

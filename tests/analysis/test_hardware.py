@@ -63,7 +63,7 @@ def test_price_without_a_date_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"gpu": "h1000"}, "unknown gpu 'h1000'"), ({"usd_per_hour": 0}, "usd_per_hour"), ({"usd": 1}, "usd: Extra")],
+    [({"gpu": "h1000"}, "gpu: 'h1000' is unknown"), ({"usd_per_hour": 0}, "usd_per_hour"), ({"usd": 1}, "usd: Extra")],
 )
 def test_unsound_price_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     path = write(tmp_path / "prices.yaml", "x", entry("prices", "lambda-h100") | change)

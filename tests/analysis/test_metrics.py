@@ -111,15 +111,6 @@ def test_acceptance_by_position_is_conditional():
         assert line.acceptance_rate == pytest.approx(expected, abs=slack)
 
 
-def test_token_gaps_hold_every_token_and_every_millisecond():
-    gaps = metrics.token_gaps(at_headline(ROWS, PARAMS))
-    ours = ROWS[(ROWS["batch_size"] == 1) & (ROWS["temperature"] == 0) & (ROWS["max_new_tokens"] == 48)]
-    ours = ours[(ours["method"] == "draft") & (ours["num_draft_tokens"] == 4) & ours["prompt_tokens"].isna()]
-    drafted = gaps[(gaps["method"] == "draft") & (gaps["temperature"] == 0)]["gap_ms"]
-    assert len(drafted) == sum(ours["step_tokens"].map(sum))
-    assert drafted.sum() == pytest.approx(sum(ours["step_ms"].map(sum)))
-
-
 def test_failed_rows_enter_no_number():
     rows = ROWS.copy()
     failed = (rows["method"] == "draft") & (rows["batch_size"] == 4)
@@ -149,7 +140,6 @@ def test_an_empty_table_gives_empty_lines():
     assert metrics.speedups(empty).columns.tolist() == metrics.speedups(synthetic_rows()).columns.tolist()
     assert metrics.speedups(empty).empty
     assert metrics.acceptance_by_position(empty).empty
-    assert metrics.token_gaps(empty).empty
 
 
 def test_an_output_that_is_repeated_is_counted_once():

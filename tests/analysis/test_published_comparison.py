@@ -26,10 +26,9 @@ headlines, crossovers = comparison.headlines([run], []), measured_crossovers(run
 lines, errors = comparison.pareto(comparison.settings([run], [])), calibrated_errors(run)
 for figure in (plots.crossover_figure(crossovers), plots.pareto_figure(lines)):
     figure.canvas.draw()
-print(findings.sources([run], []), findings.finding_headlines(headlines), finding_crossover(crossovers))
+print(findings.sources([run], []), finding_crossover(crossovers))
 print(finding_pareto(lines), findings.finding_error(errors))
 print(tables.headlines_table(headlines).to_string(), crossover_table(crossovers).to_string())
-print(tables.cheapest_table(comparison.cheapest_under(lines, [10.0, 50.0])).to_string())
 print(tables.error_columns(errors.table).to_string())
 assert "torch" not in sys.modules
 """

@@ -216,7 +216,7 @@ def nowhere(folder):
     draft = tiny_target()
     for model in (target, draft, head):
         model.to("meta")
-    head._shared["embeddings"] = target.model.get_input_embeddings().weight
+    head.embeddings = target.model.get_input_embeddings().weight.detach()
     head.prepare()
     return target, draft, head
 

@@ -10,10 +10,10 @@ from tiny_models import tiny_target
 from transformers import AutoModelForCausalLM
 
 from specdec_lib.distill.students import HeadStudent, layers_of_target
-from specdec_lib.models.draft_files import WEIGHTS
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.plain_draft import export_plain_draft, load_plain_draft
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.weights import WEIGHTS
 
 SCORED = torch.tensor([1, 2, 5, 8, 13, 21])
 
@@ -83,7 +83,6 @@ def test_only_the_scored_tokens_get_logits(target: LanguageModel, folder: Path) 
 def test_embedding_is_shared_not_shipped(target: LanguageModel, folder: Path) -> None:
     head = DraftHead.load(folder, target)
     own = sum(p.numel() for name, p in head.named_parameters())
-    assert head.num_parameters == own
     assert (folder / WEIGHTS).stat().st_size < 2 * own + 4096
 
 
@@ -94,9 +93,9 @@ def test_refuses_another_target(folder: Path) -> None:
 
 def test_refuses_missing_files(target: LanguageModel, folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS).unlink()
-    with pytest.raises(ValueError, match=r"model.safetensors is missing; .*make draft"):
+    with pytest.raises(ValueError, match=r"model.safetensors is missing: .*make draft"):
         DraftHead.load(folder, target)
-    with pytest.raises(ValueError, match=r"config.json is missing; give the folder"):
+    with pytest.raises(ValueError, match=r"config.json is missing: check the repository out"):
         DraftHead.load(tmp_path / "nowhere", target)
 
 
@@ -105,7 +104,7 @@ def test_refuses_weights_that_are_not_those_of_its_config(damage, target: Langua
     """Truncated, or with a single bit flipped, which a safetensors file does not notice."""
     weights = folder / WEIGHTS
     weights.write_bytes(damage(weights.read_bytes()))
-    with pytest.raises(ValueError, match=r"is not the file that config.json next to it describes"):
+    with pytest.raises(ValueError, match=r"model.safetensors has SHA-256 .* instead of .*: check the repository out"):
         DraftHead.load(folder, target)
 
 

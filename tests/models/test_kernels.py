@@ -151,9 +151,7 @@ def test_models_that_the_kernels_cannot_compute_run_eagerly():
 def test_the_kernels_compile_where_they_can():
     """Otherwise every other test of them is skipped."""
     assert build.why_no_kernels() is None
-    facts = build.kernel_facts()
-    assert facts["kernels"].startswith("kernels-")
-    assert facts["compile_s"] is None or facts["compile_s"] > 0
+    assert build.kernel_facts()["kernels"].startswith("kernels-")
 
 
 @pytest.mark.skipif(build.instructions() != "avx512", reason="the kernels for AVX2 are those that are tested anyway")
@@ -201,4 +199,4 @@ def test_without_a_working_compiler_plain_pytorch_is_used_with_a_warning(tmp_pat
 
 def test_a_processor_without_avx2_is_named_as_the_reason(monkeypatch):
     monkeypatch.setattr(build, "instructions", lambda: None)
-    assert build.load.__wrapped__() == (None, "this processor has no AVX2, or PyTorch is told not to use it")
+    assert build.load.__wrapped__() == (None, "this processor has no AVX2, or PyTorch may not use it")

@@ -1,4 +1,4 @@
-"""Every figure, table and caption takes data with holes: the notebooks run on them, and each view they make is read.
+"""Every figure, table and caption takes data with holes: the notebooks run on them, and what they show is read.
 
 Holes are what a run can leave: a method none of whose drafts was tested, no baseline, one prompt, no costs, nothing.
 """
@@ -157,7 +157,7 @@ def a_run(rows, folder):
 
 
 def untested(rows, value):
-    """Lookup whose drafts were never tested: 0 in a text that does not repeat itself, None in calls of one token."""
+    """n-gram lookup with no tested draft: 0 in a text that does not repeat itself, None in calls of one token."""
     ours = rows["method"] == "ngram"
     rows.loc[ours, ["drafted_tokens", "tested_tokens", "accepted_tokens", *([] if value == 0 else ["steps"])]] = value
     for name in ("tested_by_position", "accepted_by_position"):
@@ -300,6 +300,6 @@ def test_peers_that_all_failed_or_one_alone_are_said(status, run):
 @pytest.mark.parametrize("seconds", [[0.1], []])
 def test_calls_of_one_token_and_of_none_are_drawn(seconds):
     call = SimpleNamespace(emission_times=always(seconds), tokens_per_second=10.0, step_tokens=[])
-    for _, _, name, function in views():
+    for _module, _, name, function in views():
         if name in ("arrivals_figure", "finding_arrivals"):
             read(name, function(call, call))

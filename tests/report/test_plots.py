@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic_rows import step_costs, study, synthetic_rows
@@ -13,7 +12,6 @@ from specdec_lib.analysis.crossover import measured_crossovers
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import verification_costs
 from specdec_lib.analysis.waterfall import waterfall
-from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.methods import METHODS, Method, register
 from specdec_lib.report import show
 from specdec_lib.report.captions import cost as cost_findings
@@ -28,10 +26,6 @@ from specdec_lib.report.tables.readable import UNDEFINED
 
 PARAMS = study()
 PRICE = "somewhere, 2026-10-01"
-CALL = DecodeResult(
-    [torch.arange(6)], 0.1, [0.06, 0.05], [[3], [2]], steps=2, tested_by_position=[2], accepted_by_position=[1]
-)
-BASE = DecodeResult([torch.arange(6)], 0.1, [0.04] * 5, [[1]] * 5)
 
 
 class Page:
@@ -46,7 +40,6 @@ class Page:
         by_batch = headline.along(self.lines, params, "batch_size")
         predicted = predicted_speedups(by_gamma, costs, rows)
         positions = metrics.acceptance_by_position(headline.at_headline(rows, params))
-        gaps = metrics.token_gaps(headline.at_headline(rows, params))
         crossovers = measured_crossovers(rows, params.gpu)
         self.costs = cost.cost_table(self.lines, 0.09)
         at_headline = headline.at_headline(self.costs, params)
@@ -60,13 +53,10 @@ class Page:
             "tpot by batch size": lambda: plots.tpot_figure(by_batch),
             "memory by batch size": lambda: plots.memory_figure(by_batch),
             "acceptance": lambda: plots.acceptance_figure(positions),
-            "token gaps": lambda: plots.token_gap_figure(gaps),
             "waterfall": lambda: step_plots.waterfall_figure(few),
-            "verification": lambda: step_plots.verification_figure(verifying),
             "cost": lambda: cost_plots.cost_figure(at_headline, PRICE),
             "latency against cost": lambda: cost_plots.pareto_figure(front, PRICE),
             "crossover": lambda: gpu_plots.crossover_figure(crossovers),
-            "tokens over time": lambda: plots.arrivals_figure(CALL, BASE),
         }
         self.findings = {
             "speedup by gamma": lambda: findings.finding_speedup(by_gamma, "num_draft_tokens"),
@@ -75,15 +65,7 @@ class Page:
             "crossover": lambda: findings.finding_crossover(crossovers),
             "batches": lambda: findings.finding_batches(gains),
             "latency against cost": lambda: cost_findings.finding_pareto(front),
-            "tokens over time": lambda: findings.finding_arrivals(CALL, BASE),
-            "headline": lambda: findings.finding_headline(self.headline),
-            "tpot by batch size": lambda: findings.finding_tpot(by_batch),
-            "memory by batch size": lambda: findings.finding_memory(by_batch),
-            "acceptance": lambda: findings.finding_acceptance(positions),
-            "token gaps": lambda: findings.finding_token_gaps(gaps),
             "waterfall": lambda: findings.finding_waterfall(few),
-            "verification": lambda: findings.finding_verification(verifying),
-            "cost": lambda: cost_findings.finding_cost(at_headline),
             "transformers": lambda: findings.finding_transformers(transformers),
         }
         self.tables = {
@@ -188,8 +170,6 @@ def test_speedups_below_one_are_drawn():
 def test_findings_name_the_numbers_of_their_table():
     best = headline.every_gamma(PAGE.lines, PARAMS)["speedup"].max()
     assert f"{best:.2f}×" in PAGE.findings["speedup by gamma"]()
-    cheapest = headline.at_headline(PAGE.costs, PARAMS)["usd_per_million_tokens"].min()
-    assert f"${cheapest:#.3g}" in PAGE.findings["cost"]()
 
 
 def test_a_speedup_over_too_few_prompts_has_no_interval():

@@ -64,10 +64,10 @@ def write_page(folder):
 
 def test_a_whole_run_takes_the_place_of_what_was_published(run):
     params, folder, published = run
-    (folder / "peers.parquet").touch()
+    (folder / "peer_rows.parquet").touch()
     (folder / "cells").mkdir()
     assert publish.publish(params, folder, published) == published
-    data = {*publish.NEEDED, "exactness.json", "calibration.json", "peers.parquet"}
+    data = {*publish.NEEDED, "exactness.json", "calibration.json", "peer_rows.parquet"}
     assert {path.name for path in published.iterdir()} == {*data, "index.html", "reports", "speedup.png"}
     assert [path.name for path in published.parent.iterdir() if path.is_dir()] == [published.name]
     assert "| draft model |" in publish.README.read_text()

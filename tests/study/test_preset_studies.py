@@ -22,10 +22,10 @@ from specdec_lib.config import CUSTOM_PAIR, SamplingConfig, available_params, lo
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.methods import make_proposer
+from specdec_lib.models.checkpoints import config_of
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import PRESETS
-from specdec_lib.models.random_pair import config_of
 from specdec_lib.report.pages import COMPARISON, STUDY, make_comparison, make_reports
 from specdec_lib.study.prompts import Prompt, encode_prompts, load_prompts
 from specdec_lib.study.table import read_results

@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 import torch
-from specdec_lib.decoding.baseline import autoregressive_decode
-from specdec_lib.decoding.speculative import speculative_decode
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.proposers import make_proposer
+from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
+from specdec_lib.methods import make_proposer
 from specdec_lib.models.pair import load_pair
 from specdec_lib.study.transformers_generate import transformers_decode
 

@@ -44,21 +44,29 @@ class FittedModel:
     """The cost model of a machine with its pair, and the one gamma that it was fitted with."""
 
     machine: Machine
-    target: ModelShape
-    draft: ModelShape
-    draft_is_head: bool
+    pair: Calibration  # what it says of target and draft
     num_draft_tokens: int
     context: int
-    slowdown: float  # of whole calls over their pieces timed alone: interruptions, and drift from one to the other
+    slowdown: float = 1.0  # of whole calls over their pieces timed alone: interruptions, and drift
 
     def propose(self, batch: int, num_draft_tokens: int, context: float) -> float:
-        """Seconds of a proposal."""
-        first = _first(self.draft_is_head, num_draft_tokens)
-        return self.machine.propose(self.draft, batch, num_draft_tokens, context, first)
+        """Seconds of a proposal. It first reads two tokens at most; a head all that the target verified."""
+        first = num_draft_tokens + 1 if self.pair.draft_is_head else 2
+        return self.machine.propose(self.pair.draft, batch, num_draft_tokens, context, first)
 
-    def in_sample(self, batch: int, context: float, num_tokens: int) -> bool:
-        """Whether the fit saw a pass of this many tokens."""
-        return batch == 1 and context == self.context and num_tokens in (1, self.num_draft_tokens + 1)
+    def tpot_ms(self, row: pd.Series) -> float:
+        """Of one row of the results table, with its own acceptance and without the slowdown."""
+        batch, context, target = int(row["batch_size"]), context_of(row), self.pair.target
+        gamma = 0 if row["method"] == AUTOREGRESSIVE else int(row["num_draft_tokens"])
+        seconds = self.machine.pass_(target, batch, gamma + 1, context)
+        seconds += self.machine.sampling(target, batch, gamma + 1)
+        if gamma:
+            seconds = (seconds + self.propose(batch, gamma, context)) * passes_per_token(row)
+        return 1e3 * seconds
+
+    def sample(self, fitted_place: bool, num_tokens: int) -> str:
+        """Whether the fit saw a pass of this many tokens at a place, for readers."""
+        return "fit" if fitted_place and num_tokens in (1, self.num_draft_tokens + 1) else "out of sample"
 
 
 def calibrated_errors(run: Run) -> CalibrationErrors:
@@ -96,11 +104,10 @@ def fit(calibration: Calibration, costs: pd.DataFrame, rows: pd.DataFrame, num_d
     table, context = StepTable(costs), int(costs["context_tokens"].min())
     if np.isnan(table.ms(DRAFT, 1, context, num_draft_tokens)):
         raise ValueError(f"no step cost at batch 1 with gamma {num_draft_tokens}: measure it, or fit another gamma")
-    shapes = (calibration.target, calibration.draft, calibration.draft_is_head)
-    bare = FittedModel(calibrated_machine(calibration), *shapes, num_draft_tokens, context, slowdown=1.0)
-    model = replace(bare, machine=_with_overhead(bare, lambda piece, tokens: table.ms(piece, 1, context, tokens)))
+    model = FittedModel(calibrated_machine(calibration), calibration, num_draft_tokens, context)
+    model = replace(model, machine=_with_overhead(model, lambda piece, tokens: table.ms(piece, 1, context, tokens)))
     seen = [r for _, r in _timed(rows).iterrows() if r["method"] == AUTOREGRESSIVE and _fitted_setting(r)]
-    ratios = [row["tpot_ms"] / _tpot_ms(model, row) for row in seen]
+    ratios = [row["tpot_ms"] / model.tpot_ms(row) for row in seen]
     return replace(model, slowdown=float(np.median(ratios))) if ratios else model
 
 
@@ -160,36 +167,29 @@ def _with_overhead(model: FittedModel, milliseconds: Callable[[str, int], float]
     Args:
         milliseconds: measured cost by piece ("target", "draft", "sampling") and number of tokens, at batch 1.
     """
-    machine, gamma, verified = model.machine, model.num_draft_tokens, model.num_draft_tokens + 1
-    decoding, verifying = (
-        milliseconds("target", tokens) / 1e3 - machine.pass_(model.target, 1, tokens, model.context)
-        for tokens in (1, verified)
-    )
-    choosing, checking = (
-        milliseconds("sampling", tokens) / 1e3 - machine.sampling(model.target, 1, tokens) for tokens in (1, verified)
-    )
+    machine, target = model.machine, model.pair.target
+    gamma, verified = model.num_draft_tokens, model.num_draft_tokens + 1
+
+    def added(piece: str, tokens: int, predicted: float) -> float:
+        return milliseconds(piece, tokens) / 1e3 - predicted
+
     return replace(
         machine,
-        decode_pass_seconds=decoding,
-        verify_pass_seconds=verifying,
+        decode_pass_seconds=added("target", 1, machine.pass_(target, 1, 1, model.context)),
+        verify_pass_seconds=added("target", verified, machine.pass_(target, 1, verified, model.context)),
         verify_tokens=verified,
-        draft_pass_seconds=(milliseconds(DRAFT, gamma) / 1e3 - model.propose(1, gamma, model.context)) / verified,
-        choose_seconds=choosing,
-        verify_seconds=checking,
+        draft_pass_seconds=added(DRAFT, gamma, model.propose(1, gamma, model.context)) / verified,
+        choose_seconds=added("sampling", 1, machine.sampling(target, 1, 1)),
+        verify_seconds=added("sampling", verified, machine.sampling(target, 1, verified)),
     )
-
-
-def _first(draft_is_head: bool, num_draft_tokens: int) -> int:
-    """Tokens that a proposal first reads: a head all that the target verified, another draft two at most."""
-    return num_draft_tokens + 1 if draft_is_head else 2
 
 
 def _passes(model: FittedModel, costs: pd.DataFrame) -> Iterator[tuple[object, ...]]:
     """Passes of the target over 1 to 16 tokens, whatever the temperature."""
     target = costs[costs["model"] == "target"]
     for (batch, context, tokens), group in target.groupby(["batch_size", "context_tokens", "num_tokens"]):
-        seconds = model.machine.pass_(model.target, batch, tokens, context)
-        sample = _sample(model.in_sample(batch, context, tokens))
+        seconds = model.machine.pass_(model.pair.target, batch, tokens, context)
+        sample = model.sample(batch == 1 and context == model.context, tokens)
         kept = group["samples_ms"].dropna() if "samples_ms" in group else []
         interval = median_interval([ms for samples in kept for ms in samples])
         facts = ("verification pass", None, batch, context, tokens, None, sample)
@@ -199,20 +199,19 @@ def _passes(model: FittedModel, costs: pd.DataFrame) -> Iterator[tuple[object, .
 def _lines(model: FittedModel, rows: pd.DataFrame) -> Iterator[tuple[object, ...]]:
     """TPOT of the baseline and of the pair's draft: measured as `metrics` averages it, and predicted.
 
-    Every row has a prediction of its own, with its own acceptance. Their ratios are averaged as the times are: where
-    repetitions accept alike, the prediction does not depend on the measured times.
+    Ratios are averaged as times are: where repetitions accept alike, the prediction does not depend on measured times.
     """
-    ratios = [row["tpot_ms"] / (_tpot_ms(model, row) * model.slowdown) for _, row in rows.iterrows()]
+    ratios = [row["tpot_ms"] / (model.tpot_ms(row) * model.slowdown) for _, row in rows.iterrows()]
     for key, group in rows.assign(ratio=ratios).groupby(metrics.LINE, dropna=False):
         line = dict(zip(metrics.LINE, key, strict=True))
         measured = mean_over_prompts(group, "tpot_ms")
         predicted = measured / mean_over_prompts(group, "ratio")
         low, high = median_interval(group["ratio"])
         tokens = 1 if line["method"] == AUTOREGRESSIVE else int(line["num_draft_tokens"]) + 1
-        seen = _fitted_setting(group.iloc[0]) and tokens in (1, model.num_draft_tokens + 1)
         context = round(sum(context_of(row) for _, row in group.iterrows()) / len(group))
         quantity = "baseline TPOT" if tokens == 1 else "speculative TPOT"
-        facts = (quantity, line["method"], line["batch_size"], context, tokens, line["temperature"], _sample(seen))
+        sample = model.sample(_fitted_setting(group.iloc[0]), tokens)
+        facts = (quantity, line["method"], line["batch_size"], context, tokens, line["temperature"], sample)
         yield *facts, measured, predicted * low, predicted * high, predicted
 
 
@@ -226,19 +225,3 @@ def _timed(rows: pd.DataFrame) -> pd.DataFrame:
 def _fitted_setting(row: pd.Series) -> bool:
     """Batch 1 and natural prompts."""
     return bool(row["batch_size"] == 1 and pd.isna(row["prompt_tokens"]))
-
-
-def _tpot_ms(model: FittedModel, row: pd.Series) -> float:
-    """Of one row, without the slowdown."""
-    batch, context = int(row["batch_size"]), context_of(row)
-    if row["method"] == AUTOREGRESSIVE:
-        passing = model.machine.pass_(model.target, batch, 1, context)
-        return (passing + model.machine.sampling(model.target, batch, 1)) * 1e3
-    gamma = int(row["num_draft_tokens"])
-    passing = model.machine.pass_(model.target, batch, gamma + 1, context)
-    rest = model.propose(batch, gamma, context) + model.machine.sampling(model.target, batch, gamma + 1)
-    return (passing + rest) * 1e3 * passes_per_token(row)
-
-
-def _sample(seen: bool) -> str:
-    return "fit" if seen else "out of sample"

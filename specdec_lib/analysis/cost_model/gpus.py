@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -96,35 +96,6 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str = "g
     )
 
 
-@dataclass(frozen=True)
-class Point:
-    """A setting with its steps in every corner of the assumptions, the middle first; gamma 0 is the baseline."""
-
-    steps: Sequence[StepCosts]
-    num_draft_tokens: int
-    batch: int
-    length: int
-
-    def tpot_ms(self, step: StepCosts, tokens_per_pass: float) -> float:
-        """Milliseconds per output token."""
-        return (step.step / tokens_per_pass if self.num_draft_tokens else step.baseline) * 1e3
-
-    def speedup(self, step: StepCosts, tokens_per_pass: float) -> float:
-        """Speedup over the baseline."""
-        return step.speedup(tokens_per_pass) if self.num_draft_tokens else 1.0
-
-    def throughput(self, step: StepCosts, tokens_per_pass: float) -> float:
-        """Tokens per second of a whole call, as `DecodeResult.tokens_per_second`."""
-        prefill = step.target_prefill + (step.draft_prefill if self.num_draft_tokens else 0.0)
-        return self.batch * self.length / (prefill + (self.length - 1) * self.tpot_ms(step, tokens_per_pass) / 1e3)
-
-    def band(self, value: Callable[[StepCosts, float], float], acceptance: Range) -> Range:
-        """A value in the middle of everything, and the least and most in any corner."""
-        tokens = [expected_tokens(rate, self.num_draft_tokens) for rate in acceptance]
-        others = [value(step, each) for step in self.steps for each in tokens]
-        return Range(min(others), value(self.steps[0], tokens[1]), max(others))
-
-
 def predict(params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE) -> pd.DataFrame:
     """One line per batch size, prompt length and gamma (and the baseline) of a GPU preset; every number predicted.
 
@@ -137,91 +108,52 @@ def predict(params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE) -
     gpus = load_gpus()
     if price.gpu not in gpus:
         raise ValueError(f"a price of {price.gpu!r} is of no GPU: predictions need a product of hardware/gpus.yaml")
-    pair = _pair_shapes(params.pair)
+    if params.pair not in PRESETS:
+        raise ValueError(f"nothing is known of the size of pair {params.pair!r}: choose one of {', '.join(PRESETS)}")
     points = itertools.product(params.batch_sizes, params.prompt_tokens, [0, *params.num_draft_tokens])
-    return pd.DataFrame([_line(params, price, gpus[price.gpu], pair, acceptance, *point) for point in points])
-
-
-def break_even_prices(
-    params: StudyParams, cheaper: str, dearer: str, acceptance_rates: Sequence[float], batch: int = 1
-) -> pd.DataFrame:
-    """The ratio of hourly prices at which two products cost the same per token, by acceptance; predicted.
-
-    Below the ratio the dearer product is the cheaper per token. One line for each acceptance rate and for decoding
-    without speculation (`acceptance_rate` null), each product at its best gamma of the params.
-    """
-    gpus, pair = load_gpus(), _pair_shapes(params.pair)
-    prompt = params.prompt_tokens[0] or NATURAL_PROMPT
-
-    def rates(product: str, acceptance: float | None) -> list[float]:
-        """Tokens per second in every corner, the middle first."""
-        gammas = [0] if acceptance is None else params.num_draft_tokens
-        points = [_point(params, gpus[product], pair, batch, prompt, gamma) for gamma in gammas]
-        each = [
-            [point.throughput(step, expected_tokens(acceptance or 0, point.num_draft_tokens)) for step in point.steps]
-            for point in points
-        ]
-        return max(each, key=lambda corners: corners[0])
-
-    lines: list[dict[str, object]] = []
-    for acceptance in [None, *acceptance_rates]:
-        # The same corner for both products: what is wrong for one is wrong for the other.
-        ratios = [a / b for a, b in zip(rates(dearer, acceptance), rates(cheaper, acceptance), strict=True)]
-        facts = {"cheaper": cheaper, "dearer": dearer, "batch_size": batch, "acceptance_rate": acceptance}
-        lines.append(facts | _columns("price_ratio", Range(min(ratios), ratios[0], max(ratios))))
-    return pd.DataFrame(lines).assign(evidence="predicted")
-
-
-def _pair_shapes(pair: str) -> tuple[ModelShape, ModelShape]:
-    """Target and draft of a preset pair."""
-    if pair not in PRESETS:
-        raise ValueError(f"nothing is known of the size of pair {pair!r}: choose one of {', '.join(PRESETS)}")
-    target, draft = PRESETS[pair]
-    return known_shape(target), known_shape(draft)
-
-
-def _point(
-    params: StudyParams, gpu: Gpu, pair: tuple[ModelShape, ModelShape], batch: int, prompt: int, gamma: int
-) -> Point:
-    """The steps halfway through the output."""
-    length = params.max_new_tokens[0]
-    machines = [data_sheet_machine(gpu, corner, dtype=params.dtype) for corner in corners("graph")]
-    steps = [
-        step_costs(
-            machine, *pair, batch=batch, num_draft_tokens=max(gamma, 1), context=prompt + length / 2, prompt=prompt
-        )
-        for machine in machines
-    ]
-    return Point(steps, gamma, batch, length)
+    lines = [_line(params, price.usd_per_hour, gpus[price.gpu], acceptance, *point) for point in points]
+    return pd.DataFrame(lines).assign(gpu=params.gpu, product=price.gpu, pair=params.pair, dtype=params.dtype)
 
 
 def _line(
-    params: StudyParams,
-    price: Price,
-    gpu: Gpu,
-    pair: tuple[ModelShape, ModelShape],
-    acceptance: Range,
-    batch: int,
-    prompt: int,
-    gamma: int,
+    params: StudyParams, usd_per_hour: float, gpu: Gpu, acceptance: Range, batch: int, prompt: int, gamma: int
 ) -> dict[str, object]:
-    read = prompt or NATURAL_PROMPT
-    point = _point(params, gpu, pair, batch, read, gamma)
-    throughput = point.band(point.throughput, acceptance)
-    slowest_first = throughput[::-1]  # the most tokens per second are the fewest dollars and joules for each
+    """One setting, halfway through its output; gamma 0 is the baseline."""
+    pair = [known_shape(name) for name in PRESETS[params.pair]]
+    read, length = prompt or NATURAL_PROMPT, params.max_new_tokens[0]
+    place: dict[str, Any] = {"batch": batch, "num_draft_tokens": max(gamma, 1), "prompt": read}
+    machines = [data_sheet_machine(gpu, corner, dtype=params.dtype) for corner in corners("graph")]
+    steps = [step_costs(machine, *pair, context=read + length / 2, **place) for machine in machines]
+    tokens = [expected_tokens(rate, gamma) for rate in acceptance]
+
+    def seconds(step: StepCosts, tokens_per_pass: float) -> float:
+        """Of an output token."""
+        return step.step / tokens_per_pass if gamma else step.baseline
+
+    def throughput(step: StepCosts, tokens_per_pass: float) -> float:
+        """Tokens per second of a whole call, as `DecodeResult.tokens_per_second`."""
+        prefill = step.target_prefill + (step.draft_prefill if gamma else 0.0)
+        return batch * length / (prefill + (length - 1) * seconds(step, tokens_per_pass))
+
+    def band(name: str, value: Callable[[StepCosts, float], float]) -> dict[str, float]:
+        """A value in the middle of everything, and the least and most in any corner."""
+        others = [value(step, each) for step in steps for each in tokens]
+        return {f"{name}_low": min(others), name: value(steps[0], tokens[1]), f"{name}_high": max(others)}
+
+    rates = band("tokens_per_second", throughput)
+    slowest_first = list(rates.values())[::-1]  # the most tokens per second are the fewest dollars and joules for each
     joules = [gpu.tdp_watts * share / rate for share, rate in zip(POWER_SHARE, slowest_first, strict=True)]
     loaded = pair if gamma else pair[:1]
-    memory = sum(_memory(shape, params.dtype, batch, read + point.length) for shape in loaded)
+    memory = sum(_memory(shape, params.dtype, batch, read + length) for shape in loaded)
     return {
-        "gpu": params.gpu, "product": price.gpu, "pair": params.pair, "dtype": params.dtype, "evidence": "predicted",
         "engine": OWN_ENGINE, "method": "draft" if gamma else AUTOREGRESSIVE, "num_draft_tokens": gamma or None,
-        "batch_size": batch, "prompt_tokens": prompt or None, "max_new_tokens": point.length,
+        "batch_size": batch, "prompt_tokens": prompt or None, "max_new_tokens": length, "evidence": "predicted",
         "acceptance_rate": acceptance.value if gamma else None,
         "memory_bytes": memory, "fits": memory < gpu.memory_gb * 1e9,
-        **_columns("tpot_ms", point.band(point.tpot_ms, acceptance)),
-        **_columns("speedup", point.band(point.speedup, acceptance)),
-        **_columns("tokens_per_second", throughput),
-        **_columns("usd_per_million_tokens", [usd_per_million_tokens(r, price.usd_per_hour) for r in slowest_first]),
+        **band("tpot_ms", lambda *corner: 1e3 * seconds(*corner)),
+        **band("speedup", lambda step, each: step.speedup(each) if gamma else 1.0),
+        **rates,
+        **_columns("usd_per_million_tokens", [usd_per_million_tokens(rate, usd_per_hour) for rate in slowest_first]),
         **_columns("energy_joules_per_token", joules),
     }  # fmt: skip
 

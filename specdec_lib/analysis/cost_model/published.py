@@ -26,55 +26,45 @@ def published_table(points: dict[str, Published] | None = None) -> pd.DataFrame:
     lines = []
     for name, point in (points if points is not None else load_published()).items():
         band = predicted(point)
-        lines.append(
-            {
-                "point": name,
-                "measure": point.measure,
-                "setting": point.setting,
-                "published": point.value,
-                "predicted": band.value,
-                "predicted_low": band.low,
-                "predicted_high": band.high,
-                "ratio": band.value / point.value,
-                "source": point.source + (" (secondary)" if point.secondary else ""),
-                "note": point.note,
-            }
-        )
+        facts = {"point": name} | point.model_dump(include={"measure", "setting", "note"})
+        facts |= {"published": point.value, "source": point.source + " (secondary)" * point.secondary}
+        numbers = {"predicted": band.value, "predicted_low": band.low, "predicted_high": band.high}
+        lines.append(facts | numbers | {"ratio": band.value / point.value})
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def predicted(point: Published) -> Range:
-    """What the model says of a published setting, with its band.
-
-    Raises:
-        ValueError: the point lacks what a prediction of its kind needs.
-    """
+    """What the model says of a published setting, with its band."""
     if point.measure == "formula":
-        if point.acceptance_rate is None or point.num_draft_tokens is None or point.cost_ratio is None:
-            raise ValueError("a formula needs acceptance_rate, num_draft_tokens and cost_ratio")
+        assert point.acceptance_rate
+        assert point.num_draft_tokens
+        assert point.cost_ratio is not None
         value = walltime_improvement(point.acceptance_rate, point.num_draft_tokens, point.cost_ratio)
         return Range(value, value, value)
-    assert point.engine is not None
-    choices = corners(point.engine)
-    tokens = _tokens_per_pass(point)
+    assert point.engine
+    choices, tokens = corners(point.engine), _tokens_per_pass(point)
     others = [_value(point, corner, each) for corner in choices for each in tokens]
     return Range(min(others), _value(point, choices[0], tokens.value), max(others))
 
 
 def _tokens_per_pass(point: Published) -> Range:
-    if point.tokens_per_pass is not None:
-        return Range(*(point.tokens_per_pass,) * 3)
     if point.measure == "tokens_per_second":
         return Range(1, 1, 1)
+    if point.tokens_per_pass is not None:
+        return Range(*(point.tokens_per_pass,) * 3)
+    assert point.num_draft_tokens
+    assert point.acceptance_rate
+    assert point.acceptance_rate_low
+    assert point.acceptance_rate_high
     rates = (point.acceptance_rate_low, point.acceptance_rate, point.acceptance_rate_high)
-    if point.num_draft_tokens is None or None in rates:
-        raise ValueError("a speedup needs num_draft_tokens, and tokens_per_pass or an acceptance_rate with its range")
-    return Range(*(expected_tokens(rate, point.num_draft_tokens) for rate in rates if rate is not None))
+    return Range(*(expected_tokens(rate, point.num_draft_tokens) for rate in rates))
 
 
 def _value(point: Published, corner: Corner, tokens: float) -> float:
-    if point.gpu is None or point.engine is None or point.dtype is None or point.target is None:
-        raise ValueError("a prediction needs gpu, engine, dtype and target")
+    assert point.gpu
+    assert point.engine
+    assert point.dtype
+    assert point.target
     target, gpu, batch = known_shape(point.target), load_gpus()[point.gpu], point.batch_size
     one_gpu = partial(data_sheet_machine, gpu, corner, dtype=point.dtype, engine=point.engine)
     machine = one_gpu(num_gpus=point.num_gpus)

@@ -1,9 +1,8 @@
-"""The layers of a Hugging Face model through `torch.compile`, for models and devices without kernels of their own.
+"""The layers of a Hugging Face model through `torch.compile`, for models and devices without our kernels.
 
 A layer is compiled, not the model: all layers share one compiled function, which takes seconds where a model of 36
-layers takes minutes. Shapes are dynamic (batch, tokens and context), since a study has hundreds of combinations of
-them. Only sizes of one make a variant. We use Inductor's default mode: CUDA graphs are captured around the whole step,
-not in here. Compiled code is kept in the cache folder for later runs.
+layers takes minutes. Shapes are dynamic (batch, tokens and context); only sizes of one make a variant. CUDA graphs are
+captured around the whole step, not in here. Compiled code is kept in the cache folder for later runs.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def _run_layer(
 
 @functools.cache
 def _compiled_layer() -> Callable[..., torch.Tensor]:
-    """`_run_layer`, compiled when it is called. (The compiler takes a second to import, so it waits until now.)"""
+    """`_run_layer`, compiled when it is called."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
@@ -66,11 +65,7 @@ def _compiled_layer() -> Callable[..., torch.Tensor]:
 
 
 class InductorEngine(Engine):
-    """Compiled layers, for a body that is an embedding, layers with rotary positions, and a norm.
-
-    Raises:
-        NotCompiledError: the body has another shape.
-    """
+    """Compiled layers; NotCompiledError unless the body is an embedding, layers with rotary positions, and a norm."""
 
     name = "inductor"
 
@@ -80,11 +75,7 @@ class InductorEngine(Engine):
             raise NotCompiledError(f"its body has no {', '.join(missing)}")
 
     def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
-        """As every engine does.
-
-        Raises:
-            NotCompiledError: for these shapes; nothing has been committed.
-        """
+        """As every engine does; NotCompiledError for shapes that cannot be compiled, before anything is committed."""
         positions = self.place(tokens, cache)
         outputs = self.run_layers(tokens, positions, cache.attention_mask(self.head.weight.dtype), cache)
         return Step.of([*(outputs[layer] for layer in self.feature_layers), outputs[-1]])

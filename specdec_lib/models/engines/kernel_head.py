@@ -1,8 +1,8 @@
 """A draft head on the CPU kernels: its block and its output rows in 8 bits.
 
-A draft token costs the time to read the head's weights, and 8 bits halve it. Rounding them keeps the output exact: it
-changes the draft, and verification sees the very distributions that tokens are drawn from. `fuse_features` and
-`combine` stay in bfloat16, because a few of their weights are far larger than the others of their row.
+A draft token costs the time to read the head's weights, and 8 bits halve it. The output stays exact: verification sees
+the very distributions that drafts are drawn from. `fuse_features` and `combine` stay in bfloat16, because a few of
+their weights are far larger than the others of their row.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ class KernelHead(DraftHead):
 
     @staticmethod
     def can_compute(config: HeadConfig) -> bool:
-        """Whether the kernels can multiply with matrices of these sizes."""
         return can_multiply(config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
 
     @property
@@ -55,18 +54,15 @@ class KernelHead(DraftHead):
             self.down.weight,
             self.embeddings[self.scored_ids],
         ]
-        *self.block, self.output = _in_huge_pages([EightBits.of(weight) for weight in matrices])
+        rounded = [EightBits.of(weight) for weight in matrices]
+        places = host_memory.zeros([each.numbers.shape for each in rounded], torch.int8, self.device)
+        pairs = zip(places, rounded, strict=True)
+        *self.block, self.output = (EightBits(place.copy_(each.numbers), each.factors) for place, each in pairs)
         none = torch.empty(0)  # norms stay as they are
         attention, mlp = (self.attention_norm.data, none), (self.mlp_norm.data, none)
         weights, factors = zip(attention, *self.block[:4], mlp, *self.block[4:], strict=True)
-        self.layers = KernelLayers(
-            weights,
-            factors=factors,
-            heads=config.num_heads,
-            eps=config.norm_eps,
-            scaling=size**-0.5,
-            inverse_frequencies=self.inverse_frequencies(),
-        )
+        geometry = config.num_heads, config.norm_eps, size**-0.5, self.inverse_frequencies()
+        self.layers = KernelLayers(list(weights), *geometry, factors=list(factors))
 
     @property
     def matrices(self) -> list[tuple[torch.Tensor, ...]]:
@@ -101,30 +97,10 @@ class KernelHead(DraftHead):
         uniforms: torch.Tensor,  # [B, gamma] float64
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
         """All gamma draft tokens and their distributions in one call."""
+        layers, scale, fuse = self.layers, self.feature_scale.data, self.fuse_features.weight.data
+        inputs = features, scale, fuse, self.embeddings, self.combine.weight.data
+        block = layers.weights, layers.factors, [*cache.keys, *cache.values], layers.inverse_frequencies
+        outputs = layers.heads, layers.eps, layers.scaling, self.output_norm.data, *self.output, self.scored_ids
         return torch.ops.specdec_lib.draft(
-            text,
-            lengths,
-            num_new,
-            features,
-            self.feature_scale.data,
-            self.fuse_features.weight.data,
-            self.embeddings,
-            self.combine.weight.data,
-            self.layers.weights,
-            self.layers.factors,
-            [*cache.keys, *cache.values],
-            self.layers.inverse_frequencies,
-            self.layers.heads,
-            self.config.norm_eps,
-            self.layers.scaling,
-            self.output_norm.data,
-            *self.output,
-            self.scored_ids,
-            temperature,
-            uniforms.contiguous(),
+            text, lengths, num_new, *inputs, *block, *outputs, temperature, uniforms.contiguous()
         )
-
-
-def _in_huge_pages(weights: list[EightBits]) -> list[EightBits]:
-    places = host_memory.zeros([w.numbers.shape for w in weights], torch.int8, weights[0].numbers.device)
-    return [EightBits(place.copy_(w.numbers), w.factors) for place, w in zip(places, weights, strict=True)]

@@ -6,7 +6,7 @@ does not depend on the other rows, so that verification gives the logits of deco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,11 +24,7 @@ LAYER_WEIGHTS = (
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
-    """x `[..., K]` bfloat16 on the CPU times weight `[N, K]`, to float32 `[..., N]`.
-
-    Args:
-        weight: bfloat16, or int8 with `factors` `[N]` float32, one for each row.
-    """
+    """x `[..., K]` bfloat16 times weight `[N, K]` bfloat16, or int8 with factors `[N]`, to float32 `[..., N]`."""
     return torch.ops.specdec_lib.linear(as_rows(x), weight, factors).unflatten(0, x.shape[:-1])
 
 
@@ -42,30 +38,17 @@ def can_multiply(*sizes: int) -> bool:
     return all(size % 32 == 0 for size in sizes)
 
 
+@dataclass(frozen=True)
 class KernelLayers:
-    """The weights of transformer layers, as the kernels want them.
+    """The weights of transformer layers, as the kernels want them."""
 
-    Args:
-        weights: nine tensors a layer, in the order of `LAYER_WEIGHTS`; bfloat16, or all matrices int8; used in place.
-        factors: for int8 matrices: as many tensors as `weights`, float32, one factor for each row of a matrix.
-        inverse_frequencies: `[D / 2]`, of the rotary embedding.
-        rotary_scaling: multiplies the cosines and sines of the rotary embedding.
-    """
-
-    def __init__(
-        self,
-        weights: Sequence[torch.Tensor],
-        *,
-        factors: Sequence[torch.Tensor] = (),
-        heads: int,
-        eps: float,
-        scaling: float,
-        inverse_frequencies: torch.Tensor,
-        rotary_scaling: float = 1.0,
-    ):
-        self.weights, self.factors = list(weights), list(factors)
-        self.heads, self.eps, self.scaling = heads, eps, scaling
-        self.inverse_frequencies, self.rotary_scaling = inverse_frequencies.float(), rotary_scaling
+    weights: list[torch.Tensor]  # nine a layer, as in `LAYER_WEIGHTS`; bfloat16, or all matrices int8; used in place
+    heads: int
+    eps: float
+    scaling: float
+    inverse_frequencies: torch.Tensor  # [D / 2] float32, of the rotary embedding
+    rotary_scaling: float = 1.0  # multiplies its cosines and sines
+    factors: list[torch.Tensor] = field(default_factory=list)  # with int8: one float32 for each row, next to `weights`
 
     def __call__(self, x: torch.Tensor, positions: torch.Tensor, cache: RaggedStaticCache) -> None:
         """Run the layers on `x` `[B * m, H]` float32, in place, with rotary positions `[B, m]`, after `cache.place`."""
@@ -90,11 +73,11 @@ class KernelEngine(Engine):
         super().__init__(body, head, feature_layers, context_length)
         self.embeddings, self.last_norm = body.embed_tokens.weight.data, body.norm.weight.data
         self.layers = KernelLayers(
-            [layer.get_submodule(name).weight.data for layer in body.layers for name in LAYER_WEIGHTS],
+            weights=[layer.get_submodule(name).weight.data for layer in body.layers for name in LAYER_WEIGHTS],
             heads=body.config.num_attention_heads,
             eps=body.config.rms_norm_eps,
             scaling=body.layers[0].self_attn.scaling,
-            inverse_frequencies=body.rotary_emb.inv_freq,
+            inverse_frequencies=body.rotary_emb.inv_freq.float(),
             rotary_scaling=body.rotary_emb.attention_scaling,
         )
 
@@ -105,22 +88,17 @@ class KernelEngine(Engine):
         if getattr(config, "model_type", None) != "llama" or config.hidden_act != "silu":
             return False
         head_dim = body.layers[0].self_attn.head_dim
-        return (
-            body.rotary_emb.rope_type in STATIC_ROPE
-            and not (config.attention_bias or config.mlp_bias)
-            and all(
-                weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and weight.is_contiguous()
-                for weight in body.parameters()
-            )
-            and can_multiply(config.hidden_size, config.intermediate_size, head_dim)
-            and not why_no_kernels()
+        plain = body.rotary_emb.rope_type in STATIC_ROPE and not (config.attention_bias or config.mlp_bias)
+        fits = can_multiply(config.hidden_size, config.intermediate_size, head_dim)
+        on_cpu = all(
+            weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and weight.is_contiguous()
+            for weight in body.parameters()
         )
+        return plain and fits and on_cpu and not why_no_kernels()
 
     def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
-        """As every engine does. Of a row with padding, the hidden states after `counts` may be zeros.
-
-        Rows are computed one by one where that is less work: a pass over many tokens gains nothing from a batch.
-        """
+        # Rows are computed one by one where that is less work: a pass over many tokens gains nothing from a batch.
+        # Then the states of padding are zeros.
         positions, numbers = self.place(tokens, cache), [] if counts is None else counts.tolist()
         one_by_one = sum(max(number, SHORTEST_PASS) for number in numbers if number)
         if counts is None or one_by_one >= tokens.numel():
@@ -135,12 +113,8 @@ class KernelEngine(Engine):
         return Step(hidden, features)
 
     def _decode(self, tokens: torch.Tensor, arguments: tuple[Any, ...]) -> Step:
-        weights = self.embeddings, self.layers.weights
-        outputs = torch.ops.specdec_lib.decoder(
-            tokens.contiguous(), *weights, *arguments, self.feature_layers, self.last_norm
-        )
-        return Step(*outputs)
+        given = tokens.contiguous(), self.embeddings, self.layers.weights, *arguments
+        return Step(*torch.ops.specdec_lib.decoder(*given, self.feature_layers, self.last_norm))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[..., H]` to logits `[..., V]` in float32."""
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # float32
         return linear(hidden, self.head.weight) if isinstance(self.head, torch.nn.Linear) else self.head(hidden)

@@ -21,10 +21,7 @@ def finding_enumeration(table: pd.DataFrame) -> str:
         return "No path was enumerated."
     errors = table.groupby("path", sort=False)["largest_error"].max()
     listed = "; ".join(f"{error:.1e} ({path})" for path, error in errors.items())
-    return (
-        f"{table['paths'].sum():,} paths of {table['pair'].nunique()} pairs were enumerated. "
-        f"The largest error of a sequence's probability is {listed}."
-    )
+    return f"{table['paths'].sum():,} paths were enumerated. The largest error of a probability is {listed}."
 
 
 def finding_sampled(tests: pd.DataFrame) -> str:
@@ -68,6 +65,4 @@ def finding_subjects(tests: pd.DataFrame) -> str:
         return "No sampler of others was tested."
     biased = sorted(tests.loc[tests["rejected"].astype(bool), "sampler"].unique())
     found = f"a bias was found in {'; '.join(biased)}" if biased else "no bias was found"
-    return (
-        f"Of {tests['sampler'].nunique()} samplers of others, {found}. The table says which bias would have been found."
-    )
+    return f"Of {tests['sampler'].nunique()} samplers of others, {found}."

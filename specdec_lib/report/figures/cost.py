@@ -1,58 +1,37 @@
-"""Figures of cost: dollars and break-even prices, and latency against cost."""
+"""Figures of cost: dollars, and latency against cost."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specdec_lib.methods import AUTOREGRESSIVE, label
+from specdec_lib.methods import label
 from specdec_lib.report.captions.phrases import temperature_name
-from specdec_lib.report.figures.style import (
-    MUTED,
-    color_of,
-    empty_figure,
-    in_house_style,
-    legend,
-    marker_of,
-    new_figure,
-    titled,
-)
+from specdec_lib.report.figures.style import MUTED, faceted, in_house_style, look_of
 
 
 @in_house_style
 def cost_figure(costs: pd.DataFrame, price_name: str) -> Figure:
-    """Dollars per million tokens, and the price ratio at which speculation breaks even, one row per method.
+    """Dollars per million tokens of each method, a panel for each temperature.
 
     Args:
         costs: from `cost.cost_table`, one gamma for each method.
-        price_name: whose price it is and of which day; printed below.
+        price_name: whose price it is and of which day.
     """
-    title = "Cost of a million tokens"
-    if costs.empty:
-        return empty_figure(title)
-    costs = costs.sort_values(["temperature", "method"], ascending=False).reset_index(drop=True)
-    figure, (dollars, ratios) = new_figure(titled(title, costs), 2, height=0.9 + 0.33 * len(costs))
-    colors = costs["method"].map(color_of)
-    bars = dollars.barh(costs.index, costs["usd_per_million_tokens"], color=colors, height=0.6)
-    dollars.bar_label(bars, [f"${usd:#.3g}" for usd in costs["usd_per_million_tokens"]], padding=4)
-    dollars.set_yticks(
-        costs.index, [f"{label(n.method)}, {temperature_name(n.temperature)}" for n in costs.itertuples()]
-    )
-    dollars.margins(x=0.18)
-    dollars.set_xlabel("US dollars per million tokens")
-    figure.supxlabel(price_name, x=0.01, ha="left", fontsize=8.5)
 
-    methods = costs[(costs["method"] != AUTOREGRESSIVE) & costs["break_even_price_ratio"].notna()]
-    low, high = methods["break_even_price_ratio_low"], methods["break_even_price_ratio_high"]
-    ratios.axvline(1, color=color_of(AUTOREGRESSIVE), linewidth=1.2)
-    ratios.hlines(methods.index, low, high, colors=colors[methods.index], linewidth=2, alpha=0.5)
-    ratios.scatter(methods["break_even_price_ratio"], methods.index, c=colors[methods.index], zorder=3)
-    ratios.set_title("speculation pays at price ratios left of its point", fontsize=9.5, color=MUTED)
-    ratios.set_xlabel("hourly price, speculative over baseline,\nat which both cost the same (95 % interval)")
-    return figure
+    def draw(axes: Axes, panel: pd.DataFrame) -> None:
+        colors = [look_of(method)["color"] for method in panel["method"]]
+        bars = axes.barh(panel["method"].map(label), panel["usd_per_million_tokens"], color=colors, height=0.6)
+        axes.bar_label(bars, fmt="$%#.3g", padding=4)
+        axes.margins(x=0.2)
+        axes.set_xlabel(f"US dollars per million tokens\n{price_name}")
+
+    most = costs["method"].nunique()
+    return faceted(
+        costs, "temperature", "Cost of a million tokens", draw, named=temperature_name, height=0.9 + 0.33 * most
+    )
 
 
 @in_house_style
@@ -63,25 +42,17 @@ def pareto_figure(lines: pd.DataFrame, price_name: str) -> Figure:
 
     Args:
         lines: from `cost.with_front`, of one prompt length and output length.
-        price_name: whose price it is and of which day; printed below.
+        price_name: whose price it is and of which day.
     """
-    title, groups = "Latency against cost", list(lines.groupby("temperature"))
-    if not groups:
-        return empty_figure(title)
-    figure, panels = new_figure(titled(title, lines), len(groups))
-    for axes, (temperature, panel) in zip(panels, groups, strict=True):
+
+    def draw(axes: Axes, panel: pd.DataFrame) -> None:
         front = panel[panel["on_front"].astype(bool)]
         axes.plot(front["tpot_ms"], front["usd_per_million_tokens"], color=MUTED, linewidth=1, zorder=1)
         for method, points in panel.groupby("method"):
-            look: dict[str, Any] = {"color": color_of(method), "marker": marker_of(method), "alpha": 0.75}
             sizes = 22 + 10 * np.log2(points["batch_size"].astype(float))
-            axes.scatter(
-                points["tpot_ms"], points["usd_per_million_tokens"], sizes, label=label(method), linewidths=0, **look
-            )
-        axes.set(xlabel="time per output token (ms)", ylabel="US dollars per million tokens")
-        axes.set_title(temperature_name(temperature))
+            axes.scatter(points["tpot_ms"], points["usd_per_million_tokens"], sizes, alpha=0.75, **look_of(method))
+        axes.set(xlabel=f"time per output token (ms)\n{price_name}", ylabel="US dollars per million tokens")
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-    figure.supxlabel(price_name, x=0.01, ha="left", fontsize=8.5)
-    legend(figure)
-    return figure
+        axes.set_ylim(0, 1.08 * lines["usd_per_million_tokens"].max())
+
+    return faceted(lines, "temperature", "Latency against cost", draw, named=temperature_name)

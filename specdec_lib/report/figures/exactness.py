@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from specdec_lib.report.figures.style import MUTED, PALETTE, empty_figure, in_house_style, new_figure
+from specdec_lib.report.figures.style import MUTED, PALETTE, faceted, in_house_style
 
 
 @in_house_style
@@ -20,18 +21,16 @@ def law_figure(cells: pd.DataFrame) -> Figure:
     Args:
         cells: columns sampler, observed, expected; see `exactness.Certificate`.
     """
-    title = "Observed minus expected count of each pair of tokens, in standard errors"
-    if cells.empty:
-        return empty_figure(title)
-    groups = list(cells.groupby("sampler", sort=False))
-    figure, panels = new_figure(title, len(groups), columns=4, height=2.4)
-    for axes, (name, table) in zip(panels, groups, strict=True):
+
+    def draw(axes: Axes, table: pd.DataFrame) -> None:
         table = table[table["expected"] >= 5]
         deviation = (table["observed"] - table["expected"]) / np.sqrt(table["expected"])
         axes.axhspan(-3.29, 3.29, color=MUTED, alpha=0.12, linewidth=0)
         axes.plot(table["expected"], deviation, ".", markersize=4, color=PALETTE[0])
-        axes.set_xscale("log")
+        axes.set(xscale="log", xlabel="expected count", ylabel="deviation")
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_title(str(name).replace(", ", ",\n", 1), fontsize=8)
-        axes.set(xlabel="expected count", ylabel="deviation")
-    return figure
+        axes.title.set_fontsize(8)
+
+    title = "Observed minus expected count of each pair of tokens, in standard errors"
+    cells = cells.assign(sampler=cells["sampler"].str.replace(", ", ",\n", n=1))
+    return faceted(cells, "sampler", title, draw, columns=4, height=2.4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -50,75 +50,61 @@ def in_house_style(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Fig
     return styled
 
 
-def new_figure(
-    title: str, panels: int, *, columns: int = 3, height: float = 3.2, sharex: bool = False, sharey: bool = True
-) -> tuple[Figure, list[Axes]]:
-    """A figure with its title at the left and panels in rows of at most `columns`.
+def faceted(
+    table: pd.DataFrame,
+    by: str,
+    title: str,
+    draw: Callable[[Axes, pd.DataFrame], None],
+    *,
+    named: Callable[[Any], str] = str,
+    also: pd.DataFrame | None = None,
+    columns: int = 3,
+    height: float = 3.2,
+    sharex: bool = False,
+    sharey: bool = True,
+) -> Figure:
+    """A figure with a panel for each value of a column, and one legend; it says so if there is nothing to draw.
+
+    The title says what kinds of evidence it shows.
 
     Args:
+        draw: draws one panel from its lines of the table.
+        named: how a value of `by` is called above its panel.
+        also: another table whose evidence it shows.
+        columns: most panels in a row.
         height: of a row, in inches.
     """
-    columns = max(min(columns, panels), 1)
-    rows = max(-(-panels // columns), 1)
-    figure = Figure(figsize=(6.2 if columns == 1 else 4.4 * columns, 0.7 + height * rows), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color="#111111")
-    axes = list(figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).ravel())
-    for unused in axes[panels:]:
+    groups = list(table.groupby(by))
+    evidence = {kind for each in (table, also) if each is not None and "evidence" in each for kind in each["evidence"]}
+    columns = max(min(columns, len(groups)), 1)
+    rows = max(-(-len(groups) // columns), 1)
+    size = (6.2 if columns == 1 else 4.4 * columns, 0.7 + (height if groups else 0.8) * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    named_title = f"{title} ({', '.join(sorted(evidence))})" if evidence else title
+    figure.suptitle(named_title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=DARK)
+    if not groups:
+        figure.text(0.5, 0.4, "Nothing was measured for this figure.", ha="center", color=MUTED)
+        return figure
+    panels = list(figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False).ravel())
+    for unused in panels[len(groups) :]:
         figure.delaxes(unused)
-    return figure, axes[:panels]
-
-
-def empty_figure(title: str) -> Figure:
-    """A figure that says that there is nothing to draw."""
-    figure, _ = new_figure(title, 0, height=0.8)
-    figure.text(0.5, 0.4, "Nothing was measured for this figure.", ha="center", color=MUTED)
+    handles: dict[str, Any] = {}
+    for axes, (value, lines) in zip(panels, groups, strict=False):
+        axes.set_title(named(value))
+        draw(axes, lines)
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if handles:
+        inches = 0.5 + 0.08 * max(map(len, handles))  # of the longest name
+        fitting = max(1, int(figure.get_figwidth() / inches))
+        figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=fitting)
     return figure
 
 
-def legend(figure: Figure) -> None:
-    """One legend below the panels, with each name once."""
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        if own := axes.get_legend():
-            own.remove()
-    inches = 0.5 + 0.08 * max(map(len, handles), default=0)  # of the longest name
-    columns = max(1, int(figure.get_figwidth() / inches))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower left", ncols=columns)
-
-
-def titled(title: str, *tables: pd.DataFrame) -> str:
-    """A title that says what kinds of evidence the figure shows."""
-    evidence = sorted({kind for table in tables for kind in table["evidence"].unique()})
-    return f"{title} ({', '.join(evidence)})"
-
-
-def color_of(method: str) -> str:
-    """The colour of a method; grey for one that is not registered here, as in an old run."""
-    return METHODS[method].color if method in METHODS else "#999999"
-
-
-def marker_of(method: str) -> str:
-    """The marker of a method."""
-    return METHODS[method].marker if method in METHODS else "X"
-
-
-def by_method(methods: Iterable[str]) -> dict[str, Any]:
-    """What seaborn needs to draw each method by its label, in its colour and with its marker.
-
-    The table needs a column `label`: see `with_labels`.
-    """
-    names = [name for name in METHODS if name in set(methods)] + sorted(set(methods) - METHODS.keys())
+def look_of(method: str) -> dict[str, Any]:
+    """Label, colour and marker of a method, for matplotlib; grey for one that is not registered, as in an old run."""
+    known = METHODS.get(method)
     return {
-        "hue": "label",
-        "style": "label",
-        "hue_order": [label(name) for name in names],
-        "style_order": [label(name) for name in names],
-        "palette": {label(name): color_of(name) for name in names},
-        "markers": {label(name): marker_of(name) for name in names},
+        "label": label(method),
+        "color": known.color if known else "#999999",
+        "marker": known.marker if known else "X",
     }
-
-
-def with_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the column `label`, the method for readers."""
-    return table.assign(label=table["method"].map(label))

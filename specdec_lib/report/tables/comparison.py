@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from specdec_lib.report.tables.readable import readable
+from specdec_lib.report.tables.readable import Format, readable
 
 
 def headlines_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -12,12 +12,6 @@ def headlines_table(table: pd.DataFrame) -> pd.DataFrame:
     columns = ["gpu", "product", "pair", "method", "num_draft_tokens", "temperature", "batch_size", "tpot_ms"]
     columns += ["speedup", "tokens_per_second", "acceptance_rate", "memory_bytes", "energy_joules_per_token"]
     return readable(table, [*columns, "usd_per_million_tokens", "evidence"])
-
-
-def cheapest_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The cheapest setting under each limit."""
-    columns = ["limit_ms", "pair", "gpu", "temperature", "method", "num_draft_tokens", "batch_size", "prompt_tokens"]
-    return readable(table, [*columns, "max_new_tokens", "tpot_ms", "usd_per_million_tokens", "evidence"])
 
 
 def error_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -29,3 +23,14 @@ def error_columns(table: pd.DataFrame) -> pd.DataFrame:
 def published_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Published against predicted, with source and remarks."""
     return readable(table, ["setting", "published", "predicted", "ratio", "source", "note"])
+
+
+def break_even_table(table: pd.DataFrame) -> pd.DataFrame:
+    """What vendors ask for the dearer of two GPUs, and up to which ratio it is the cheaper per token."""
+    formats = {
+        "date": Format("read on"),
+        "ratio": Format("ratio asked", "{:.2f}"),
+        "break_even": Format("break-even ratio", "{:.2f}"),
+        "break_even_without": Format("without speculation", "{:.2f}"),
+    }
+    return readable(table, ["vendor", *formats, "evidence"], formats)

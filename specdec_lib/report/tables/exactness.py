@@ -24,14 +24,10 @@ def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
     )
     formats = {
         "path": Format("computed in"),
-        "filters": Format("filters"),
-        "prompts": Format("prompts"),
-        "paths": Format("paths"),
         "largest_error": Format("largest error", "{:.1e}"),
         "unexplained": Format("unexplained", "{:g}"),
     }
-    columns = [*keys, "filters", "prompts", "paths", "largest_error", "unexplained"]
-    return readable(lines.reset_index(), columns, formats)
+    return readable(lines.reset_index(), [*keys, *list(lines)], formats)
 
 
 def law_table(tests: pd.DataFrame) -> pd.DataFrame:
@@ -59,18 +55,13 @@ def _by_sampler(tests: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
     )
     lines = lines.assign(verdict=lines["rejected"].map({True: "biased", False: "no bias found"}))
     formats = {
-        "sampler": Format("sampler"),
-        "batch": Format("batch"),
-        "positions": Format("positions"),
         "samples": Format("samples", "{:,}"),
         "pooled": Format("seen only in sums", "{:.1%}"),
         "p_value": Format("p-value, at most", "{:.2g}"),
         "usual": Format("p-value, chi-square", "{:.2g}"),
         "bias": Format("detectable bias", "{:.2g}"),
-        "verdict": Format("verdict"),
     }
-    lines = lines.reset_index()
-    return readable(lines, [name for name in formats if name in lines], formats)
+    return readable(lines.reset_index(), ["sampler", *more, "positions", *formats, "verdict"], formats)
 
 
 def mutant_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -79,14 +70,13 @@ def mutant_table(table: pd.DataFrame) -> pd.DataFrame:
         return table
     caught = [", ".join(name for level, name in LEVELS.items() if line[level]) for _, line in table.iterrows()]
     formats = {
-        "mutant": Format("mutant"),
         "bias": Format("bias", "{:.1e}"),
         "unexplained": Format("paths that disagree", "{:.0%}"),
         "caught": Format("caught by"),
         "joint_law_samples": Format("joint law, samples", "{:,}"),
     }
     table = table.assign(caught=[names or "none" for names in caught])
-    return readable(table, list(formats), formats)
+    return readable(table, ["mutant", *formats], formats)
 
 
 def greedy_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -109,11 +99,9 @@ def divergence_table(table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         return table
     formats = {
-        "row": Format("row"),
-        "position": Format("position"),
         "gap": Format("lead with 1 token a pass (logits)", "{:.3f}"),
         "rounding_bound": Format("rounding bound", "{:.3f}"),
-        "explained": Format("explained"),
     }
     table = table.assign(explained=table["explained"].map(YES_NO))
-    return readable(table, ["method", "num_draft_tokens", *formats], formats)
+    columns = ["method", "num_draft_tokens", "row", "position", "gap", "rounding_bound", "explained"]
+    return readable(table, columns, formats)

@@ -9,7 +9,6 @@ import pandas as pd
 
 from specdec_lib.analysis.waterfall import STAGES
 from specdec_lib.methods import label
-from specdec_lib.study.schema import COLUMNS
 
 UNDEFINED = "–"
 
@@ -23,16 +22,7 @@ class Format(NamedTuple):
     undefined: str = UNDEFINED
 
 
-_TEXTS = ("engine", "pair", "method", "product", "quantity", "sample", "setting", "source", "note", "evidence")
-UNITS = {column.name: column.unit for column in COLUMNS}
-
-
-def _measured(name: str, heading: str, form: str) -> Format:
-    """A column of the results table, with the unit that its schema declares."""
-    return Format(f"{heading} ({UNITS[name]})", form)
-
-
-FORMATS = {name: Format(name) for name in _TEXTS} | {
+FORMATS = {
     "gpu": Format("study"),
     "num_draft_tokens": Format("γ", "{:.0f}"),
     "temperature": Format("T", "{:g}"),
@@ -40,16 +30,15 @@ FORMATS = {name: Format(name) for name in _TEXTS} | {
     "prompt_tokens": Format("prompt", "{:.0f}", undefined="natural"),
     "max_new_tokens": Format("output", "{:.0f}"),
     "prompt_group": Format("prompt group"),
-    "repetition": Format("repetition"),
     "speedup": Format("speedup (×)", "{:.2f}"),
     "num_prompts": Format("prompt groups"),
     "acceptance_rate": Format("acceptance rate", "{:.3f}"),
     "draft_efficiency": Format("draft efficiency", "{:.3f}"),
     "mean_acceptance_length": Format("tokens per target pass", "{:.2f}"),
-    "ttft_ms": _measured("ttft_ms", "TTFT", "{:.1f}"),
-    "tpot_ms": _measured("tpot_ms", "TPOT", "{:.2f}"),
-    **{f"itl_{p}_ms": _measured(f"itl_{p}_ms", f"ITL {p}", "{:.2f}") for p in ("p50", "p90", "p99")},
-    "tokens_per_second": _measured("tokens_per_second", "throughput", "{:.1f}"),
+    "ttft_ms": Format("TTFT (ms)", "{:.1f}"),
+    "tpot_ms": Format("TPOT (ms)", "{:.2f}"),
+    **{f"itl_{p}_ms": Format(f"ITL {p} (ms)", "{:.2f}") for p in ("p50", "p90", "p99")},
+    "tokens_per_second": Format("throughput (tokens/s)", "{:.1f}"),
     "usd_per_million_tokens": Format("$ per million tokens", "{:#.3g}"),
     "break_even_price_ratio": Format("break-even price ratio", "{:.2f}"),
     "peak_memory_allocated_bytes": Format("peak allocated (MiB)", "{:.0f}", 2**-20),
@@ -57,7 +46,7 @@ FORMATS = {name: Format(name) for name in _TEXTS} | {
     "device_memory_used_bytes": Format("device memory used (MiB)", "{:.0f}", 2**-20),
     "process_peak_rss_bytes": Format("peak memory of the process (MiB)", "{:.0f}", 2**-20),
     "memory_bytes": Format("peak memory (GiB)", "{:.2f}", 2**-30),
-    "energy_joules_per_token": _measured("energy_joules_per_token", "energy", "{:.3g}"),
+    "energy_joules_per_token": Format("energy (J/token)", "{:.3g}"),
     "decoding_per_second": Format("decoding (tokens/s)", "{:.1f}"),
     "decoding_gain": Format("decoding gain (×)", "{:.2f}"),
     "call_gain": Format("whole-call gain (×)", "{:.2f}"),
@@ -70,7 +59,6 @@ FORMATS = {name: Format(name) for name in _TEXTS} | {
     "cost_ratio": Format("c, γ = m", "{:.3f}"),
     **{name: Format(heading, "{:.2f}") for name, heading in STAGES.items()},
     "unexplained": Format("unexplained", "{:+.0%}"),
-    "limit_ms": Format("limit (ms)", "{:g}"),
     "crossover_batch": Format("B*", "{:.1f}"),
     "pays": Format("speculation pays"),
     "measured_ms": Format("measured (ms)", "{:.2f}"),
@@ -95,12 +83,12 @@ def readable(table: pd.DataFrame, columns: Sequence[str], formats: Mapping[str, 
     """These columns of a table for readers; the interval of a number stands next to it.
 
     Args:
-        formats: of columns that are not in `FORMATS`, or look otherwise here.
+        formats: of columns that are not in `FORMATS`, or differ here; a column without a format keeps its name.
     """
     made: dict[str, list[str]] = {}
     predicted = "evidence" in table and bool(table["evidence"].eq("predicted").any())
     for name in columns:
-        how = formats.get(name) or FORMATS[name]
+        how = formats.get(name) or FORMATS.get(name) or Format(name)
         values = table[name].map(label) if name == "method" else table[name]
         made[how.heading] = [_text(value, how) for value in values]
         low, high = f"{name}_low", f"{name}_high"

@@ -77,19 +77,15 @@ def trouble_table(rows: pd.DataFrame) -> pd.DataFrame:
     throttling = [
         "the device lowered its clock" + ("" if pd.isna(why) else f" ({why})") for why in rows["throttle_reasons"]
     ]
+    baseline = ok & (rows["engine"] == OWN_ENGINE) & (rows["method"] == AUTOREGRESSIVE)
+    drifted = rows[baseline & rows["drifted"].fillna(False).astype(bool)].sort_values("repetition")
+    last = drifted.drop_duplicates(list(BLOCK), keep="last")
     found = [
         (~ok, rows["status"], rows["error"].fillna("no reason was recorded")),
-        (_last_of_drifted_blocks(rows), "drifted", f"the baseline's TPOT changed by over {LIMIT:.0%} in this block"),
+        (rows.index.isin(last.index), "drifted", f"the baseline's TPOT changed by over {LIMIT:.0%} in this block"),
         (ok & (foreign > 0), "shared", foreign.map("{} other process(es) used the device".format)),
         (ok & rows["throttled"].fillna(False).astype(bool), "throttled", throttling),
     ]
     table = pd.concat([rows.assign(what=what, reason=reason)[here] for here, what, reason in found])
     table = table.sort_index(kind="stable").reset_index(drop=True)
     return readable(table, [*SETTING, "prompt_group", "repetition"]).join(table[["what", "reason"]])
-
-
-def _last_of_drifted_blocks(rows: pd.DataFrame) -> pd.Series:
-    baseline = (rows["engine"] == OWN_ENGINE) & (rows["method"] == AUTOREGRESSIVE)
-    drifted = rows[baseline & (rows["status"] == "ok") & rows["drifted"].fillna(False).astype(bool)]
-    last = drifted.sort_values("repetition").drop_duplicates(list(BLOCK), keep="last")
-    return pd.Series(rows.index.isin(last.index), index=rows.index)
