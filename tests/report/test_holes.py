@@ -217,7 +217,12 @@ def test_every_view_is_shown_by_a_notebook(run, tmp_path):
     assert EMPTY not in " ".join(text for texts in said.values() for text in texts)
 
 
-@pytest.mark.parametrize("hole", HOLES)
+OFTEN = ("nothing", "a method never tested", "no baseline")  # the others take minutes together
+
+
+@pytest.mark.parametrize(
+    "hole", [each if each in OFTEN else pytest.param(each, marks=pytest.mark.slow) for each in HOLES]
+)
 def test_a_hole_in_the_rows_is_said(hole, run, tmp_path):
     rows = HOLES[hole](ROWS.copy())
     said = latency(run, rows, step_costs()) | run("03_cost_analysis", rows=always(rows))
