@@ -51,10 +51,11 @@ class PlainOps(RandomOps):
         verification: Verification,
     ) -> None:
         """Append what was accepted and the token after it, count, and write the step's report."""
-        draft_chance = chance_of(draft_tokens, draft_probs)
-        rows.saw_nan |= target_probs[:, :, 0].isnan().any() | draft_chance.isnan().any()
+        rows.saw_nan |= target_probs[:, :, 0].isnan().any()
         rows.append(draft_tokens, *verification)
         if draft_tokens.shape[1] > 0:
+            draft_chance = chance_of(draft_tokens, draft_probs)
+            rows.saw_nan |= draft_chance.isnan().any()
             counters.count(rows, draft_chance > 0, verification.num_accepted)
         rows.write_report()
 
