@@ -83,5 +83,5 @@ def test_attention_without_a_mask_is_refused(groups):
     with pytest.raises(ValueError, match="got none"):
         grouped_attention(torch.nn.Module(), query, key, key, None, scaling=1.0)
     target = models("as many" if groups == 1 else "grouped")[0][0]
-    with pytest.raises(ValueError, match="own_attention"):
+    with pytest.raises(ValueError, match="as_transformers_does"):
         target.generate(PROMPT[None], max_new_tokens=2)

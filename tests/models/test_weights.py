@@ -91,7 +91,7 @@ def loading_calls():
 
 def test_no_code_of_a_hub_is_ever_run():
     found = [(path, call) for path, call in loading_calls() if "Embedding" not in call]
-    assert len(found) >= 6
+    assert len(found) >= 5
     for path, call in found:
         assert "trust_remote_code=False" in call, f"{path}: {call}"
 

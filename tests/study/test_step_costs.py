@@ -129,7 +129,6 @@ def table():
 def test_costs_are_interpolated_between_contexts_and_token_counts():
     assert table().ms("target", 1, 200, 1) == pytest.approx(13)
     assert table().ms("target", 1, 100, 3) == pytest.approx(14)
-    assert table().cost_ratio(1, 100, 4) == pytest.approx(1.5 / 12)
 
 
 def test_what_was_not_measured_is_undefined():

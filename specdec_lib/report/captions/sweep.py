@@ -15,6 +15,7 @@ _OUTCOMES = {
     crossover.NEVER: "pays at none of them",
     crossover.LATER: "pays at a larger one only",
 }
+MOST_LISTED = 8  # crossovers in a sentence
 
 
 def finding_speedup(lines: pd.DataFrame, axis: str = "num_draft_tokens") -> str:
@@ -58,6 +59,13 @@ def finding_crossover(crossovers: pd.DataFrame) -> str:
         counts = group["outcome"].value_counts()
         parts = [f"{words} in {counts[outcome]}" for outcome, words in _OUTCOMES.items() if outcome in counts]
         sentences.append(f"Of {len(group)} {evidence} settings, speculation {', '.join(parts)}.")
+        crossing = group[group["outcome"] == "crosses"]
+        if 0 < len(crossing) <= MOST_LISTED:
+            ends = crossing.apply(
+                lambda line: f"{line['crossover_batch']:.1f} ({label(line['method'])}, T = {line['temperature']:g})",
+                axis=1,
+            )
+            sentences.append(f"It stops near batch {', '.join(ends)}.")
     return " ".join(sentences)
 
 
