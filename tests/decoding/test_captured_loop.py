@@ -285,7 +285,7 @@ def static_step(target, make):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_profiler_sees_a_whole_call_wait_as_often_however_many_steps_it_takes(method, folder, recorder):
-    """Steps are heard of by their reports alone. A call looks at the ids of its prompts and at its seed, both on the host."""
+    """The host reads reports alone. A call looks at the ids of its prompts and at its seed, both on the host."""
     target, make = models(method, folder)
     proposer, calls = make(), []
     decode(target, proposer, SAMPLINGS[1], new=30)  # captures

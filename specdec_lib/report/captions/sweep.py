@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from specdec_lib.analysis import crossover
-from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.methods import AUTOREGRESSIVE, label
 from specdec_lib.report.captions.phrases import NOTHING, setting, span, with_interval
 
 NO_COSTS = "The costs of the pieces of a step were not measured here."
@@ -61,10 +61,10 @@ def finding_crossover(crossovers: pd.DataFrame) -> str:
         sentences.append(f"Of {len(group)} {evidence} settings, speculation {', '.join(parts)}.")
         crossing = group[group["outcome"] == "crosses"]
         if 0 < len(crossing) <= MOST_LISTED:
-            ends = crossing.apply(
-                lambda line: f"{line['crossover_batch']:.1f} ({label(line['method'])}, T = {line['temperature']:g})",
-                axis=1,
-            )
+            ends = [
+                f"{line.crossover_batch:.1f} ({label(line.method)}, T = {line.temperature:g})"
+                for line in crossing.itertuples()
+            ]
             sentences.append(f"It stops near batch {', '.join(ends)}.")
     return " ".join(sentences)
 
