@@ -27,7 +27,10 @@ class Verification(NamedTuple):
 
 
 class Verify(Protocol):
-    """A verification rule. One with state has a method `start(call)` too, which is called when a call begins."""
+    """A verification rule. One with state has a method `start(call)` too, which is called when a call begins.
+
+    It uses numbers by slices of `uniforms`, not by copies: so the enumeration can tell which ones they are.
+    """
 
     def __call__(
         self,
