@@ -1,6 +1,7 @@
 """Faults of what a study reads and writes: full and read-only disks, damaged weights and cells, other params."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ from specdec_lib.study.run_folder import read_environment
 from specdec_lib.study.sweep import run_sweep, run_sweep_here
 
 NAMESPACES = ("unshare", "--map-root-user", "--mount")  # a place of one's own to mount file systems in
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 def can_mount(folder):
@@ -46,7 +49,8 @@ def test_a_read_only_or_full_disk_is_one_line_and_the_study_goes_on_when_there_i
     (disk := tmp_path / "disk").mkdir()
     if not can_mount(disk):
         pytest.skip("nothing can be mounted here: no user namespaces")
-    script = f"mount -t tmpfs -o size=1M none {disk} && exec {sys.executable} {__file__} {disk} {tmp_path / 'table'}"
+    here = f"PYTHONPATH={SUPPORT}{os.pathsep}{os.environ.get('PYTHONPATH', '')} {sys.executable} {__file__}"
+    script = f"mount -t tmpfs -o size=1M none {disk} && {here} {disk} {tmp_path / 'table'}"
     with python("-c", f"import os; os.execvp('unshare', {[*NAMESPACES, 'sh', '-c', script]!r})") as run:
         said, _ = run.communicate()
     assert run.returncode == 0, said
