@@ -10,7 +10,6 @@ import json
 import pkgutil
 import re
 from dataclasses import fields, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from synthetic_rows import step_costs, study, synthetic_rows
 
 from specdec_lib import config
 from specdec_lib.analysis import comparison, headline, metrics, step_table
-from specdec_lib.analysis.cost_model import gpus, published
+from specdec_lib.analysis.cost_model import published
 from specdec_lib.exactness import certificate
 from specdec_lib.hardware.catalog import price
 from specdec_lib.peers import lines as peer_lines
@@ -28,6 +27,7 @@ from specdec_lib.peers import run as peer_run
 from specdec_lib.report import captions, figures, show, tables
 from specdec_lib.report.captions.phrases import NOTHING
 from specdec_lib.report.captions.sweep import NO_COSTS
+from specdec_lib.report.figures.style import EMPTY
 from specdec_lib.report.notebooks import NOTEBOOKS, ROOT
 from specdec_lib.study import table
 
@@ -35,14 +35,12 @@ FEW = {"num_draft_tokens": [1, 4], "batch_sizes": [1, 2], "prompt_tokens": [0], 
 FEW |= {"num_prompts": 2, "repetitions": 1}
 PARAMS = study(**FEW)  # too few prompts for intervals, which take time
 ROWS = synthetic_rows(PARAMS)
-EMPTY = "Nothing was measured for this figure."
 PARTS = {  # what views are made of, and so need not be asked for alone
     "figures.style",
     "captions.phrases",
     "tables.readable",
 }
 COUNTS = pd.DataFrame({"sampler": ["one"] * 2, "observed": [9, 40], "expected": [10.0, 39.0]})  # not published
-BREAK_EVEN = gpus.break_even_prices(config.load_params("h100"), "a100-sxm-80", "h100-sxm", [0.5, 0.9])
 CERTIFICATE = replace(certificate.read_certificate(ROOT / "outputs" / "published" / "cpu"), cells=COUNTS)
 
 
@@ -112,7 +110,6 @@ def run(monkeypatch, tmp_path):
         said, values = {}, {"gpu": str(tmp_path), "output_folder": str(tmp_path), "outputs": str(tmp_path)}
         cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
         with watched(said) as patch:
-            patch.setattr(gpus, "break_even_prices", lambda *args: BREAK_EVEN)
             for place, function in data.items():
                 module, name = PLACES[place]
                 patch.setattr(module, name, function)
@@ -135,7 +132,6 @@ PLACES = {  # where notebooks get their data
     "costs": (step_table, "read_step_costs"),
     "runs": (comparison, "find_runs"),
     "presets": (comparison, "absent_presets"),
-    "ratios": (comparison, "price_ratios"),
     "published": (published, "load_published"),
     "certificate": (certificate, "read_certificate"),
     "peers": (peer_run, "read_peers"),
@@ -217,8 +213,7 @@ def test_every_view_is_shown_by_a_notebook(run, tmp_path):
     said |= run("01_correctness", certificate=always(CERTIFICATE))
     said |= run("04_gpu_comparison", runs=always([a_run(ROWS, tmp_path)]))
     said |= run("05_peers", peers=always(peer_rows("ok")))
-    in_quickstart = {"figures.sweep.arrivals_figure"}
-    assert {f"{place}.{name}" for _, place, name, _ in views()} - in_quickstart == said.keys()
+    assert {f"{place}.{name}" for _, place, name, _ in views()} == said.keys()
     assert EMPTY not in " ".join(text for texts in said.values() for text in texts)
 
 
@@ -234,17 +229,14 @@ def test_a_hole_in_the_rows_is_said(hole, run, tmp_path):
     run("04_gpu_comparison", runs=always([a_run(rows, tmp_path)]), presets=always([]), published=always({}))
     if hole in ("nothing", "all failed"):
         drawn = {name: texts for name, texts in said.items() if "figure" in name.rsplit(".", 1)[1]}
-        assert {name for name, texts in drawn.items() if all(EMPTY not in text for text in texts)} <= {
-            "figures.steps.verification_figure"
-        }
-        assert said["captions.sweep.finding_speedup"][0] == NOTHING
+        assert all(EMPTY in text for texts in drawn.values() for text in texts)
+        assert set(said["captions.sweep.finding_speedup"]) == {NOTHING}
 
 
 @pytest.mark.parametrize("hole", COSTS)
 def test_costs_that_were_not_measured_are_said(hole, run):
     said = latency(run, ROWS, COSTS[hole](step_costs()))
     if hole in ("no costs", "no target"):
-        assert EMPTY in said["figures.steps.verification_figure"][0]
         assert said["captions.sweep.finding_waterfall"] == [NO_COSTS]
 
 
@@ -254,7 +246,6 @@ def test_costs_that_were_not_measured_are_said(hole, run):
         {"runs": [], "presets": []},
         {"runs": []},
         {"published": {}, "runs": []},
-        {"ratios": comparison.price_ratios("no such", "product"), "presets": [], "runs": []},
     ],
     ids=lambda hole: f"no {', '.join(hole)}",
 )
@@ -288,11 +279,3 @@ def test_peers_that_all_failed_or_one_alone_are_said(status, run):
     said = run("05_peers", peers=always(peer_rows(status).iloc[: 0 if status == "absent" else 1]))
     assert (EMPTY in said["figures.peers.peers_figure"][0]) == (status != "ok")
     assert (said["peers.lines.finding_peers"] == ["No engine decoded every prompt."]) == (status != "ok")
-
-
-@pytest.mark.parametrize("seconds", [[0.1], []])
-def test_calls_of_one_token_and_of_none_are_drawn(seconds):
-    call = SimpleNamespace(emission_times=always(seconds), tokens_per_second=10.0, step_tokens=[])
-    for _module, _, name, function in views():
-        if name == "arrivals_figure":
-            read(name, function(call, call))
