@@ -1,12 +1,16 @@
 """The Makefile's environment and build of torch, with an interpreter that only notes what it is asked to install."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from specdec_lib.__main__ import COMMANDS
+from specdec_lib.config import available_params
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = shutil.which("make")
@@ -81,3 +85,36 @@ def test_a_conda_environment_with_a_space_in_its_path_is_refused(checkout):
     done = subprocess.run([MAKE], cwd=checkout, env=CLEAN | conda, capture_output=True, text=True, check=False)
     assert done.returncode
     assert "the conda environment /home/me/my envs/specdec has a space in its path" in done.stderr
+
+
+def test_make_help_names_every_target_and_every_command_is_a_target() -> None:
+    said = subprocess.run(
+        [MAKE, "--no-print-directory", "help"], cwd=ROOT, env=CLEAN, capture_output=True, text=True, check=True
+    ).stdout
+    targets = set(re.findall(r"^  ([a-z-]+) ", said, flags=re.MULTILINE))
+    assert targets == set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {command.name for command in COMMANDS} <= targets
+    assert all(name in said.splitlines()[0] for name in available_params())
+
+
+@pytest.mark.parametrize(
+    ("asked", "called"),
+    [
+        (["run", "GPU=h100", "SET=batch_sizes=[1,8] seed=1"], 'run --gpu "$GPU" --set "$SET"'),
+        (["compare"], "compare"),
+        (["compare", "GPU=cpu h100"], "compare --gpu cpu h100"),
+        (["rerun", "CELL=0123"], 'rerun "$CELL"'),
+        (["rerun", "CELL=0123", "GPU=cpu"], 'rerun "$CELL" --gpu "$GPU"'),
+    ],
+)
+def test_a_target_is_a_thin_call_of_its_command(asked: list[str], called: str) -> None:
+    """What a user gives goes through the environment, so that spaces and brackets stay as they are."""
+    said = subprocess.run(
+        [MAKE, "--no-print-directory", "--dry-run", *asked],
+        cwd=ROOT,
+        env=CLEAN,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert said.splitlines()[-1].split(" -m specdec_lib ")[1].strip() == called

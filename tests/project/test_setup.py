@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-from specdec_lib.__main__ import COMMANDS
-from specdec_lib.config import available_params
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -74,31 +69,3 @@ def test_the_makefile_installs_nothing_unpinned() -> None:
     assert len(commands) == 2
     assert "--require-hashes --no-deps --only-binary :all:" in commands[0]
     assert commands[1].endswith("--no-deps --no-build-isolation --editable .")
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_help_names_every_target_and_every_command_is_a_target() -> None:
-    said = subprocess.run(
-        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    targets = set(re.findall(r"^  ([a-z-]+) ", said, flags=re.MULTILINE))
-    assert targets == set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert {command.name for command in COMMANDS} <= targets
-    assert all(name in said.splitlines()[0] for name in available_params())
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize(
-    ("asked", "called"),
-    [
-        (["run", "GPU=h100", "SET=batch_sizes=[1,8] seed=1"], 'run --gpu "$GPU" --set "$SET"'),
-        (["compare"], "compare"),
-        (["compare", "GPU=cpu h100"], "compare --gpu cpu h100"),
-        (["rerun", "CELL=0123"], 'rerun "$CELL"'),
-        (["rerun", "CELL=0123", "GPU=cpu"], 'rerun "$CELL" --gpu "$GPU"'),
-    ],
-)
-def test_a_target_is_a_thin_call_of_its_command(asked: list[str], called: str) -> None:
-    """What a user gives goes through the environment, so that spaces and brackets stay as they are."""
-    said = subprocess.run(["make", "--dry-run", *asked], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1].split(" -m specdec_lib ")[1].strip() == called

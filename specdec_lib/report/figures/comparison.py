@@ -20,6 +20,7 @@ def crossover_figure(crossovers: pd.DataFrame) -> Figure:
 
     Bars are intervals or bands. Where the curve does not cross 1 there is no point.
     """
+    crossovers = crossovers.dropna(subset=["crossover_batch"])
     crossovers = crossovers.assign(series=[_series(line) for line in crossovers.itertuples()])
     names = sorted(crossovers["series"].unique())
 
