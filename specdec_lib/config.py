@@ -59,9 +59,10 @@ class StudyParams(BaseModel):
 
     The defaults run on any machine: the embedded pair on the CPU, over the widest sweep. An unknown key is refused.
 
-    The sweep crosses methods, num_draft_tokens and temperatures at the first batch size, prompt length and output
-    length. With `design="one-at-a-time"` the further values of those three axes are tried one at a time with
-    `headline_num_draft_tokens`. With `design="factorial"` all are crossed.
+    The headline setting is the first batch size, prompt length and output length, with `headline_num_draft_tokens`: it
+    takes `num_prompts` for every method and temperature. With `num_axis_prompts` of them, the sweep crosses methods,
+    num_draft_tokens and temperatures there, and tries the further values of those three axes one at a time
+    (`design="one-at-a-time"`) or all crossed with everything (`design="factorial"`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
@@ -119,13 +120,17 @@ class StudyParams(BaseModel):
     """prompt lengths; 0 takes the prompts as they are; the first is the headline's"""
     max_new_tokens: list[Positive] = Field([128, 512], min_length=1)
     """output lengths; the first is the headline's"""
+    stop: Literal["fixed", "natural"] = "fixed"
+    """fixed: every prompt emits max_new_tokens; natural: at most that, ending at its first stop token"""
     design: Literal["one-at-a-time", "factorial"] = "one-at-a-time"
     """how the last three axes are combined"""
 
     prompt_set: str = "mixed"
     """a file in specdec_lib/prompts, or a path to one"""
-    num_prompts: Positive = 12
-    """at the headline setting, half as many elsewhere; a batch takes batch_size of them"""
+    num_prompts: Positive = 24
+    """at the headline setting; a set goes round its categories, so this decides how many prompts each of them has"""
+    num_axis_prompts: Positive = 6
+    """how many of them decode with the other values of num_draft_tokens and of the axes, and with transformers"""
     compare_transformers: bool = True
     """also time transformers.generate at the headline setting"""
     repetitions: Positive = 3

@@ -16,7 +16,7 @@ from specdec_lib.study.cells import GIVEN
 
 OWN_ENGINE = "specdec_lib"
 SETTING = ["pair", "dtype", "temperature", "top_k", "top_p", "batch_size", "prompt_tokens", "max_new_tokens"]
-SETTING += ["prompt_set"]
+SETTING += ["stop", "prompt_set"]
 PAIRED_BY = [*SETTING, "run_id", "prompt_group", "repetition"]
 LINE = ["engine", "method", "num_draft_tokens", "verification", "compiled", *SETTING, "evidence"]
 COUNTERS = ["new_tokens", "steps", "drafted_tokens", "tested_tokens", "accepted_tokens"]
@@ -136,7 +136,8 @@ def _timed(group: pd.DataFrame) -> dict[str, float]:
     numbers = [*LATENCIES, "tokens_per_second", "mean_prompt_tokens"]
     per_prompt = group.groupby("prompt_group")[numbers].median().astype(float)
     throughput = 1 / (1 / per_prompt["tokens_per_second"]).mean()
-    call_ms = 1000 * group["batch_size"].iloc[0] * group["max_new_tokens"].iloc[0] / throughput
+    tokens = group.groupby("prompt_group")["new_tokens"].median().astype(float).mean()
+    call_ms = 1000 * tokens / throughput
     return {name: per_prompt[name].median() for name in LATENCIES} | {
         "tpot_ms": mean_over_prompts(group, "tpot_ms"),
         "tokens_per_second": throughput,

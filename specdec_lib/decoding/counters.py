@@ -37,6 +37,7 @@ class Counters:
         decided = drafted & (self.position < emitted.minimum(room - 1)[:, None])
         tested = decided & (self.position <= num_accepted[:, None])
         accepted = decided & (self.position < num_accepted[:, None])
+        rows.num_tested.copy_(tested.sum(dim=1))
         self.counts += torch.cat([active, drafted & active, tested, accepted], dim=1).sum(dim=0)
 
     def read(self) -> tuple[int, int, list[int], list[int]]:

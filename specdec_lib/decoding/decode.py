@@ -225,6 +225,7 @@ def _result(call: Call, progress: Progress) -> DecodeResult:
         ttft_s=progress.times[0],
         step_s=[after - before for before, after in zip(progress.times[:-1], progress.times[1:], strict=True)],
         step_tokens=progress.emitted[1:],
+        step_tested=progress.tested[1:],
         steps=steps,
         drafted=drafted,
         tested_by_position=tested_by_position,

@@ -99,7 +99,7 @@ class CppOps(PlainOps):
         verification: Verification,
     ) -> None:
         state = rows.tokens, rows.lengths, rows.ends, rows.done, rows.stop_token_ids, rows.saw_nan
-        outcome = rows.num_emitted, counters.counts, rows.report
+        outcome = rows.num_emitted, rows.num_tested, counters.counts, rows.report
         kernels.append([*state, *outcome], draft_tokens, draft_probs, target_probs, *verification)
 
     def copy_continuation(

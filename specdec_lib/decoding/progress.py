@@ -15,6 +15,7 @@ class Progress:
     Attributes:
         times: seconds since the call began, at the end of the prefill and of each step.
         emitted: tokens of each row, `[1 + steps, B]`.
+        tested: draft tokens of each row that were accepted or rejected, of the same shape.
         longest: the longest length.
         max_remaining: the most tokens that an unfinished row may still emit.
         capture_s: seconds spent on capturing steps, which `times` leave out.
@@ -27,6 +28,7 @@ class Progress:
         self.longest, self.max_remaining = longest_prompt, max_new_tokens
         self.times: list[float] = []
         self.emitted: list[list[int]] = []
+        self.tested: list[list[int]] = []
         self.capture_s, self.replayed = 0.0, False
 
     def read(self, report: list[int]) -> bool:
@@ -36,13 +38,15 @@ class Progress:
             ValueError: the target's or the draft's logits held a NaN in this step.
         """
         self.times.append(time.perf_counter() - self.started)
-        self.max_remaining, self.longest, saw_nan, *emitted = report
+        self.max_remaining, self.longest, saw_nan, *of_rows = report
         if saw_nan:
             raise ValueError(
                 f"the logits hold NaN at step {len(self.times) - 1} (0 is the prefill): "
                 "check the weights, or load them in float32"
             )
-        self.emitted.append(emitted)
+        batch_size = len(of_rows) // 2
+        self.emitted.append(of_rows[:batch_size])
+        self.tested.append(of_rows[batch_size:])
         return self.max_remaining == 0
 
     def leave_out(self, seconds: float) -> None:

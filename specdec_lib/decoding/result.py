@@ -16,6 +16,7 @@ class DecodeResult:
         ttft_s: seconds to the first token of every row, all prefills included; they begin when the prompts are checked.
         step_s: seconds that each step took.
         step_tokens: tokens that each step emitted in each row, `[steps, B]`.
+        step_tested: draft tokens that each step accepted or rejected in each row, `[steps, B]`.
         steps: verification passes, counted once for every row that was still decoding. 0 for the baseline.
         drafted, tested, accepted: draft tokens; a token is tested if all before it in its step were accepted. What is
             drafted past the last token that a row may emit is paid for, and counts as drafted.
@@ -28,6 +29,7 @@ class DecodeResult:
     ttft_s: float
     step_s: list[float]
     step_tokens: list[list[int]]
+    step_tested: list[list[int]] = field(default_factory=list)
     steps: int = 0
     drafted: int = 0
     tested_by_position: list[int] = field(default_factory=list)

@@ -28,10 +28,11 @@ class Rows:
         ends: `[B]` int64, the length at which a row is done.
         done: `[B]` bool.
         num_emitted: `[B]` int64, tokens that the last step emitted.
+        num_tested: `[B]` int64, draft tokens that it accepted or rejected.
         features: `[B, width, F]`, the target's features of the tokens that it verified last.
         saw_nan: a bool on the device: some probability was NaN.
-        report: `[3 + B]` int64, what the host reads after a step: the most tokens that an unfinished row may still
-            emit, the longest length, `saw_nan`, and `num_emitted`.
+        report: `[3 + 2 B]` int64, what the host reads after a step: the most tokens that an unfinished row may still
+            emit, the longest length, `saw_nan`, `num_emitted`, and `num_tested`.
         max_length: an upper bound of `lengths` that the host knows; the loop sets it before each step.
         max_new_tokens: that a row emits at most.
     """
@@ -41,13 +42,14 @@ class Rows:
         self.batch_size, self.capacity, self.width, self.vocab_size = batch_size, capacity, width, target.vocab_size
         self.tokens = torch.zeros(batch_size, capacity, dtype=torch.int64, device=device)
         self.prompt_lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.lengths, self.ends, self.num_emitted = (torch.zeros_like(self.prompt_lengths) for _ in range(3))
+        per_row = (torch.zeros_like(self.prompt_lengths) for _ in range(4))
+        self.lengths, self.ends, self.num_emitted, self.num_tested = per_row
         self.done = torch.zeros(batch_size, dtype=torch.bool, device=device)
         self.stop_token_ids = torch.zeros(num_stops, dtype=torch.int64, device=device)
         feature_width = target.hidden_size * (1 + len(target.feature_layers))
         self.features = torch.zeros(batch_size, width, feature_width, dtype=target.dtype, device=device)
         self.saw_nan = torch.zeros((), dtype=torch.bool, device=device)
-        self.report = torch.zeros(3 + batch_size, dtype=torch.int64, device=device)
+        self.report = torch.zeros(3 + 2 * batch_size, dtype=torch.int64, device=device)
         self.max_length = self.max_new_tokens = 0
 
     def fill(self, prompts: Sequence[torch.Tensor], max_new_tokens: int, stop_token_ids: Sequence[int]) -> None:
@@ -61,7 +63,7 @@ class Rows:
         self.stop_token_ids.copy_(torch.tensor(list(stop_token_ids), dtype=torch.int64))
         for row, prompt in enumerate(prompts):
             self.tokens[row, : len(prompt)] = prompt.to(self.tokens.device)
-        for buffer in (self.done, self.saw_nan, self.num_emitted, self.features):
+        for buffer in (self.done, self.saw_nan, self.num_emitted, self.num_tested, self.features):
             buffer.zero_()
 
     def last_token(self) -> torch.Tensor:  # [B, 1]
@@ -92,7 +94,7 @@ class Rows:
         """Say in `report` how the step went."""
         remaining = ((self.ends - self.lengths) * ~self.done).amax(dim=0, keepdim=True)
         longest = self.lengths.amax(dim=0, keepdim=True)
-        torch.cat([remaining, longest, self.saw_nan[None], self.num_emitted], out=self.report)
+        torch.cat([remaining, longest, self.saw_nan[None], self.num_emitted, self.num_tested], out=self.report)
 
     def output(self) -> list[torch.Tensor]:
         """New tokens of each row, on the CPU: ordinary tensors, which training may use and anyone may change."""

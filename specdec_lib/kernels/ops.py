@@ -36,7 +36,8 @@ def append(rows: Sequence[torch.Tensor], *step: torch.Tensor) -> None:
     """What `decoding.ops.PlainOps.append` does, in place.
 
     Args:
-        rows: `tokens, lengths, ends, done, stop_token_ids, saw_nan, num_emitted, counts, report` of rows and counters.
+        rows: `tokens, lengths, ends, done, stop_token_ids, saw_nan, num_emitted, num_tested, counts, report` of rows
+            and counters.
         step: `draft_tokens, draft_probs, target_probs, num_accepted, next_token`.
     """
     *tensors, num_accepted, next_token = step

@@ -36,20 +36,21 @@ T* changed(const Tensor& tensor, const char* name) {
 
 // `PlainOps.append` of decoding/ops.py, whose tensors these are; `draft_probs` `[B, gamma, V]` float32.
 void append(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, const Tensor& done,
-            const Tensor& stop_token_ids, const Tensor& saw_nan, const Tensor& num_emitted, const Tensor& counts,
-            const Tensor& report, const Tensor& draft_tokens, const Tensor& draft_probs, const Tensor& target_probs,
+            const Tensor& stop_token_ids, const Tensor& saw_nan, const Tensor& num_emitted, const Tensor& num_tested,
+            const Tensor& counts, const Tensor& report, const Tensor& draft_tokens, const Tensor& draft_probs, const Tensor& target_probs,
             const Tensor& num_accepted, const Tensor& next_token) {
   const int64_t rows = tokens.size(0), capacity = tokens.size(1), gamma = draft_tokens.size(1);
   const int64_t vocabulary = target_probs.size(2);
-  TORCH_CHECK(draft_tokens.size(0) == rows && report.numel() == 3 + rows && draft_probs.size(0) == rows &&
+  TORCH_CHECK(draft_tokens.size(0) == rows && report.numel() == 3 + 2 * rows && draft_probs.size(0) == rows &&
                   draft_probs.size(1) == gamma && draft_probs.size(2) == vocabulary && target_probs.size(0) == rows &&
                   target_probs.size(1) == gamma + 1 && (gamma == 0 || counts.numel() == 1 + 3 * gamma),
               "draft tokens ", draft_tokens.sizes(), ", draft_probs ", draft_probs.sizes(), " and target_probs ",
               target_probs.sizes(), " do not fit ", rows, " rows");
-  for (const Tensor& of_rows : {lengths, ends, done, num_emitted, num_accepted, next_token})
+  for (const Tensor& of_rows : {lengths, ends, done, num_emitted, num_tested, num_accepted, next_token})
     TORCH_CHECK(of_rows.numel() == rows, "there are ", rows, " rows and ", of_rows.numel(), " values for them");
   int64_t *token = changed<int64_t>(tokens, "tokens"), *length = changed<int64_t>(lengths, "lengths");
   int64_t *new_tokens = changed<int64_t>(num_emitted, "num_emitted"), *said = changed<int64_t>(report, "report");
+  int64_t* tested_here = changed<int64_t>(num_tested, "num_tested");
   int64_t* steps = changed<int64_t>(counts, "counts");
   int64_t *drafted = steps + 1, *tested = drafted + gamma, *kept = tested + gamma;  // counts by position
   bool *finished = changed<bool>(done, "done"), *nan = changed<bool>(saw_nan, "saw_nan");
@@ -81,17 +82,21 @@ void append(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, con
         emitted = i + 1;
       }
     const int64_t decided = std::min(emitted, room - 1);  // the last token before the limit counts as the target's own
+    tested_here[r] = 0;
     for (int64_t i = 0; i < gamma && emitted > 0; ++i) {
       const int64_t index = r * gamma + i;
       const bool here = draft_prob[index * vocabulary + draft[index]] > 0;
       drafted[i] += here;
-      tested[i] += here && i < decided && i <= accepted[r];
+      const bool was_tested = here && i < decided && i <= accepted[r];
+      tested[i] += was_tested;
+      tested_here[r] += was_tested;
       kept[i] += here && i < decided && i < accepted[r];
     }
     *steps += gamma > 0 && emitted > 0;
     length[r] += emitted;
     finished[r] |= length[r] >= end[r];
     said[3 + r] = new_tokens[r] = emitted;
+    said[3 + rows + r] = tested_here[r];
     if (!finished[r]) said[0] = std::max(said[0], end[r] - length[r]);
     said[1] = std::max(said[1], length[r]);
   }
@@ -133,8 +138,8 @@ TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
       lookup);
   library.def(
       "append(Tensor(a!) tokens, Tensor(b!) lengths, Tensor ends, Tensor(c!) done, Tensor stop_token_ids, "
-      "Tensor(d!) saw_nan, Tensor(e!) num_emitted, Tensor(f!) counts, Tensor(g!) report, Tensor draft_tokens, "
-      "Tensor draft_probs, Tensor target_probs, Tensor num_accepted, Tensor next_token) -> ()",
+      "Tensor(d!) saw_nan, Tensor(e!) num_emitted, Tensor(f!) num_tested, Tensor(g!) counts, Tensor(h!) report, "
+      "Tensor draft_tokens, Tensor draft_probs, Tensor target_probs, Tensor num_accepted, Tensor next_token) -> ()",
       append);
 }
 

@@ -18,6 +18,7 @@ from specdec_lib.study.run_folder import read_cell, whole_runs
 T = TypeVar("T")
 
 NATURAL_PROMPT = 128  # tokens that stand for prompts as they are: about the mean of the set "mixed"
+FIXED, NATURAL = "fixed", "natural"  # where a text stops; see `StudyParams.stop`
 GIVEN = "given"  # the `verification` of cells whose acceptance is replayed
 
 
@@ -74,6 +75,7 @@ class Cell:
     batch_size: int
     prompt_tokens: int | None
     max_new_tokens: int
+    stop: str
     prompt_group: int
     repetitions: int
     seed: int
@@ -124,21 +126,28 @@ def settings(params: StudyParams) -> list[Setting]:
 
 
 def prompt_groups(params: StudyParams, setting: Setting) -> list[list[int]]:
-    """Numbers of the prompts of each group: `num_prompts` at the headline setting, else half of them, in batches."""
-    num_prompts = params.num_prompts if setting.headline else -(-params.num_prompts // 2)
-    count = -(-num_prompts // setting.batch_size)
-    return [[group * setting.batch_size + row for row in range(setting.batch_size)] for group in range(max(count, 2))]
+    """Numbers of the prompts of each group: `num_prompts` at the headline setting, else `num_axis_prompts`."""
+    size = setting.batch_size
+    count = max(-(-params.num_prompts // size), 2) if setting.headline else _axis_groups(params, size)
+    return [[group * size + row for row in range(size)] for group in range(count)]
+
+
+def _axis_groups(params: StudyParams, batch_size: int) -> int:
+    """How many groups decode with more than the headline's gamma; two at least, from which an interval can be drawn."""
+    return max(-(-min(params.num_axis_prompts, params.num_prompts) // batch_size), 2)
 
 
 def block(params: StudyParams, source: Source, setting: Setting, prompt_group: int) -> list[Cell]:
     """The cells that are run interleaved: the baseline first, then every speculative one."""
+    on_axis = prompt_group < _axis_groups(params, setting.batch_size)
+    gammas = setting.num_draft_tokens if on_axis else (params.headline_num_draft_tokens,)
     variants: list[tuple[str, str, int | None]] = [("specdec_lib", AUTOREGRESSIVE, None)]
-    variants += [("specdec_lib", method, gamma) for method in params.methods for gamma in setting.num_draft_tokens]
-    if setting.headline and params.compare_transformers:
+    variants += [("specdec_lib", method, gamma) for method in params.methods for gamma in gammas]
+    if setting.headline and on_axis and params.compare_transformers and params.stop == FIXED:
         variants.append(("transformers", AUTOREGRESSIVE, None))
     given = tuple(params.accepted_per_step) if params.accepted_per_step else None
     rule = GIVEN if given else params.verification
-    same = {name: getattr(params, name) for name in ("top_k", "top_p", "repetitions", "seed")}
+    same = {name: getattr(params, name) for name in ("top_k", "top_p", "stop", "repetitions", "seed")}
     same |= {name: getattr(setting, name) for name in ("temperature", "batch_size", "prompt_tokens", "max_new_tokens")}
     return [
         Cell(

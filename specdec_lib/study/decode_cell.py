@@ -15,7 +15,7 @@ from specdec_lib.decoding.sampling import RandomOps
 from specdec_lib.decoding.verification import RANDOM, Verification, verify
 from specdec_lib.methods import make_proposer
 from specdec_lib.models.pair import Pair
-from specdec_lib.study.cells import Cell
+from specdec_lib.study.cells import NATURAL, Cell
 from specdec_lib.study.transformers_generate import transformers_decode
 
 
@@ -80,6 +80,7 @@ def decode_cell(
         return transformers_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
     given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "row_numbers": rows}
     given["generator"] = torch.Generator().manual_seed(seed)
+    given["stop_token_ids"] = pair.stop_token_ids if cell.stop == NATURAL else ()
     if cell.num_draft_tokens is None:
         return autoregressive_decode(target, prompts, **given)
     assert cell.verification is not None, "only the baseline has no verification rule"

@@ -26,13 +26,14 @@ from specdec_lib.machine.environment import device_name
 from specdec_lib.machine.telemetry import MEMORY, Telemetry
 from specdec_lib.models import host_memory
 from specdec_lib.models.pair import Pair
-from specdec_lib.study.cells import Block, Cell, Source, plan, spread_evenly
+from specdec_lib.study.cells import FIXED, Block, Cell, Source, plan, spread_evenly
 from specdec_lib.study.columns import counter_columns, identity_columns, latency_columns
 from specdec_lib.study.decode_cell import decode_cell
 from specdec_lib.study.drift import unsteady
 from specdec_lib.study.prompts import Encoded, prompt_set_hash, study_prompts
 from specdec_lib.study.run_folder import read_cell, whole_runs, write_cell
 from specdec_lib.study.schema import Row
+from specdec_lib.study.stops import stop_columns
 from specdec_lib.study.workers import heartbeat
 from specdec_lib.study.workers.team import Team, merge_ranks
 
@@ -196,6 +197,8 @@ class BlockRunner:
             compiled = cell.engine != "transformers" and self.pair.target.engine != "eager"
             columns: Row = {"compiled": compiled, "replayed": result.replayed}
             columns |= counter_columns(cell, result) | latency_columns(result)
+            if cell.stop == FIXED:
+                columns |= stop_columns(result, self.pair.stop_token_ids)
             return columns | self.telemetry.columns(result.new_tokens) | memory
         except Exception as error:  # noqa: BLE001 - out of memory or anything else: the sweep goes on without it
             reason = str(error).strip().splitlines() or [""]
