@@ -18,7 +18,7 @@ def test_steps_before_the_stop_are_told_from_those_after_it():
         steps=3,
     )
     columns = stop_columns(result, {9})
-    assert columns["stopped_prompts"], columns["tokens_to_stop"] == (1, 3)
+    assert (columns["stopped_prompts"], columns["tokens_to_stop"]) == (1, 3)
     assert (columns["tested_to_stop"], columns["accepted_to_stop"]) == (2, 1)
     assert columns["tpot_to_stop_ms"] == pytest.approx(100)  # two tokens in 0.2 s
     assert columns["tpot_past_stop_ms"] == pytest.approx(400 / 3)  # three tokens in 0.4 s
