@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pandas as pd
 
-from specdec_lib.analysis.metrics import OWN_ENGINE, speedups
+from specdec_lib.analysis.metrics import OWN_ENGINE, speedups, undisturbed
 from specdec_lib.config import StudyParams
 
 AXES = ("batch_size", "prompt_tokens", "max_new_tokens")
@@ -17,11 +17,19 @@ def headline(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
 
     The headline setting is the first batch size, prompt length and output length of the params, and their
     `headline_num_draft_tokens`. It is fixed before measuring, so the headline is not the best of several noisy numbers.
+    All temperatures have the same prompts: one that does not count at a temperature counts at none.
 
     Args:
         rows: the results table of a run.
     """
-    return speedups(at_headline(rows, params))
+    return speedups(same_prompts(at_headline(rows, params)))
+
+
+def same_prompts(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of those prompt groups that count at every temperature at which any of them does."""
+    counted = undisturbed(rows)
+    groups = [set(of_one) for _, of_one in counted.groupby("temperature")["prompt_group"]]
+    return rows[rows["prompt_group"].isin(set.intersection(*groups))] if groups else rows
 
 
 def headline_over_transformers(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from specdec_lib.cli.commands import (
     OUTPUTS,
@@ -21,6 +22,9 @@ from specdec_lib.cli.commands import (
     study_name,
     study_params,
 )
+
+if TYPE_CHECKING:
+    from specdec_lib.config import StudyParams
 
 
 @command(
@@ -51,8 +55,18 @@ def run(options: Options) -> int:
         failed = _failed_cells(options.outputs / params.gpu)
         for line in failed:
             print(f"failed cell: {line}", file=sys.stderr)
+    print(_verdict(options.outputs / params.gpu, params))
     print(f"report: {index.resolve()}")
     return 1 if failed else 0
+
+
+def _verdict(folder: Path, params: StudyParams) -> str:
+    """What the run found, in a line for each temperature."""
+    from specdec_lib.analysis.verdicts import verdicts
+    from specdec_lib.report.captions.verdict import verdict_sentence
+    from specdec_lib.study.table import read_results
+
+    return "\n".join(map(verdict_sentence, verdicts(read_results(folder), params)))
 
 
 def _failed_cells(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from specdec_lib.analysis.statistics import Estimate, geometric_mean
 from specdec_lib.methods import AUTOREGRESSIVE, METHODS, label
-from specdec_lib.peers.ways import OURS, TRANSFORMERS
+from specdec_lib.peers.rows import OURS, TRANSFORMERS
 
 WAY = ["engine", "method", "pair", "draft_id", "num_draft_tokens"]
 RATIOS = {  # the time per token of every way over that of an engine without speculation
@@ -20,7 +20,7 @@ def peer_lines(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One line per way and temperature: time per token, and its ratios to our baseline and to transformers' generate.
 
     Args:
-        rows: as `run.read_peers` returns them. A way that did not decode every prompt has no line.
+        rows: as `rows.read_peers` returns them. A way that did not decode every prompt has no line.
         seed: of the bootstrap.
 
     Returns:
@@ -115,6 +115,19 @@ def finding_peers(lines: pd.DataFrame) -> str:
         )
         said.append(f"At T = {temperature:g} the fastest of each engine: {listed}.")
     return " ".join(said) or "No engine decoded every prompt."
+
+
+def finding_against_peers(lines: pd.DataFrame) -> str:
+    """Our fastest way over the fastest of all other engines, in a sentence for each temperature."""
+    said = []
+    for temperature, here in lines.groupby("temperature"):
+        ours, others = here[here["engine"] == OURS], here[here["engine"] != OURS]
+        if len(ours) and len(others):
+            best = others.loc[others["tpot_ms"].idxmin()]
+            name = way_name(best["engine"], best["method"], best["draft_id"], best["num_draft_tokens"])
+            ratio = ours["tpot_ms"].min() / best["tpot_ms"]
+            said.append(f"At T = {temperature:g} our fastest takes {ratio:.2f} times as long as the best peer, {name}.")
+    return " ".join(said) or "No other engine decoded every prompt."
 
 
 def failures(rows: pd.DataFrame) -> pd.DataFrame:

@@ -24,12 +24,12 @@ from specdec_lib.models.embedded import embedded_target
 from specdec_lib.models.pair import EMBEDDED_DRAFTS, Pair, load_study_pair
 from specdec_lib.peers import ways as peer_ways
 from specdec_lib.peers.installed import installed_ways
+from specdec_lib.peers.rows import FILE, read_peers
 from specdec_lib.peers.ways import LOOKUP_TOKENS, Way
 from specdec_lib.study.columns import latency_columns
 from specdec_lib.study.prompts import Prompt, encode_prompts, load_prompts
 from specdec_lib.study.schema import Row
 
-FILE = "peer_rows.parquet"
 WARM_UP_TOKENS = 8
 SETTLE_S = 0.05  # before each call, so that another engine's threads have gone to sleep
 UNDEFINED = {"status": "ok", "error": None, "new_tokens": None, "tokens": None, "tpot_ms": None}  # until it decodes
@@ -158,15 +158,3 @@ def _write(rows: list[Row], folder: Path) -> None:
     temporary = folder / f"{FILE}.tmp"
     pd.DataFrame(rows).convert_dtypes().to_parquet(temporary)
     temporary.replace(folder / FILE)
-
-
-def read_peers(folder: Path) -> pd.DataFrame:
-    """The rows of a comparison with other engines, one for each call; what is undefined is null.
-
-    Raises:
-        ValueError: there are none yet.
-    """
-    path = Path(folder) / FILE
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run the comparison first, with make bench-peers GPU=<name>")
-    return pd.read_parquet(path, dtype_backend="numpy_nullable")

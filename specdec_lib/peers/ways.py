@@ -20,9 +20,9 @@ from specdec_lib.methods import AUTOREGRESSIVE, METHODS, make_proposer
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import DRAFTS_FOLDER, EMBEDDED_DRAFTS, Pair, load_pair
 from specdec_lib.models.plain_draft import export_plain_draft
+from specdec_lib.peers.rows import OURS, TRANSFORMERS
 from specdec_lib.study.transformers_generate import transformers_decode
 
-OURS, TRANSFORMERS = "specdec_lib", "transformers"
 PLAIN_PAIR = "smollm2-135m-embedded-plain"
 LOOKUP_TOKENS = 10  # what the documentation of transformers gives prompt lookup
 

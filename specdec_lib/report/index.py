@@ -14,35 +14,13 @@ from specdec_lib.config import StudyParams, load_params
 from specdec_lib.hardware.catalog import price, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE, label
 from specdec_lib.report.captions.phrases import GIB, temperature_name, with_interval
+from specdec_lib.report.run_page import CORRECTNESS, why_no_certificate
 from specdec_lib.report.safe_html import render_template
 from specdec_lib.report.show import table_html
 from specdec_lib.report.tables import sweep as tables
 from specdec_lib.study.table import read_results
 
-CORRECTNESS = "01_correctness"
 CERTIFICATE = "exactness.json"
-SPREAD = "not made: a certificate needs the whole target in one process, and this one is spread over several devices"
-RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
-_FIRST_FACTS = ("device_name", "started", "ended", "commit", "benchmark_version", "versions")
-
-
-def run_page(params: StudyParams, folder: Path, titles: dict[str, str]) -> str:
-    """The page of a run, as HTML; an unfinished run has one too.
-
-    Args:
-        titles: for each report's file name, the text of a link to it.
-    """
-    facts = _facts(folder)
-    measured = (folder / "results.parquet").exists()
-    return render_template(
-        "run.html.j2",
-        params=params.model_dump(),
-        facts={name: facts.get(name) for name in _FIRST_FACTS},
-        more_facts=json.dumps({k: v for k, v in facts.items() if k not in (*_FIRST_FACTS, "params", "runs")}, indent=2),
-        reports=[(f"reports/{name}.html", title, _state(params, folder, name)) for name, title in titles.items()],
-        exactness=_exactness(folder, params),
-        **(_measured(params, folder, read_results(folder)) if measured else {}),
-    )
 
 
 def overview_page(root: Path) -> str:
@@ -50,11 +28,6 @@ def overview_page(root: Path) -> str:
     folders = {path.parent for pattern in ("*", "published/*") for path in root.glob(f"{pattern}/index.html")}
     runs = [_run_summary(folder, root) for folder in sorted(folders) if folder.name != "published"]
     return render_template("overview.html.j2", runs=runs)
-
-
-def why_no_certificate(params: StudyParams) -> str | None:
-    """Why a run of this study makes no certificate of exactness; None if it does."""
-    return RANDOM if params.weights == "random" else SPREAD if params.tensor_parallel > 1 else None
 
 
 def verdict(line: Any) -> str:
@@ -84,7 +57,7 @@ def _measured(params: StudyParams, folder: Path, rows: pd.DataFrame) -> dict[str
     first = lines[lines["method"] == params.methods[0]]
     return {
         "groups": [_group(line, lines, params, folder) for line in first.itertuples()],
-        "headline": table_html(tables.headline_table(lines), "The headline setting"),
+        "headline": table_html(tables.method_table(lines), "The headline setting"),
         "troubles": table_html(troubles, "What failed, was skipped or is not counted") if len(troubles) else None,
         "num_troubles": len(troubles),
     }
@@ -145,12 +118,6 @@ def _exactness(folder: Path, params: StudyParams) -> dict[str, str]:
     bias = tests["detectable_bias"].max() if len(tests) else math.nan
     detail = f"{len(tests)} tests of sampled output; a bias above {bias:.2g} would have shown in any"
     return _card(name, "passed", detail, link) | {"tone": "good"}
-
-
-def _state(params: StudyParams, folder: Path, name: str) -> str:
-    """Whether a report is there; if not, why."""
-    why_not = why_no_certificate(params) if name == CORRECTNESS else None
-    return "there" if _link(folder, name) else why_not or "missing: this part did not run to its end"
 
 
 def _link(folder: Path, name: str) -> str:

@@ -9,9 +9,12 @@ from typing import Any
 
 from specdec_lib.config import StudyParams, load_params, notebook_parameters
 from specdec_lib.machine.files import locked, write_atomically, writing
-from specdec_lib.report.index import CERTIFICATE, CORRECTNESS, overview_page, run_page, why_no_certificate
+from specdec_lib.report.captions.verdict import in_short
+from specdec_lib.report.index import CERTIFICATE, overview_page
 from specdec_lib.report.notebooks import NOTEBOOKS, execute
 from specdec_lib.report.render import render_page
+from specdec_lib.report.run_page import CORRECTNESS, run_page, why_no_certificate
+from specdec_lib.study.sweep import run_first_blocks
 
 STUDY = {  # the notebooks of a run, in order, with the text of a link to each
     CORRECTNESS: "Correctness: is the output distribution untouched?",
@@ -38,6 +41,9 @@ def make_reports(params: StudyParams, output_root: Path) -> Path:
         with locked(folder, "run"):
             for file in (TABLE, CERTIFICATE):  # with these the folder would count as finished, and be read only
                 (folder / file).unlink(missing_ok=True)
+            rows = run_first_blocks(params, folder)
+            if rows is not None:
+                print(f"after the first prompts: {in_short(rows, params)}", flush=True)
             return _make_pages(params, folder, names, notebook_parameters(params))
 
 

@@ -20,10 +20,11 @@ from specdec_lib.config import StudyParams
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.report.captions import sweep as findings
 from specdec_lib.report.figures.sweep import speedup_figure
-from specdec_lib.report.index import CERTIFICATE, overview_page, why_no_certificate
+from specdec_lib.report.index import CERTIFICATE, overview_page
 from specdec_lib.report.notebooks import ROOT
 from specdec_lib.report.pages import render_reports
-from specdec_lib.report.tables.sweep import headline_table
+from specdec_lib.report.run_page import why_no_certificate
+from specdec_lib.report.tables.sweep import method_table
 from specdec_lib.study.table import read_results
 
 README = ROOT / "README.md"
@@ -92,7 +93,7 @@ def with_headline(text: str, params: StudyParams, rows: pd.DataFrame) -> str:
         raise ValueError(f"the README lacks the marks {begin} and {end}: put them where the headline belongs")
     by_batch = along(rows, params, "batch_size")
     parts = [
-        _markdown(headline_table(headline(rows, params))),
+        _markdown(method_table(headline(rows, params))),
         findings.finding_transformers(headline_over_transformers(rows, params)),
         findings.finding_crossover(measured_crossovers(by_batch, params.gpu, params.seed)),
         findings.finding_batches(batch_gains(speedups(by_batch))),

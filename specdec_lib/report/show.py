@@ -21,14 +21,17 @@ _NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?%?( to [\d.,]+)?")
 
 def show(figure: Figure, finding: str = "") -> None:
     """Display a figure as a PNG; the finding, if any, is its caption and part of its alternative text."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=200)
-    data = base64.b64encode(picture.getvalue()).decode("ascii")
+    data = _png(figure, 200)
     alternative = f"{_description(figure)} {finding}".strip()
     metadata = {"alt": alternative, "width": round(figure.get_figwidth() * 96), "caption": finding}
     display({"image/png": data, "text/plain": alternative}, metadata={"image/png": metadata}, raw=True)
     if finding:
         _display_html(f'<p class="finding">{escaped(finding)}</p>', finding, is_caption=True)
+
+
+def picture_of(figure: Figure, dpi: int = 160) -> dict[str, str]:
+    """A figure for a page that no notebook made: its PNG in base64, and its alternative text."""
+    return {"data": _png(figure, dpi), "alt": _description(figure)}
 
 
 def show_text(text: str) -> None:
@@ -74,6 +77,12 @@ def table_html(table: pd.DataFrame, caption: str) -> str:
 
 def _display_html(html: str, text: str, **metadata: bool) -> None:
     display({"text/html": html, "text/plain": text}, metadata={"text/html": metadata}, raw=True)
+
+
+def _png(figure: Figure, dpi: int) -> str:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    return base64.b64encode(picture.getvalue()).decode("ascii")
 
 
 def _description(figure: Figure) -> str:

@@ -190,15 +190,32 @@ class Block:
 def plan(params: StudyParams, source: Source) -> list[Block]:
     """All blocks of a study; a block's number is its place in this list."""
     return [
-        Block(setting, indices, block(params, source, setting, group))
-        for setting in settings(params)
-        for group, indices in enumerate(prompt_groups(params, setting))
+        Block(setting, prompts, block(params, source, setting, group)) for setting, group, prompts in _places(params)
     ]
 
 
 def num_blocks(params: StudyParams) -> int:
     """How many blocks a study has, on any device."""
-    return sum(len(prompt_groups(params, setting)) for setting in settings(params))
+    return len(_places(params))
+
+
+def first_blocks(params: StudyParams) -> list[int]:
+    """Numbers of the blocks from which a first headline can be read within minutes: few cells, and few prompts.
+
+    They are the last `num_axis_prompts` of the headline setting, which decode with the headline's gamma alone.
+    """
+    headline = [(number, group) for number, (setting, group, _) in enumerate(_places(params)) if setting.headline]
+    last = 1 + max(group for _, group in headline)
+    return [number for number, group in headline if group >= last - _axis_groups(params, params.batch_sizes[0])]
+
+
+def _places(params: StudyParams) -> list[tuple[Setting, int, list[int]]]:
+    """Setting, number of the prompt group and its prompts, for each block."""
+    return [
+        (setting, group, prompts)
+        for setting in settings(params)
+        for group, prompts in enumerate(prompt_groups(params, setting))
+    ]
 
 
 def spread_evenly(sequences: Iterable[Sequence[T]]) -> list[T]:

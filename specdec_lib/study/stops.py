@@ -27,8 +27,9 @@ def stop_columns(result: DecodeResult, stop_token_ids: Collection[int]) -> Row:
                 tested += decided[row]
                 accepted += min(decided[row], emitted[row] - 1)
             known += emitted[row]
+    stopped = sum(int(row[end - 1]) in stop_token_ids for row, end in zip(result.tokens, ends, strict=True))
     columns: Row = {
-        "stopped_prompts": sum(int(row[end - 1]) in stop_token_ids for row, end in zip(result.tokens, ends, strict=True)),
+        "stopped_prompts": stopped,
         "tokens_to_stop": sum(ends),
         **_times(result, ends),
     }

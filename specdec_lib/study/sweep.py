@@ -12,7 +12,7 @@ import pandas as pd
 from specdec_lib.config import StudyParams, params_of_run
 from specdec_lib.hardware.catalog import price
 from specdec_lib.machine.files import locked, now, writing
-from specdec_lib.study.cells import Source, plan
+from specdec_lib.study.cells import Source, first_blocks, plan
 from specdec_lib.study.run_folder import ENVIRONMENT, add_facts, read_environment
 from specdec_lib.study.table import FILE, read_results, write_results
 
@@ -49,6 +49,26 @@ def run_sweep(
             cluster.run_blocks_on_cluster(params, folder, address, limit_s=limit_s, command=start)
         else:
             supervisor.run_blocks(params, folder, limit_s=limit_s, command=start)
+        return gather(params, folder)
+
+
+def run_first_blocks(params: StudyParams, folder: Path) -> pd.DataFrame | None:
+    """Measure what gives a first headline, and return the table so far; `run_sweep` measures the rest.
+
+    None where there is nothing to gain: on a cluster, and of a study that has begun.
+
+    Raises:
+        ValueError, RuntimeError: as `run_sweep` does.
+    """
+    if read_environment(folder):
+        return None
+    from specdec_lib.study.workers import cluster, supervisor  # they load PyTorch
+
+    if os.environ.get(cluster.ADDRESS):
+        return None
+
+    with _exclusively(params, folder):
+        supervisor.run_blocks(params, folder, blocks=first_blocks(params), machine=False)
         return gather(params, folder)
 
 

@@ -10,7 +10,8 @@ from specdec_lib.config import load_params
 from specdec_lib.models.pair import load_pair
 from specdec_lib.peers import lines as peers
 from specdec_lib.peers import ways as peer_ways
-from specdec_lib.peers.run import read_peers, run_peers
+from specdec_lib.peers.rows import read_peers
+from specdec_lib.peers.run import run_peers
 from specdec_lib.study.prompts import load_prompts
 
 

@@ -23,7 +23,7 @@ from specdec_lib.analysis.cost_model import published
 from specdec_lib.exactness import certificate
 from specdec_lib.hardware.catalog import price
 from specdec_lib.peers import lines as peer_lines
-from specdec_lib.peers import run as peer_run
+from specdec_lib.peers import rows as peer_run
 from specdec_lib.report import captions, figures, show, tables
 from specdec_lib.report.captions.phrases import NOTHING
 from specdec_lib.report.captions.sweep import NO_COSTS

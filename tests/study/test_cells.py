@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from specdec_lib.config import load_params
-from specdec_lib.study.cells import GIVEN, Source, block, prompt_groups, settings
+from specdec_lib.study.cells import GIVEN, Source, block, first_blocks, num_blocks, plan, prompt_groups, settings
 
 SOURCE = Source("smoke", "this", "toy", "toy-target", "toy-draft", "0", "torch", "float32", 2, "mixed", "0")
 
@@ -33,6 +33,34 @@ def test_a_batch_takes_its_own_prompts(params):
     by_batch = {s.batch_size: prompt_groups(study, s) for s in settings(study)}
     assert by_batch[1] == [[0], [1], [2], [3]]
     assert by_batch[2] == [[0, 1], [2, 3]]  # not the headline setting: half as many prompts, but two groups
+
+
+def test_the_axes_take_a_few_prompts_and_the_headline_gamma_all(params):
+    study = params.model_copy(update={"num_prompts": 5, "num_axis_prompts": 2, "temperatures": [0.0]})
+    planned = plan(study, SOURCE)
+    gammas = [{cell.num_draft_tokens for cell in each.cells} for each in planned if each.setting.headline]
+    assert gammas == [{None, 1, 4}, {None, 1, 4}, {None, 4}, {None, 4}, {None, 4}]
+    assert [each.prompts for each in planned if not each.setting.headline] == [[0, 1], [2, 3]]
+    assert num_blocks(study) == len(planned)
+
+
+def test_a_first_headline_needs_the_prompts_with_the_fewest_cells(params):
+    study = params.model_copy(update={"num_prompts": 5, "num_axis_prompts": 2})
+    planned = plan(study, SOURCE)
+    first = [planned[number] for number in first_blocks(study)]
+    assert {each.setting.temperature for each in first} == set(study.temperatures)
+    assert [each.prompts for each in first] == [[3], [4]] * 2
+    assert all(each.setting.headline for each in first)
+
+
+def test_texts_that_stop_by_themselves_are_cells_of_their_own_and_not_compared_with_transformers(params):
+    fixed, natural = (
+        block(params.model_copy(update={"stop": stop, "compare_transformers": True}), SOURCE, settings(params)[0], 0)
+        for stop in ("fixed", "natural")
+    )
+    assert not {cell.id for cell in fixed} & {cell.id for cell in natural}
+    assert {cell.engine for cell in fixed} == {"specdec_lib", "transformers"}
+    assert {cell.engine for cell in natural} == {"specdec_lib"}
 
 
 def test_the_cell_id_depends_on_everything_that_determines_the_cell(params):

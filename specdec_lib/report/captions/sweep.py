@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from specdec_lib.analysis import crossover
+from specdec_lib.analysis.stops import PARTS
 from specdec_lib.methods import AUTOREGRESSIVE, label
 from specdec_lib.report.captions.phrases import NOTHING, setting, span, with_interval
 
@@ -81,6 +82,27 @@ def finding_batches(gains: pd.DataFrame) -> str:
         f"of batch {sizes.min()}. Over whole calls it is {span(last['call_gain'])} times, as reading prompts takes "
         f"{span(last['prefill_share'], '{:.0%}')} of a call."
     )
+
+
+def finding_stops(lines: pd.DataFrame) -> str:
+    """How much of the output lies after a text's own stop, and what that does; from `stops.stop_lines`."""
+    if lines.empty:
+        return "No text reached a stop token within its fixed length, or none is known, so nothing lies after one."
+    after = lines[lines["part"] == PARTS["past_stop"]]
+    drafted = lines[lines["num_draft_tokens"].notna()].dropna(subset=["acceptance_rate"])
+    said = [
+        f"Texts of fixed length run on after their own stop: {span(after['tokens_share'], '{:.0%}')} of the tokens."
+    ]
+    for temperature, here in drafted.groupby("temperature"):
+        rates = here.pivot_table("acceptance_rate", "method", "part", observed=True).dropna()
+        changes = [
+            f"{row[PARTS['to_stop']]:.2f} up to the stop and {row[PARTS['past_stop']]:.2f} after it ({label(method)})"
+            for method, row in rates.iterrows()
+            if set(PARTS.values()) <= set(rates.columns)
+        ]
+        if changes:
+            said.append(f"Acceptance at T = {temperature:g}: {', '.join(changes)}.")
+    return " ".join(said)
 
 
 def finding_transformers(lines: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specdec_lib.peers.lines import way_name
-from specdec_lib.peers.ways import OURS
+from specdec_lib.peers.rows import OURS
 from specdec_lib.report.captions.phrases import temperature_name
 from specdec_lib.report.figures.style import MUTED, PALETTE, faceted, in_house_style
 

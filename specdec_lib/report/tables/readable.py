@@ -59,6 +59,8 @@ FORMATS = {
     "cost_ratio": Format("c, γ = m", "{:.3f}"),
     **{name: Format(heading, "{:.2f}") for name, heading in STAGES.items()},
     "unexplained": Format("unexplained", "{:+.0%}"),
+    "part": Format("part of the text"),
+    "tokens_share": Format("share of tokens", "{:.0%}"),
     "crossover_batch": Format("B*", "{:.1f}"),
     "pays": Format("speculation pays"),
     "measured_ms": Format("measured (ms)", "{:.2f}"),

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from specdec_lib.analysis.metrics import MEMORY, OWN_ENGINE
 from specdec_lib.analysis.waterfall import STAGES
-from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.methods import AUTOREGRESSIVE, label
 from specdec_lib.report.captions.phrases import where_it_pays
-from specdec_lib.report.tables.readable import SETTING, readable
+from specdec_lib.report.captions.verdict import speedup_text
+from specdec_lib.report.tables.readable import SETTING, UNDEFINED, readable
 from specdec_lib.study.drift import BLOCK, LIMIT
 
+NUMBERS = ("speedup", "whole calls", "TPOT (ms)", "acceptance", "tokens per pass")
 
-def headline_table(lines: pd.DataFrame) -> pd.DataFrame:
-    """What README, index and 02 print of `analysis.headline.headline`, each with its evidence."""
-    columns = ["method", "num_draft_tokens", "temperature", "tpot_ms", "speedup", "num_prompts", "acceptance_rate"]
-    return readable(lines, [*columns, "mean_acceptance_length", "evidence"])
+
+def method_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """A line per method, its numbers at each temperature: what README, index and 02 print of `analysis.headline`."""
+    table: dict[str, dict[str, str]] = {}
+    for line in lines.itertuples():
+        gamma = UNDEFINED if pd.isna(line.num_draft_tokens) else f"{line.num_draft_tokens}"
+        row = table.setdefault(line.method, {"method": label(line.method), "γ": gamma})
+        row |= {_at(name, line.temperature): value for name, value in zip(NUMBERS, _numbers_of(line), strict=True)}
+    columns = [_at(name, temperature) for temperature in sorted(set(lines["temperature"])) for name in NUMBERS]
+    made = pd.DataFrame(list(table.values()), columns=["method", "γ", *columns]).fillna(UNDEFINED)
+    return made.assign(evidence="measured")
+
+
+def _at(name: str, temperature: float) -> str:
+    return f"{name}, T = {temperature:g}"
+
+
+def _numbers_of(line: Any) -> list[str]:
+    """Speedup of the time per token and of whole calls, time per token, acceptance, and tokens of a target pass."""
+    values = [
+        (line.speedup, speedup_text(line)),
+        (line.e2e_speedup, f"{line.e2e_speedup:.2f}×"),
+        (line.tpot_ms, f"{line.tpot_ms:.2f}"),
+        (line.acceptance_rate, f"{line.acceptance_rate:.3f}"),
+        (line.mean_acceptance_length, f"{line.mean_acceptance_length:.2f}"),
+    ]
+    return [UNDEFINED if pd.isna(value) else text for value, text in values]
 
 
 def speedup_table(lines: pd.DataFrame) -> pd.DataFrame:
@@ -42,6 +69,12 @@ def batching_table(gains: pd.DataFrame) -> pd.DataFrame:
     columns = ["method", "temperature", "batch_size", "decoding_per_second", "decoding_gain", "tokens_per_second"]
     columns += ["call_gain", "prefill_share", "num_prompts", "mean_prompt_tokens", "evidence"]
     return readable(gains, columns)
+
+
+def stop_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """Acceptance and speedup up to a text's own stop and after it; from `stops.stop_lines`."""
+    columns = ["method", "num_draft_tokens", "temperature", "part", "tokens_share", "acceptance_rate", "speedup"]
+    return readable(lines, [*columns, "num_prompts", "evidence"])
 
 
 def crossover_table(crossovers: pd.DataFrame) -> pd.DataFrame:
