@@ -94,6 +94,12 @@ def _token() -> Verify:
     return verify
 
 
+def _block() -> Verify:
+    from specdec_lib.decoding.block_verification import verify_block
+
+    return verify_block
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -103,7 +109,13 @@ METHODS: dict[str, Method] = {
         Method("composite", "lookup or draft", "#009E73", "D", _composite, ("draft", "ngram"), capturable=True),
     )
 }
-RULES: dict[str, VerificationRule] = {"token": VerificationRule("token", "token by token", _token, kernel="verify")}
+RULES: dict[str, VerificationRule] = {
+    rule.name: rule
+    for rule in (
+        VerificationRule("token", "token by token", _token, kernel="verify"),
+        VerificationRule("block", "block", _block),
+    )
+}
 
 
 def register(method: Method) -> None:

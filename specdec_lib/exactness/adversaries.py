@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.proposers.proposer import Proposer
+from specdec_lib.decoding.verification import Verify
 from specdec_lib.exactness.enumeration import enumerate_output, tolerance
 from specdec_lib.exactness.target_law import target_law
 from specdec_lib.machine.engine_facts import path_of
@@ -77,7 +78,7 @@ def enumeration_line(
     prompts: Sequence[torch.Tensor],
     gamma: int,
     sampling: SamplingConfig,
-    verification: str = "token",
+    verification: str | Verify = "token",
 ) -> dict[str, object]:
     """What comes of one enumeration, until a whole draft and its bonus token are emitted.
 

@@ -32,7 +32,7 @@ from specdec_lib.decoding.ops import CppOps, PlainOps, choose_ops
 from specdec_lib.decoding.proposers.proposer import Drafting, Proposer
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.uniforms import DRAWS_PER_STEP, draws_of_call
-from specdec_lib.decoding.verification import Verify
+from specdec_lib.decoding.verification import Verify, verify
 from specdec_lib.exactness.target_law import Law, total_variation
 from specdec_lib.models.runner import LanguageModel
 
@@ -88,7 +88,9 @@ def enumerate_output(
     than `INSIDE`, so they are in float64, or of the kernels.
 
     Every path is a row of a ragged batch, so cache, rollback, bonus token and the next steps take part. The number of
-    paths grows as (possible tokens) ** (draft and emitted tokens): a few tokens, a few draft tokens.
+    paths grows as (possible tokens) ** (draft and emitted tokens): a few tokens, a few draft tokens. Rules that end at
+    the first test that fails take the fewest, as no later number matters to them; any other is tried with every
+    outcome of every test.
     """
     draws, width = draws_of_call(max_new_tokens), num_draft_tokens + 1
     kernels = CppOps(sampling) if target.engine == "kernels" else None  # toys are too small to be given them otherwise
@@ -103,7 +105,8 @@ def enumerate_output(
 
     found = Enumeration([{} for _ in prompts])
     numbers = torch.zeros(len(prompts), draws * width, dtype=torch.float64)
-    queue = [(_Boxes(torch.arange(len(prompts)), numbers, numbers + 1), frozenset[object](), False)]
+    every = verification not in ("token", verify) and not getattr(verification, "ends_at_first_failure", False)
+    queue = [(_Boxes(torch.arange(len(prompts)), numbers, numbers + 1), frozenset[object](), every)]
     while queue:
         boxes, cut, fully = queue.pop()
         looking = LookingOps(sampling, kernels or choose_ops(target, sampling), draws, width)

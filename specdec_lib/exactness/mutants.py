@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.block_verification import joint_chances, keep_chances, remainders
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.ops import PlainOps
 from specdec_lib.decoding.proposers.model import ModelProposer
@@ -51,6 +52,7 @@ def prefix(passed: Tensor) -> Tensor:
 class Rule:
     """The rule of `verification.verify`, each part of which a mutant may replace."""
 
+    ends_at_first_failure = True  # nearly: what a mutant does else is unexplained, and rejected
     count: Count = prefix
     weights: Weights = residual_weights
     number: Numbers = lambda uniforms, num_accepted: uniforms[:, -1]
@@ -109,6 +111,41 @@ def row_too_early(
     """Each draft token but the first is verified with the target row of the token before it."""
     shifted = torch.cat([target_probs[:, :1], target_probs[:, :-1]], dim=1)
     return verify(shifted, draft_probs, draft_tokens, uniforms, ops)
+
+
+@dataclass(frozen=True)
+class BlockRule:
+    """The rule of `block_verification.verify_block`, two parts of which a mutant may replace."""
+
+    joint: Callable[[Tensor, Tensor, Tensor], Tensor] = joint_chances
+    weights: Callable[[Tensor, Tensor, Tensor], Tensor] = remainders  # target_probs, draft_probs, joint
+
+    def __call__(
+        self,
+        target_probs: Tensor,
+        draft_probs: Tensor,
+        draft_tokens: Tensor,
+        uniforms: Tensor,
+        ops: RandomOps = RANDOM,
+    ) -> Verification:
+        joint = self.joint(target_probs, draft_probs, draft_tokens)
+        passed = ops.accept(uniforms[:, :-1], keep_chances(remainders(target_probs, draft_probs, joint), joint)[:, 1:])
+        accepted = (passed * torch.arange(1, passed.shape[1] + 1)).amax(dim=1)
+        weights = row(self.weights(target_probs, draft_probs, joint), accepted)
+        return Verification(accepted, ops.invert(torch.where(weights.any(1, True), weights, 1.0), uniforms[:, -1]))
+
+
+def _uncut_joint(target_probs: Tensor, draft_probs: Tensor, draft_tokens: Tensor) -> Tensor:
+    """The product of ratios, cut at 1 only where it is used: it forgets that an earlier prefix was cut."""
+    target, draft = chance_of(draft_tokens, target_probs[:, :-1]), chance_of(draft_tokens, draft_probs)
+    ratio = torch.where(draft > 0, target.double() / draft, 0.0)
+    return torch.nn.functional.pad(ratio.cumprod(dim=1), (1, 0), value=1.0).clamp(max=1)
+
+
+block_with_token_residual = BlockRule(
+    weights=lambda target, draft, joint: remainders(target, draft, torch.ones_like(joint))
+)
+block_with_uncut_joint = BlockRule(joint=_uncut_joint)
 
 
 @dataclass(frozen=True)
@@ -198,6 +235,8 @@ def systems(pair: Pair) -> dict[str, SystemUnderTest]:
         "uniform and residual draw share a stream": one_stream,
         "off-by-one target row": row_too_early,
         "one row's acceptance for the whole batch": first_row_for_all,
+        "block verification with the residual of a token": block_with_token_residual,
+        "block verification with an uncut joint ratio": block_with_uncut_joint,
     }
     misreports: dict[str, tuple[Filter, Filter]] = {
         "draft probabilities taken before top-k and top-p": (probabilities, _unfiltered),

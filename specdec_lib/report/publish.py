@@ -10,26 +10,28 @@ from pathlib import Path
 
 import pandas as pd
 
-from specdec_lib.analysis.batching import batch_gains
-from specdec_lib.analysis.crossover import measured_crossovers
-from specdec_lib.analysis.headline import along, headline, headline_over_transformers
-from specdec_lib.analysis.metrics import speedups
-from specdec_lib.analysis.prediction import predicted_speedups
-from specdec_lib.analysis.step_table import read_step_costs
-from specdec_lib.config import StudyParams
+from specdec_lib.analysis.categories import category_lines
+from specdec_lib.analysis.headline import headline
+from specdec_lib.analysis.verdicts import prompts_used
+from specdec_lib.config import StudyParams, load_params
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.report.captions import sweep as findings
-from specdec_lib.report.figures.sweep import speedup_figure
+from specdec_lib.report.captions.categories import finding_category
+from specdec_lib.report.figures.categories import category_heatmap
 from specdec_lib.report.index import CERTIFICATE, overview_page
 from specdec_lib.report.notebooks import ROOT
 from specdec_lib.report.pages import render_reports
 from specdec_lib.report.run_page import why_no_certificate
-from specdec_lib.report.tables.sweep import method_table
+from specdec_lib.report.tables.readable import UNDEFINED
+from specdec_lib.report.tables.sweep import NUMBERS, method_table
+from specdec_lib.study.prompts import is_packaged
 from specdec_lib.study.table import read_results
 
 README = ROOT / "README.md"
 NEEDED = ("results.parquet", "environment.json", "step_costs.json")
-KEPT = (*NEEDED, CERTIFICATE, "calibration.json", "transcripts.json", "peer_rows.parquet")
+KEPT = (*NEEDED, CERTIFICATE, "calibration.json", "peer_rows.parquet")
+TEXTS = "transcripts.json"  # kept where the prompts are ours to publish
+FIGURE = "speedup.png"
+BLOCK = re.compile(r"(<!-- headline ([\w -]+) -->).*?(<!-- end of headline -->)", re.DOTALL)
 
 
 def publish(params: StudyParams, folder: Path, published: Path) -> Path:
@@ -43,25 +45,22 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
     """
     _check(params, folder)
     rows = read_results(folder)
-    readme = with_headline(README.read_text(encoding="utf-8"), params, rows)
     published.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=published.parent.parent) as work:
         copy = Path(work) / published.name
         copy.mkdir()
-        for name in KEPT:
+        for name in (*KEPT, *([TEXTS] if is_packaged(params.prompt_set) else [])):
             if (folder / name).exists():
                 shutil.copy(folder / name, copy)
         render_reports(copy)
         shutil.rmtree(copy / "notebooks")
         (copy / "run.lock").unlink(missing_ok=True)
-        by_gamma = speedups(along(rows, params, "num_draft_tokens"))
-        predicted = predicted_speedups(by_gamma, read_step_costs(folder), rows)
-        speedup_figure(by_gamma, "num_draft_tokens", predicted).savefig(copy / "speedup.png", dpi=160)
+        category_heatmap(category_lines(rows, params)).savefig(copy / FIGURE, dpi=160)
         shutil.rmtree(published, ignore_errors=True)
         copy.rename(published)
     for root in (published.parent, published.parent.parent):
         write_atomically(root / "index.html", overview_page(root))
-    write_atomically(README, readme)
+    write_atomically(README, with_headline(README.read_text(encoding="utf-8"), published.parent))
     return published
 
 
@@ -81,24 +80,38 @@ def _check(params: StudyParams, folder: Path) -> None:
         raise ValueError(f"{path} does not pass ({problem}): run the study until it passes, then publish")
 
 
-def with_headline(text: str, params: StudyParams, rows: pd.DataFrame) -> str:
-    """The README's `text` with everything between the two headline marks written anew from the table.
+def with_headline(text: str, published: Path) -> str:
+    """The README's `text`, its headline written anew from those published studies that its mark names.
 
     Raises:
         ValueError: the text lacks the marks.
     """
-    begin, end = f"<!-- headline {params.gpu} -->", "<!-- end of headline -->"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"the README lacks the marks {begin} and {end}: put them where the headline belongs")
-    by_batch = along(rows, params, "batch_size")
-    parts = [
-        _markdown(method_table(headline(rows, params))),
-        findings.finding_transformers(headline_over_transformers(rows, params)),
-        findings.finding_crossover(measured_crossovers(by_batch, params.gpu, params.seed)),
-        findings.finding_batches(batch_gains(speedups(by_batch))),
-    ]
-    return pattern.sub(lambda _: "\n".join([begin, "\n\n".join(parts), end]), text)
+    if not (block := BLOCK.search(text)):
+        raise ValueError(
+            "README.md lacks the marks <!-- headline STUDY STUDY --> and <!-- end of headline -->: put them where the "
+            "headline belongs"
+        )
+    folders = [published / name for name in block[2].split() if (published / name / "results.parquet").exists()]
+    parts = [_markdown(headline_of_all(folders)), *map(_by_category, folders)]
+    return BLOCK.sub(lambda found: "\n".join([found[1], "\n\n".join(parts), found[3]]), text)
+
+
+def headline_of_all(folders: list[Path]) -> pd.DataFrame:
+    """A line per method, with its speedup in each published study at each temperature."""
+    made = pd.DataFrame({"method": pd.Series(dtype=str)})
+    for folder in folders:
+        params = load_params(folder)
+        table = method_table(headline(read_results(folder), params)).set_index("method")
+        speedups = table[[name for name in table if name.startswith(NUMBERS[0])]]
+        named = speedups.rename(columns=lambda name, prompts=params.prompt_set: name.replace(NUMBERS[0], prompts))
+        made = made.merge(named.reset_index(), on="method", how="outer", sort=False)
+    return made.fillna(UNDEFINED)
+
+
+def _by_category(folder: Path) -> str:
+    params, rows = load_params(folder), read_results(folder)
+    used, finding = prompts_used(rows, params), finding_category(category_lines(rows, params))
+    return f"On `{params.prompt_set}`, {len(used)} prompts: {finding}"
 
 
 def _markdown(table: pd.DataFrame) -> str:

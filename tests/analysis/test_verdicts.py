@@ -1,4 +1,4 @@
-"""What a run says at the top of its index: does it pay, up to which batch size, what to set, and what does not count."""
+"""What a run says at the top of its index: does it pay, up to which batch size, what to set, what does not count."""
 
 from types import SimpleNamespace
 
