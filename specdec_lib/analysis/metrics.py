@@ -7,6 +7,8 @@ method's is its speedup, up to the pairing by repetition. Undefined is NaN or NA
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -30,7 +32,7 @@ COLUMNS += ["acceptance_rate", "draft_efficiency", "mean_acceptance_length", *LA
 COLUMNS += ["prefill_share", "mean_prompt_tokens", *POWER, *MEMORY]
 
 
-def speedups(rows: pd.DataFrame, seed: int = 0, reference: str = OWN_ENGINE) -> pd.DataFrame:
+def speedups(rows: pd.DataFrame, seed: int = 0, reference: str = OWN_ENGINE, by: Sequence[str] = ()) -> pd.DataFrame:
     """One line per setting, with its speedup over the autoregressive decoding of an engine.
 
     `speedup` (of TPOT) and `e2e_speedup` (of whole calls, prefill included) are paired per prompt group and
@@ -39,6 +41,24 @@ def speedups(rows: pd.DataFrame, seed: int = 0, reference: str = OWN_ENGINE) -> 
     Args:
         rows: the results table; rows that do not count (see `undisturbed`) are left out.
         seed: of the bootstrap.
+        reference: the engine whose baseline is the reference.
+        by: columns that divide a setting further, such as the category of its prompts.
+
+    Raises:
+        ValueError: two baseline rows claim the same setting, prompt group and repetition.
+    """
+    keys = [*LINE, *by]
+    lines = [
+        dict(zip(keys, key, strict=True)) | _paired(group, seed) | _pooled(group) | _timed(group)
+        for key, group in with_ratios(rows, reference).groupby(keys, dropna=False)
+    ]
+    return _numbered(pd.DataFrame(lines, columns=[*COLUMNS, *by]))
+
+
+def with_ratios(rows: pd.DataFrame, reference: str = OWN_ENGINE) -> pd.DataFrame:
+    """The rows that count, each with its `speedup` and `e2e_speedup` over the baseline row that it is paired with.
+
+    Args:
         reference: the engine whose baseline is the reference.
 
     Raises:
@@ -56,11 +76,7 @@ def speedups(rows: pd.DataFrame, seed: int = 0, reference: str = OWN_ENGINE) -> 
     paired = rows.merge(timed, how="left", on=PAIRED_BY, suffixes=("", "_reference"))
     paired["speedup"] = paired["tpot_ms_reference"] / paired["tpot_ms"]
     paired["e2e_speedup"] = paired["tokens_per_second"] / paired["tokens_per_second_reference"]
-    lines = [
-        dict(zip(LINE, key, strict=True)) | _paired(group, seed) | _pooled(group) | _timed(group)
-        for key, group in paired.groupby(LINE, dropna=False)
-    ]
-    return _numbered(pd.DataFrame(lines, columns=COLUMNS))
+    return paired
 
 
 def acceptance_by_position(rows: pd.DataFrame) -> pd.DataFrame:
