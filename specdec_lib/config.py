@@ -19,6 +19,7 @@ from specdec_lib.methods import RULES, speculative_methods
 
 BENCHMARK_VERSION = 3  # raise it when rows measured before and after must not be compared
 PARAMS_FOLDER = Path(__file__).resolve().parent.parent / "params"
+OUTPUTS_FOLDER = PARAMS_FOLDER.parent / "outputs"
 
 RUN_FACTS = "environment.json"  # in the folder of a run; holds its params
 FORMER_KEYS = ("extra_repetitions", "interval_width")  # in old runs; they never changed a row's meaning
@@ -218,7 +219,8 @@ def load_params(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
 
     Args:
         name_or_path: a name in params/, a path to a YAML file anywhere, or the folder of a run, whose params are kept
-            in its environment.json. The stem of a file is the name of its study.
+            in its environment.json: its path, or its name under outputs/, such as published/cpu. The stem of a file is
+            the name of its study.
         overrides: keys and values that replace those of the file, under the same checks.
 
     Raises:
@@ -239,6 +241,23 @@ def load_params(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     if not found:
         params._file = str(path.resolve())
     return params
+
+
+def finished_run(name_or_path: str | Path) -> Path | None:
+    """The folder of the run that `load_params` would find; None for a params file, whose study is measured.
+
+    Raises:
+        ValueError: `load_params` would find nothing.
+    """
+    path, _ = _find_file(str(name_or_path))
+    return path if path.is_dir() else None
+
+
+def data_folder(name_or_path: str | Path, output_folder: str | Path | None = None) -> Path:
+    """Where the data of a study is: `output_folder` if given, else the folder of the run, else outputs/<gpu>."""
+    if output_folder is not None:
+        return Path(output_folder)
+    return finished_run(name_or_path) or OUTPUTS_FOLDER / load_params(name_or_path).gpu
 
 
 def notebook_parameters(params: StudyParams) -> dict[str, Any]:
@@ -274,13 +293,16 @@ def _find_file(name_or_path: str) -> tuple[Path, bool]:
     path = PARAMS_FOLDER / f"{name_or_path}.yaml"
     if path.parent == PARAMS_FOLDER and path.is_file():
         return path, True
-    path = Path(name_or_path).expanduser()
-    if path.is_file() or (path / RUN_FACTS).is_file():
-        return path, False
+    given = Path(name_or_path).expanduser()
+    if given.is_file():
+        return given, False
+    for folder in (given, OUTPUTS_FOLDER / given):
+        if (folder / RUN_FACTS).is_file():
+            return folder, False
     names = available_params()
     raise ValueError(
-        f"no params file for GPU={name_or_path}: choose one of {', '.join(names)}, or give the path of a YAML file"
-        + _near(name_or_path, names)
+        f"no params file for GPU={name_or_path}: choose one of {', '.join(names)}, or give the path of a YAML file "
+        "or of a run's folder" + _near(name_or_path, names)
     )
 
 

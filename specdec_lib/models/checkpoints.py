@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,8 +98,22 @@ def load_language_model(
 def from_hub(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
     """Load a checkpoint with an auto class of transformers; code from a hub is never run."""
     where, revision = checkpoint
-    with refusing(where):
+    with refusing(where), bars_in_a_terminal_only():
         return auto_class.from_pretrained(where, revision=revision, trust_remote_code=False, **options)
+
+
+@contextmanager
+def bars_in_a_terminal_only() -> Iterator[None]:
+    """Progress bars of transformers where they can be redrawn; a notebook would show each as red lines."""
+    log = transformers.utils.logging
+    shown = log.is_progress_bar_enabled()
+    if shown and not sys.stderr.isatty():
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            log.enable_progress_bar()
 
 
 @contextmanager

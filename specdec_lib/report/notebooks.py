@@ -63,8 +63,6 @@ def kernel_of_this_interpreter() -> Iterator[None]:
         (kernel / "kernel.json").write_text(json.dumps(get_kernel_dict()), encoding="utf-8")
         changed = {
             "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
-            # tqdm.auto asks for widgets, which no report can show
-            "PYTHONWARNINGS": ",".join(filter(None, ["ignore:IProgress not found", os.environ.get("PYTHONWARNINGS")])),
             TERMINAL if sys.stderr.isatty() else "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
         with patch.dict(os.environ, changed):

@@ -1,4 +1,4 @@
-"""One generation as static HTML: coloured text, token by token, above a timeline of its steps.
+"""One generation as static HTML: coloured text, token by token, above a timeline; and one of its steps as a table.
 
 No script, nothing loaded, every text escaped. Underlines differ, so that no two kinds differ by colour alone.
 """
@@ -8,10 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from specdec_lib.decoding.transcript import KINDS, Transcript, TranscriptToken
 from specdec_lib.report.safe_html import escaped
+from specdec_lib.report.tables.readable import Format, readable
+
+if TYPE_CHECKING:
+    import transformers
+
+    from specdec_lib.decoding.recording import RecordedStep
 
 _NARROW = 0.025  # a step shorter than this share of the timeline has no room for its number
 
@@ -30,6 +38,38 @@ def transcript_html(transcript: Transcript) -> str:
     steps = "".join(f'<span class="specdec-step">{"".join(map(_token, step))}</span>' for step in transcript.steps)
     text = f'{title}{_legend(transcript)}<div class="specdec-text">{steps}</div>'
     return f'<div class="specdec-transcript">{text}{_timeline(transcript)}</div>'
+
+
+def step_table(
+    step: RecordedStep, tokenizer: transformers.PreTrainedTokenizerBase | None, row: int = 0
+) -> pd.DataFrame:
+    """One step of a row: a line for each token that was drafted, then one for the token that the target put in.
+
+    Args:
+        tokenizer: None for toys: token ids are shown.
+    """
+    tokens, draft_probs, target_probs = (values[row].tolist() for values in step[:3])
+    accepted, drafted = int(step.num_accepted[row]), sum(prob > 0 for prob in draft_probs)
+    outcomes = ["accepted"] * accepted + ["rejected"] + ["after the rejection, not tested"] * drafted
+    lines = [
+        (tokens[i], "draft", draft_probs[i], target_probs[i], min(1.0, target_probs[i] / draft_probs[i]), outcomes[i])
+        for i in range(drafted)
+    ]
+    kind = "resampled" if accepted < drafted else "bonus" if drafted else "own"
+    draft_prob = float(step.next_draft_prob[row]) if kind == "resampled" else None
+    target_prob = float(step.next_target_prob[row])
+    lines.append((int(step.next_token[row]), "target", draft_prob, target_prob, None, KINDS[kind]))
+    table = pd.DataFrame(lines, columns=["token", "from", "draft_prob", "target_prob", "kept", "outcome"])
+    table["token"] = [f"“{tokenizer.decode([each])}”" if tokenizer else str(each) for each in table["token"]]
+    formats = {
+        "token": Format("token"),
+        "from": Format("chosen by"),
+        "draft_prob": Format("draft's probability", "{:.2%}"),
+        "target_prob": Format("target's probability", "{:.2%}"),
+        "kept": Format("chance to be accepted", "{:.2%}"),
+        "outcome": Format("outcome"),
+    }
+    return readable(table, list(formats), formats)
 
 
 def _legend(transcript: Transcript) -> str:

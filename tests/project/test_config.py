@@ -1,15 +1,20 @@
 """Params: what a file says, what a command overrides, and that a refusal is one line which names the remedy."""
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from specdec_lib import config
 from specdec_lib.cli.params import explained
 from specdec_lib.config import (
     PARAMS_FOLDER,
     StudyParams,
     available_params,
+    data_folder,
+    finished_run,
     load_params,
     notebook_parameters,
     params_of_run,
@@ -89,6 +94,25 @@ def test_a_file_outside_the_repository_names_its_study_and_reaches_notebooks_by_
     values = notebook_parameters(params)
     assert values == {"gpu": str(tmp_path / "mine.yaml"), "overrides": {"batch_sizes": [2]}}
     assert load_params(values["gpu"], values["overrides"]) == params
+
+
+def test_a_run_is_found_by_its_name_under_outputs_and_only_params_are_measured(tmp_path, monkeypatch):
+    """A folder that has the name of a params file does not hide the file: that study is measured, not read."""
+    outputs, elsewhere = tmp_path / "outputs", tmp_path / "elsewhere"
+    monkeypatch.setattr(config, "OUTPUTS_FOLDER", outputs)
+    facts = json.dumps({"params": load_params("smoke").model_dump()})
+    for folder in (outputs / "published" / "mine", elsewhere / "cpu"):
+        folder.mkdir(parents=True)
+        (folder / "environment.json").write_text(facts)
+    monkeypatch.chdir(elsewhere)
+    assert finished_run("published/mine") == data_folder("published/mine") == outputs / "published" / "mine"
+    assert load_params("published/mine").model_dump() == load_params("smoke").model_dump()
+    assert finished_run(tmp_path / "elsewhere" / "cpu") == tmp_path / "elsewhere" / "cpu"
+    assert finished_run("cpu") is None
+    assert data_folder("cpu") == outputs / "cpu"
+    assert data_folder("published/mine", "there") == Path("there")
+    with pytest.raises(ValueError, match="or of a run's folder"):
+        finished_run("published/none")
 
 
 def test_a_run_without_later_keys_and_with_former_ones_can_be_read():

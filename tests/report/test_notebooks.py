@@ -5,6 +5,7 @@ import ast
 import nbformat
 import pytest
 
+from specdec_lib.config import data_folder, finished_run
 from specdec_lib.report.notebooks import NOTEBOOKS
 from specdec_lib.report.pages import DATA, STUDY
 
@@ -36,10 +37,12 @@ def test_code_cells_are_short_and_define_nothing(name):
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_the_parameters_are_a_params_file_overrides_and_a_folder(name):
+def test_opened_by_hand_a_notebook_reads_a_published_run(name):
     (tagged,) = [cell for cell in cells(name, "code") if "parameters" in cell.metadata.get("tags", [])]
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged.source).body}
     assert values.keys() == {"gpu", "overrides", "output_folder"}
+    assert (data_folder(values["gpu"], values["output_folder"]) / DATA[name]).is_file()
+    assert finished_run(values["gpu"])
 
 
 @pytest.mark.parametrize("name", STUDY)

@@ -2,8 +2,11 @@
 
 from types import SimpleNamespace
 
+import torch
+
+from specdec_lib.decoding.recording import Recording
 from specdec_lib.report.safe_html import visible
-from specdec_lib.report.transcript import transcript_html
+from specdec_lib.report.transcript import step_table, transcript_html
 
 STEPS = [[("own", "Once", None, None)], [("accepted", " upon", 0.9, 0.8), ("resampled", " a\n", 0.004, 0.5)]]
 TIMES = {"seconds": [0.1, 0.02], "emitted": [1, 2], "baseline_seconds": [0.1, 0.01, 0.01]}
@@ -28,3 +31,26 @@ def test_text_is_escaped_and_characters_that_hide_or_reorder_text_are_shown_by_n
     assert "⟨U+202E⟩⟨U+0000⟩⟨U+D800⟩" in text
     text.encode("utf-8")
     assert visible("plain\ttext\nעברית") == "plain\ttext\nעברית"
+
+
+def test_a_step_says_which_tokens_were_drafted_accepted_and_put_in():
+    """The first draft token is certain to stay, the second to be rejected, as the target never chooses it."""
+    target_probs = torch.tensor([[[0.5, 0.5, 0.0], [0.0, 0.25, 0.75], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]])
+    draft_probs = torch.tensor([[[0.25, 0.25, 0.5], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]])
+    recording = Recording()
+    recording(target_probs, draft_probs, torch.tensor([[0, 0, 0]]), torch.full((1, 4), 0.5, dtype=torch.float64))
+    lines = step_table(recording.steps[0], None).to_numpy().tolist()
+    assert lines == [
+        ["0", "draft", "25.00%", "50.00%", "100.00%", "accepted"],
+        ["0", "draft", "50.00%", "0.00%", "0.00%", "rejected"],
+        ["0", "draft", "100.00%", "100.00%", "100.00%", "after the rejection, not tested"],
+        ["2", "target", "0.00%", "75.00%", "–", "resampled after a rejection"],
+    ]
+
+
+def test_a_step_without_a_draft_is_the_targets_own():
+    recording = Recording()
+    target_probs, draft_probs = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.zeros(1, 1, 2)
+    recording(target_probs, draft_probs, torch.tensor([[0]]), torch.zeros(1, 2, dtype=torch.float64))
+    (line,) = step_table(recording.steps[0], None).to_numpy().tolist()
+    assert line == ["0", "target", "–", "100.00%", "–", "the target's own, nothing drafted here"]

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from specdec_lib.exactness.certificate import FALSE_ALARM, POWER, SOUND, Certificate
-
-
-def finding_verdict(certificate: Certificate) -> str:
-    """Whether the certificate holds, and the exact part in numbers."""
-    failures = certificate.failures()
-    if failures:
-        return f"The certificate fails: {'; '.join(failures)}."
-    return f"{finding_enumeration(certificate.enumeration)} {finding_mutants(certificate.mutants)}"
+from specdec_lib.exactness.certificate import FALSE_ALARM, POWER, SOUND
 
 
 def finding_enumeration(table: pd.DataFrame) -> str:

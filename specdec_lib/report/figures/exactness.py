@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -29,8 +31,12 @@ def law_figure(cells: pd.DataFrame) -> Figure:
         axes.plot(table["expected"], deviation, ".", markersize=4, color=PALETTE[0])
         axes.set(xscale="log", xlabel="expected count", ylabel="deviation")
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.title.set_fontsize(8)
+        axes.title.set_fontsize(9)
 
     title = "Observed minus expected count of each pair of tokens, in standard errors"
-    cells = cells.assign(sampler=cells["sampler"].str.replace(", ", ",\n", n=1))
-    return faceted(cells, "sampler", title, draw, columns=4, height=2.4)
+    return faceted(cells, "sampler", title, draw, named=_wrapped, columns=3, height=2.5)
+
+
+def _wrapped(sampler: str) -> str:
+    """A title no wider than its panel."""
+    return textwrap.fill(sampler, 44)

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import pandas as pd
 
+from specdec_lib.exactness.certificate import Certificate
+from specdec_lib.report.captions import exactness as captions
 from specdec_lib.report.tables.readable import Format, readable
 
 LEVELS = {"by_yield": "yield", "by_greedy": "greedy", "by_enumeration": "enumeration", "by_joint_law": "joint law"}
 YES_NO = {True: "yes", False: "no"}
+
+
+def four_checks(certificate: Certificate | None) -> pd.DataFrame:
+    """Check, outcome and evidence, the strongest evidence first; without a certificate or its table: not run."""
+    checks = [  # how its failures begin, its tables, what they show
+        ("every path enumerated", "enumeration:", ["enumeration"], captions.finding_enumeration),
+        ("samplers with a bug", "mutants:", ["mutants"], captions.finding_mutants),
+        ("greedy output", "greedy:", ["greedy", "divergences"], captions.finding_greedy),
+        ("sampled output", "joint law:", ["tests"], captions.finding_sampled),
+    ]
+    said = [] if certificate is None else certificate.failures()
+    lines = []
+    for check, start, names, finding in checks:
+        found = [getattr(certificate, name, pd.DataFrame()) for name in names]
+        failures = [each.removeprefix(start).strip() for each in said if each.startswith(start)]
+        outcome = "failed" if failures else "not run" if found[0].empty else "passed"
+        evidence = f"{len(failures)} failed, the first: {failures[0]}." if failures else finding(*found)
+        lines.append((check, outcome, evidence))
+    return pd.DataFrame(lines, columns=["check", "outcome", "evidence"])
 
 
 def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -61,7 +82,8 @@ def _by_sampler(tests: pd.DataFrame, **more: tuple[str, str]) -> pd.DataFrame:
         "usual": Format("p-value, chi-square", "{:.2g}"),
         "bias": Format("detectable bias", "{:.2g}"),
     }
-    return readable(lines.reset_index(), ["sampler", *more, "positions", *formats, "verdict"], formats)
+    columns = ["sampler", "verdict", "bias", *more, "samples", "p_value", "usual", "pooled", "positions"]
+    return readable(lines.reset_index(), columns, formats)
 
 
 def mutant_table(table: pd.DataFrame) -> pd.DataFrame:
