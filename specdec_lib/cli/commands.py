@@ -136,7 +136,7 @@ def check_study(params: StudyParams) -> None:
     check_device(params)
     price(params.price)
     check_product(params, product_here(params.device))
-    load_prompts(params.prompt_set)
+    load_prompts(params.prompt_set, params.turns)
     if read := check_study_pair(params):
         check_prompts(params, *read)
 

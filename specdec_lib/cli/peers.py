@@ -32,7 +32,7 @@ def bench_peers(options: Options) -> int:
     check_one_process(params, "bench-peers")
     from specdec_lib.study.prompts import load_prompts
 
-    number = options.prompts or len(load_prompts(params.prompt_set))
+    number = options.prompts or len(load_prompts(params.prompt_set, params.turns))
     timed = {"batch_sizes": [1], "prompt_tokens": [0], "num_prompts": number, "max_new_tokens": [options.new_tokens]}
     check_study(params.model_copy(update=timed))
     from specdec_lib.peers.run import run_peers

@@ -157,7 +157,7 @@ def greedy_prompts(pair: Pair, params: StudyParams) -> list[torch.Tensor]:
     """Four natural prompts: 1-D int64 tensors."""
     if pair.tokenizer is None:
         return random_prompts(pair.target.vocab_size, 4, 0, torch.Generator().manual_seed(params.seed))
-    return encode_prompts(load_prompts(params.prompt_set)[:4], pair.tokenizer, 0)
+    return encode_prompts(load_prompts(params.prompt_set, params.turns)[:4], pair.tokenizer, 0)
 
 
 def short_prompts(pair: Pair, params: StudyParams) -> list[torch.Tensor]:

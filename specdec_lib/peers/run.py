@@ -27,7 +27,8 @@ from specdec_lib.peers.installed import installed_ways
 from specdec_lib.peers.rows import FILE, read_peers
 from specdec_lib.peers.ways import LOOKUP_TOKENS, Way
 from specdec_lib.study.columns import latency_columns
-from specdec_lib.study.prompts import Prompt, encode_prompts, load_prompts
+from specdec_lib.study.prompt_file import Prompt
+from specdec_lib.study.prompts import encode_prompts, load_prompts
 from specdec_lib.study.schema import Row
 
 WARM_UP_TOKENS = 8
@@ -66,7 +67,7 @@ def run_peers(
     if pair.tokenizer is None:
         raise ValueError(f"other engines cannot load the pair {pair.name}: choose one with checkpoints")
     plain = peer_ways.same_draft_pair(pair)
-    chosen_prompts = load_prompts(params.prompt_set)[:num_prompts]
+    chosen_prompts = load_prompts(params.prompt_set, params.turns)[:num_prompts]
     prompts = list(zip(chosen_prompts, encode_prompts(chosen_prompts, pair.tokenizer, 0), strict=True))
     longest = max(len(ids) for _, ids in prompts)
     for model in (pair.target, pair.draft, plain.draft):
@@ -103,7 +104,7 @@ class _Run:
             "dtype": params.dtype,
             "threads": torch.get_num_threads(),
             "batch_size": 1,
-            "prompt_set": params.prompt_set,
+            "prompt_set": Path(params.prompt_set).name,
             "max_new_tokens": new_tokens,
         }
 

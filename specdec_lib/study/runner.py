@@ -53,8 +53,8 @@ def source_of(params: StudyParams, pair: Pair) -> Source:
         software=f"torch {torch.__version__}, transformers {transformers.__version__}, " + compiler_of(pair.target),
         dtype=params.dtype,
         threads=torch.get_num_threads(),
-        prompt_set=params.prompt_set,
-        prompt_set_hash=prompt_set_hash(params.prompt_set),
+        prompt_set=Path(params.prompt_set).name,
+        prompt_set_hash=prompt_set_hash(params, pair.tokenizer),
     )
 
 

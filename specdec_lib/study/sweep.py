@@ -94,7 +94,7 @@ def is_finished(params: StudyParams, folder: Path) -> bool:
     if not facts.get("ended") or not (folder / FILE).exists():
         return False
     try:
-        if params_of_run(facts, ENVIRONMENT) != params:
+        if params_of_run(facts, ENVIRONMENT).model_dump() != params.model_dump():  # wherever they came from
             return False
     except ValueError:
         return False

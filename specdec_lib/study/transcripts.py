@@ -16,7 +16,8 @@ from specdec_lib.decoding.transcript import Transcript
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.methods import RULES, make_proposer
 from specdec_lib.models.pair import Pair
-from specdec_lib.study.prompts import Prompt, encode_prompts, load_prompts, random_prompts
+from specdec_lib.study.prompt_file import Prompt
+from specdec_lib.study.prompts import encode_prompts, load_prompts, random_prompts
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import heartbeat
 
@@ -56,7 +57,7 @@ def example_transcripts(pair: Pair, params: StudyParams) -> list[Transcript]:
 
     Each is a single call of the first method, stop tokens on: an example, no measurement to average.
     """
-    first = {prompt.category: prompt for prompt in reversed(load_prompts(params.prompt_set))}
+    first = {prompt.category: prompt for prompt in reversed(load_prompts(params.prompt_set, params.turns))}
     prompts = sorted(first.values(), key=lambda prompt: prompt.id)[:MOST]
     if pair.tokenizer is None:
         prompts = [Prompt("random", "toy", "random tokens")]

@@ -83,11 +83,17 @@ def test_a_certificate_that_serves_is_not_measured_again(certificate, params, fo
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"methods": ["draft"]}, {"verification": "mine"}, {"correctness_samples": 9}]
+    "change",
+    [{"seed": 1}, {"methods": ["draft"]}, {"verification": "mine"}, {"correctness_samples": 9}, {"turns": "all"}],
 )
 def test_one_of_other_params_does_not_serve(certificate, params, change):
     assert certificate.serves(params)
     assert not certificate.serves(params.model_copy(update=change))
+
+
+def test_one_from_before_the_key_turns_serves_first_turns(certificate, params):
+    kept = {key: value for key, value in certificate.environment["params"].items() if key != "turns"}
+    assert replace(certificate, environment=certificate.environment | {"params": kept}).serves(params)
 
 
 def test_one_that_fails_lacks_a_table_or_is_of_another_version_does_not_serve(certificate, params):

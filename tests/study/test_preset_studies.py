@@ -27,7 +27,8 @@ from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import PRESETS
 from specdec_lib.report.pages import COMPARISON, STUDY, make_comparison, make_reports
-from specdec_lib.study.prompts import Prompt, encode_prompts, load_prompts
+from specdec_lib.study.prompt_file import Prompt
+from specdec_lib.study.prompts import encode_prompts, load_prompts
 from specdec_lib.study.table import read_results
 from specdec_lib.study.transformers_generate import transformers_decode
 
