@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -14,6 +16,7 @@ RATIOS = {  # the time per token of every way over that of an engine without spe
     "over_baseline": (OURS, "/ our baseline"),
     "over_transformers": (TRANSFORMERS, "/ transformers generate"),
 }
+HEADINGS = {"tpot_ms": "TPOT (ms)"} | {name: heading for name, (_, heading) in RATIOS.items()}
 
 
 def peer_lines(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -24,8 +27,8 @@ def peer_lines(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         seed: of the bootstrap.
 
     Returns:
-        Columns `WAY`, `engine_version`, `temperature`, `prompts`, `tpot_ms` (milliseconds, geometric mean over prompts
-        of medians over repetitions); for each of `RATIOS` the ratio and its 95 % interval (`_low`, `_high`); and
+        Columns `WAY`, `engine_version`, `temperature`, `prompts`; `tpot_ms` (milliseconds, geometric mean over prompts
+        of medians over repetitions) and each of `RATIOS`, with their 95 % intervals (`_low`, `_high`); `evidence`; and
         `same_tokens`, the share of a greedy output up to its first difference from our baseline's (null if sampled).
     """
     good = rows[rows["status"] == "ok"]
@@ -38,16 +41,31 @@ def peer_lines(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for way, tpot in times.iterrows():
         line, here = dict(zip(times.index.names, way, strict=True)), ways.get_group(way)
         line |= {"engine_version": here["engine_version"].iloc[0], "prompts": len(tpot)}
-        line["tpot_ms"] = float(np.exp(np.log(tpot).mean()))
+        mean = geometric_mean(tpot.to_numpy(), np.random.default_rng(seed))
+        line |= {"tpot_ms": mean.value, "tpot_ms_low": mean.low, "tpot_ms_high": mean.high}
         for name, (engine, _) in RATIOS.items():
             estimate = _ratio(tpot, plain.get((engine, line["temperature"])), seed)
             line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        line["evidence"] = "measured"
         line["same_tokens"] = None if line["temperature"] else _agreement(here, good[good["temperature"] == 0])
         lines.append(line)
-    ratios = [f"{name}{end}" for name in RATIOS for end in ("", "_low", "_high")]
-    return pd.DataFrame(
-        lines, columns=[*WAY, "temperature", "engine_version", "prompts", "tpot_ms", *ratios, "same_tokens"]
-    )
+    numbers = [f"{name}{end}" for name in ("tpot_ms", *RATIOS) for end in ("", "_low", "_high")]
+    columns = [*WAY, "temperature", "engine_version", "prompts", *numbers, "evidence", "same_tokens"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def best_lines(lines: pd.DataFrame) -> pd.DataFrame:
+    """Of every engine and temperature the line without speculation and the fastest with it, the fastest engine first.
+
+    Args:
+        lines: from `peer_lines`.
+    """
+    keep = ["temperature", "engine"]
+    plain = lines[lines["method"] == AUTOREGRESSIVE]
+    speculating = lines[lines["method"] != AUTOREGRESSIVE].sort_values("tpot_ms").drop_duplicates(keep)
+    best = pd.concat([speculating, plain]).sort_values("tpot_ms")
+    fastest = best.groupby(keep)["tpot_ms"].transform("min")
+    return best.assign(fastest=fastest).sort_values(["temperature", "fastest", "tpot_ms"]).drop(columns="fastest")
 
 
 def _ratio(tpot: pd.Series, reference: pd.Series | None, seed: int) -> Estimate:
@@ -79,19 +97,17 @@ def way_name(engine: str, method: str, draft_id: object, gamma: object) -> str:
 
 
 def line_table(lines: pd.DataFrame) -> pd.DataFrame:
-    """The lines for readers, the fastest first at each temperature."""
+    """The lines for readers, in their order."""
     if lines.empty:
         return lines
-    lines = lines.sort_values(["temperature", "tpot_ms"])
     table = pd.DataFrame(
         {
             "way": [way_name(*way) for way in zip(*(lines[n] for n in WAY if n != "pair"), strict=True)],
             "version": lines["engine_version"].to_list(),
             "T": [f"{temperature:g}" for temperature in lines["temperature"]],
-            "TPOT (ms)": [f"{tpot:.2f}" for tpot in lines["tpot_ms"]],
         }
     )
-    for name, (_, heading) in RATIOS.items():
+    for name, heading in HEADINGS.items():
         bounds = zip(lines[name], lines[f"{name}_low"], lines[f"{name}_high"], strict=True)
         table[heading] = [_with_interval(*numbers) for numbers in bounds]
     table["greedy tokens as our baseline"] = ["–" if pd.isna(s) else f"{s:.0%}" for s in lines["same_tokens"]]
@@ -105,15 +121,12 @@ def _with_interval(value: float, low: float, high: float) -> str:
 
 
 def finding_peers(lines: pd.DataFrame) -> str:
-    """The fastest way of each engine, in a sentence for each temperature."""
+    """The fastest way of ours and of the other engines, in a sentence for each temperature."""
     said = []
-    for temperature, here in lines.groupby("temperature"):
-        best = here.loc[here.groupby("engine")["tpot_ms"].idxmin()].sort_values("tpot_ms")
-        listed = "; ".join(
-            f"{way_name(line.engine, line.method, line.draft_id, line.num_draft_tokens)} {line.tpot_ms:.2f} ms"
-            for line in best.itertuples()
-        )
-        said.append(f"At T = {temperature:g} the fastest of each engine: {listed}.")
+    for temperature, here in lines.sort_values("tpot_ms").groupby("temperature"):
+        first, *others = here.drop_duplicates("engine").itertuples()
+        sentence = f"At T = {temperature:g} the fastest is {_with_time(first)}"
+        said.append(f"{sentence}; the next engine is {_with_time(others[0])}." if others else f"{sentence}.")
     return " ".join(said) or "No engine decoded every prompt."
 
 
@@ -128,6 +141,10 @@ def finding_against_peers(lines: pd.DataFrame) -> str:
             ratio = ours["tpot_ms"].min() / best["tpot_ms"]
             said.append(f"At T = {temperature:g} our fastest takes {ratio:.2f} times as long as the best peer, {name}.")
     return " ".join(said) or "No other engine decoded every prompt."
+
+
+def _with_time(line: Any) -> str:
+    return f"{way_name(line.engine, line.method, line.draft_id, line.num_draft_tokens)} ({line.tpot_ms:.2f} ms)"
 
 
 def failures(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 from specdec_lib.analysis.categories import category_lines
 from specdec_lib.analysis.headline import headline
 from specdec_lib.analysis.verdicts import prompts_used
-from specdec_lib.config import StudyParams, load_params
+from specdec_lib.config import StudyParams, is_prompt_file, load_params
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.report.captions.categories import finding_category
 from specdec_lib.report.figures.categories import category_heatmap
@@ -23,7 +23,6 @@ from specdec_lib.report.pages import render_reports
 from specdec_lib.report.run_page import why_no_certificate
 from specdec_lib.report.tables.readable import UNDEFINED
 from specdec_lib.report.tables.sweep import NUMBERS, method_table
-from specdec_lib.study.prompts import is_packaged
 from specdec_lib.study.table import read_results
 
 README = ROOT / "README.md"
@@ -49,7 +48,7 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=published.parent.parent) as work:
         copy = Path(work) / published.name
         copy.mkdir()
-        for name in (*KEPT, *([TEXTS] if is_packaged(params.prompt_set) else [])):
+        for name in (*KEPT, *([TEXTS] if not is_prompt_file(params.prompt_set) else [])):
             if (folder / name).exists():
                 shutil.copy(folder / name, copy)
         render_reports(copy)

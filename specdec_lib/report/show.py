@@ -39,12 +39,12 @@ def show_text(text: str) -> None:
     _display_html(f'<p class="finding">{escaped(text)}</p>', text)
 
 
-def show_table(table: pd.DataFrame, caption: str = "Table") -> None:
-    """Display every row of a table, escaped. A long table is folded away; an empty one becomes the word none."""
+def show_table(table: pd.DataFrame, caption: str = "Table", folded: bool = False) -> None:
+    """Display every row of a table, escaped. A long table is always folded away; an empty one becomes the word none."""
     if table.empty:
         show_text(f"{caption}: none.")
     else:
-        _display_html(table_html(table, caption), table.to_string())
+        _display_html(table_html(table, caption, folded), table.to_string())
 
 
 def show_transcripts(transcripts: Iterable[Transcript]) -> None:
@@ -57,7 +57,7 @@ def show_transcripts(transcripts: Iterable[Transcript]) -> None:
         _display_html(f"<style>{sheet}</style>{transcript_html(transcript)}", transcript.title)
 
 
-def table_html(table: pd.DataFrame, caption: str) -> str:
+def table_html(table: pd.DataFrame, caption: str, folded: bool = False) -> str:
     """A table as HTML that fits a phone: a column with one value throughout moves into the caption."""
     columns = {str(name): [_shown(value) for value in table[name]] for name in table.columns}
     constant = [name for name, values in columns.items() if len(values) > 1 and len(set(values)) == 1]
@@ -71,8 +71,8 @@ def table_html(table: pd.DataFrame, caption: str) -> str:
         f'<div class="specdec-table" role="group" tabindex="0" aria-label="{caption}"><table>'
         f"<caption><span>{caption}</span></caption><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
-    folded = f"<details><summary>{caption} {len(table)} lines</summary>{text}</details>"
-    return folded if len(table) > MANY_LINES else text
+    fold = folded or len(table) > MANY_LINES
+    return f"<details><summary>{caption} {len(table)} lines</summary>{text}</details>" if fold else text
 
 
 def _display_html(html: str, text: str, **metadata: bool) -> None:

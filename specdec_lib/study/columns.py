@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -39,6 +40,7 @@ def identity_columns(cell: Cell, repetition: int, prompts: Sequence[Encoded]) ->
         "draft_id": METHODS[cell.method].draft_id(cell.source.draft_id),
         "repetition": repetition,
         "seed": cell.repetition_seed(repetition),
+        "started_at": time.time(),
         "prompt_ids": " ".join(prompt.id for prompt, _ in prompts),
         "category": categories.pop() if len(categories) == 1 else None,
         "mean_prompt_tokens": sum(len(ids) for _, ids in prompts) / len(prompts),

@@ -62,6 +62,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("category", TEXT, "kind of the prompts; null for a batch of several kinds"),
     _always("repetition", INTEGER, "counts from 0"),
     _always("seed", INTEGER, "of every random number of the call"),
+    Column("started_at", NUMBER, "when the row was begun, its warm-up included: seconds since 1970 (Unix time)", "s"),
     Column("tokens_sha256", TEXT, "for each prompt the first 16 hex digits of its new tokens' SHA-256"),
     Column("new_tokens", INTEGER, "emitted tokens over the batch", "tokens"),
     Column("steps", INTEGER, "target passes, counted once for every prompt that was still decoding"),

@@ -64,7 +64,9 @@ def test_a_run_can_be_read_as_tables_and_sentences(rows):
     table = peers.line_table(lines)
     assert len(table) == len(lines) == 2 * 10
     assert table["way"].str.startswith("ours, n-gram lookup, γ = 4").any()
-    assert peers.finding_peers(lines).startswith("At T = 0 the fastest of each engine: ")
+    said = peers.finding_peers(lines)
+    assert said.startswith("At T = 0 the fastest is ")
+    assert said.count("; the next engine is ") == 2  # temperatures
     assert "5 prompts of the set" in peers.finding_setting(rows)
 
 
@@ -161,6 +163,16 @@ def test_ratios_are_paired_by_prompt_and_have_an_interval():
     assert ngram["over_baseline"] == pytest.approx(0.5, rel=0.03)
     assert ngram["over_baseline_low"] < ngram["over_baseline"] < ngram["over_baseline_high"]
     assert ngram["over_transformers"] == pytest.approx(1 / 6, rel=0.03)
+
+
+def test_the_best_of_each_engine_stands_above_its_own_baseline_and_the_fastest_engine_first():
+    best = peers.best_lines(peers.peer_lines(ROWS))
+    assert list(zip(best["engine"], best["method"], strict=True)) == [
+        *(("specdec_lib", "ngram"), ("specdec_lib", "autoregressive")),
+        *(("transformers", "autoregressive"), ("transformers", "draft")),  # which its draft makes slower
+    ]
+    table = peers.line_table(best)
+    assert table["TPOT (ms)"].str.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)").all()
 
 
 def test_a_way_that_missed_a_prompt_has_no_line():

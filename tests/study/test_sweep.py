@@ -34,6 +34,13 @@ def test_every_row_is_measured_and_has_a_place_of_its_own(rows):
     assert not rows.duplicated(["cell_id", "repetition"]).any()
 
 
+def test_repetitions_of_a_block_begin_one_after_another(rows):
+    began = rows.groupby(["temperature", "batch_size", "prompt_tokens", "prompt_group", "repetition"], dropna=False)
+    times = began["started_at"].agg(["min", "max"]).unstack("repetition")
+    assert rows["started_at"].is_unique
+    assert (times["max", 0] < times["min", 1]).all()
+
+
 def test_baseline_rows_have_nulls_where_nothing_was_drafted(rows):
     baseline = rows[rows["method"] == "autoregressive"]
     assert baseline[["num_draft_tokens", "draft_id", "acceptance_rate", "steps", "verification"]].isna().all().all()

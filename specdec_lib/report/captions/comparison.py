@@ -10,6 +10,8 @@ from specdec_lib.analysis.comparison import Run
 from specdec_lib.analysis.cost_model import calibrated, published
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import price
+from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.report.captions.phrases import NOTHING
 
 
 def sources(runs: Sequence[Run], presets: Sequence[StudyParams]) -> str:
@@ -19,6 +21,19 @@ def sources(runs: Sequence[Run], presets: Sequence[StudyParams]) -> str:
     ]
     predicted = [f"{params.gpu} as {price(params.price).gpu}" for params in presets]
     return f"Measured: {', '.join(measured) or 'nothing'}. Predicted: {', '.join(predicted) or 'nothing'}."
+
+
+def finding_fronts(lines: pd.DataFrame) -> str:
+    """How many settings are on the fronts, and how many of these speculate.
+
+    Args:
+        lines: from `analysis.comparison.pareto`.
+    """
+    front = lines[lines["on_front"].astype(bool)]
+    if front.empty:
+        return NOTHING
+    speculating = (front["method"] != AUTOREGRESSIVE).sum()
+    return f"{len(front)} of {len(lines)} settings are on a front, and {speculating} of these speculate."
 
 
 def finding_error(errors: calibrated.CalibrationErrors) -> str:

@@ -23,9 +23,34 @@ def finding_pareto(lines: pd.DataFrame) -> str:
     front = lines[lines["on_front"].astype(bool)].sort_values("tpot_ms")
     if front.empty:
         return NOTHING
-    ends = [f"{label(line.method)} at batch {line.batch_size}" for line in front.iloc[[0, -1]].itertuples()]
+    speculating = (front["method"] != AUTOREGRESSIVE).sum()
+    fastest, cheapest = front.iloc[0], front.loc[front["usd_per_million_tokens"].idxmin()]
     return (
-        f"No other setting beats {len(front)} of the {len(lines)} in both latency and cost; "
-        f"{(front['method'] != AUTOREGRESSIVE).sum()} of these speculate. "
-        f"The fastest is {ends[0]}, the cheapest of them {ends[1]}."
+        f"{len(front)} of {len(lines)} settings are on the front, and {speculating} of these speculate. "
+        f"The fastest is {_setting(fastest)} ({fastest['tpot_ms']:.2f} ms); the cheapest is {_setting(cheapest)} "
+        f"(${cheapest['usd_per_million_tokens']:#.3g})."
     )
+
+
+def finding_tradeoff(lines: pd.DataFrame) -> str:
+    """At each temperature the setting that serves one user fastest, and the one with the largest throughput.
+
+    Args:
+        lines: from `tradeoff.tradeoff_lines`.
+    """
+    said = []
+    for temperature, here in lines.groupby("temperature"):
+        fastest = here.loc[here["user_tokens_per_second"].idxmax()]
+        largest = here.loc[here["tokens_per_second"].idxmax()]
+        said.append(
+            f"At T = {temperature:g} one user gets most from {_setting(fastest)}: "
+            f"{fastest['user_tokens_per_second']:.0f} tokens/s. All users together get most from {_setting(largest)}: "
+            f"{largest['tokens_per_second']:.0f} tokens/s."
+        )
+    return " ".join(said) or NOTHING
+
+
+def _setting(line: pd.Series) -> str:
+    """Method, gamma and batch size of a line."""
+    gamma = "" if pd.isna(line["num_draft_tokens"]) else f", γ = {line['num_draft_tokens']:.0f}"
+    return f"{label(line['method'])}{gamma} at batch {line['batch_size']}"

@@ -7,26 +7,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specdec_lib.peers.lines import way_name
-from specdec_lib.peers.rows import OURS
 from specdec_lib.report.captions.phrases import temperature_name
-from specdec_lib.report.figures.style import MUTED, PALETTE, faceted, in_house_style
+from specdec_lib.report.figures.style import DARK, faceted, in_house_style, look_of
 
 
 @in_house_style
 def peers_figure(lines: pd.DataFrame) -> Figure:
-    """Time per token of every way, one panel for each temperature, the fastest on top; ours in blue."""
+    """Time per token of every way with its 95 % interval, a panel for each temperature; a colour is a method.
+
+    Args:
+        lines: from `peers.lines.best_lines`; the first stands on top.
+    """
 
     def draw(axes: Axes, panel: pd.DataFrame) -> None:
-        panel = panel.sort_values("tpot_ms", ascending=False)
         names = [way_name(n.engine, n.method, n.draft_id, n.num_draft_tokens) for n in panel.itertuples()]
-        colors = [PALETTE[0] if engine == OURS else MUTED for engine in panel["engine"]]
-        bars = axes.barh(range(len(panel)), panel["tpot_ms"], color=colors, height=0.6)
-        axes.bar_label(bars, fmt="%.1f", padding=4, fontsize=8)
-        axes.set_yticks(range(len(panel)), names, fontsize=8)
+        engine = (panel["engine"] != panel["engine"].shift()).cumsum()
+        places = pd.Series(range(len(panel)), index=panel.index) + 0.5 * engine
+        colors = [look_of(method)["color"] for method in panel["method"]]
+        axes.barh(places, panel["tpot_ms"], color=colors, height=0.75)
+        for color, linewidth in (("white", 3), (DARK, 1.2)):  # so that it shows on a dark bar too
+            axes.hlines(places, panel["tpot_ms_low"], panel["tpot_ms_high"], color=color, linewidth=linewidth)
+        ends = panel[["tpot_ms", "tpot_ms_high"]].max(axis=1)
+        for place, end, tpot in zip(places, ends, panel["tpot_ms"], strict=True):
+            beyond = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            axes.annotate(f"{tpot:.1f}", (end, place), **beyond)
+        axes.set_yticks(places, names, fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
         axes.set_xlabel("time per output token (ms)")
-        axes.margins(x=0.1)
+        axes.set_xlim(0, 1.1 * lines[["tpot_ms", "tpot_ms_high"]].max(axis=None))
 
-    title, height = "Time per token next to other engines", 0.6 + 0.18 * len(lines)
+    title, most = "Time per token next to other engines", lines["temperature"].value_counts().max()
+    height = 0.6 + 0.24 * (0 if pd.isna(most) else most)
     return faceted(
-        lines, "temperature", title, draw, named=temperature_name, columns=1, height=height, sharex=True, sharey=False
+        lines, "temperature", title, draw, named=temperature_name, columns=1, width=8.2, height=height, sharey=False
     )

@@ -60,6 +60,7 @@ def faceted(
     named: Callable[[Any], str] = str,
     also: pd.DataFrame | None = None,
     columns: int = 3,
+    width: float | None = None,
     height: float = 3.2,
     sharex: bool = False,
     sharey: bool = True,
@@ -73,13 +74,15 @@ def faceted(
         named: how a value of `by` is called above its panel.
         also: another table whose evidence it shows.
         columns: most panels in a row.
+        width: of a panel, in inches; by default 4.4, or 6.2 where it stands alone in its row.
         height: of a row, in inches.
     """
     groups = list(table.groupby(by))
     evidence = {kind for each in (table, also) if each is not None and "evidence" in each for kind in each["evidence"]}
     columns = max(min(columns, len(groups)), 1)
     rows = max(-(-len(groups) // columns), 1)
-    size = (6.2 if columns == 1 else 4.4 * columns, 0.7 + (height if groups else 0.8) * rows)
+    width = width or (6.2 if columns == 1 else 4.4)
+    size = (width * columns, 0.7 + (height if groups else 0.8) * rows)
     figure = Figure(figsize=size, layout="constrained")
     named_title = f"{title} ({', '.join(sorted(evidence))})" if evidence else title
     figure.suptitle(named_title, x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=DARK)

@@ -14,6 +14,13 @@ def headlines_table(table: pd.DataFrame) -> pd.DataFrame:
     return readable(table, [*columns, "usd_per_million_tokens", "evidence"])
 
 
+def front_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """The settings on the fronts, each front from the fastest to the cheapest; from `comparison.pareto`."""
+    front = lines[lines["on_front"].astype(bool)].sort_values(["pair", "temperature", "tpot_ms"])
+    columns = ["pair", "temperature", "gpu", "method", "num_draft_tokens", "batch_size", "tpot_ms"]
+    return readable(front, [*columns, "usd_per_million_tokens", "evidence"])
+
+
 def error_columns(table: pd.DataFrame) -> pd.DataFrame:
     """Measured against predicted, point by point; from `calibrated.error_table`."""
     columns = ["quantity", "batch_size", "context_tokens", "num_tokens", "temperature", "sample"]
