@@ -37,6 +37,7 @@ PARAMS = study(**FEW)  # too few prompts for intervals, which take time
 ROWS = synthetic_rows(PARAMS)
 PARTS = {  # what views are made of, and so need not be asked for alone
     "figures.style",
+    "figures.heatmap",
     "captions.phrases",
     "tables.readable",
 }

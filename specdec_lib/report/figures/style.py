@@ -104,6 +104,12 @@ def faceted(
     return figure
 
 
+def label_left(axes: Axes, text: str) -> None:
+    """Name the y axis, which a row of panels shares, at its first panel only."""
+    place = axes.get_subplotspec()
+    axes.set_ylabel(text if place is None or place.is_first_col() else "")
+
+
 def look_of(method: str) -> dict[str, Any]:
     """Label, colour and marker of a method, for matplotlib; grey for one that is not registered, as in an old run."""
     known = METHODS.get(method)
