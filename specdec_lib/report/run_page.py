@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from specdec_lib.analysis.headline import along, headline, headline_over_transformers
+from specdec_lib.analysis.categories import category_lines
+from specdec_lib.analysis.headline import along, at_headline, every_batch, headline, headline_over_transformers
 from specdec_lib.analysis.metrics import speedups
+from specdec_lib.analysis.passes import tokens_per_pass
+from specdec_lib.analysis.tradeoff import tradeoff_lines
 from specdec_lib.analysis.verdicts import Verdict, exclusions, prompts_used, verdicts
 from specdec_lib.config import StudyParams
 from specdec_lib.exactness.certificate import read_certificate
@@ -21,7 +22,10 @@ from specdec_lib.peers.rows import FILE as PEER_ROWS
 from specdec_lib.peers.rows import read_peers
 from specdec_lib.report.captions.sweep import finding_transformers
 from specdec_lib.report.captions.verdict import answer, best_sentence, verdict_sentence
+from specdec_lib.report.figures.categories import category_heatmap
+from specdec_lib.report.figures.passes import passes_histogram
 from specdec_lib.report.figures.sweep import speedup_figure
+from specdec_lib.report.figures.tradeoff import tradeoff_figure
 from specdec_lib.report.safe_html import render_template
 from specdec_lib.report.show import picture_of, table_html
 from specdec_lib.report.tables.exactness import four_checks
@@ -120,10 +124,13 @@ def _answer(verdict: Verdict) -> dict[str, str]:
 def _pictures(rows: pd.DataFrame, params: StudyParams) -> list[dict[str, str]]:
     """Four small figures."""
     lines = speedups(rows)
-    made: list[Callable[[], Figure]] = [
-        lambda: speedup_figure(along(lines, params, "batch_size"), "batch_size"),
+    made = [
+        speedup_figure(along(lines, params, "batch_size"), "batch_size"),
+        category_heatmap(category_lines(rows, params)),
+        tradeoff_figure(tradeoff_lines(every_batch(lines, params))),
+        passes_histogram(tokens_per_pass(at_headline(rows, params))),
     ]
-    return [picture_of(draw()) for draw in made]
+    return [picture_of(figure) for figure in made]
 
 
 def _prefill(lines: pd.DataFrame) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from specdec_lib.exactness.certificate import Certificate
@@ -14,7 +16,9 @@ YES_NO = {True: "yes", False: "no"}
 
 def four_checks(certificate: Certificate | None) -> pd.DataFrame:
     """Check, outcome and evidence, the strongest evidence first; without a certificate or its table: not run."""
-    checks = [  # how its failures begin, its tables, what they show
+    checks: list[
+        tuple[str, str, list[str], Callable[..., str]]
+    ] = [  # how its failures begin, its tables, what they show
         ("every path enumerated", "enumeration:", ["enumeration"], captions.finding_enumeration),
         ("samplers with a bug", "mutants:", ["mutants"], captions.finding_mutants),
         ("greedy output", "greedy:", ["greedy", "divergences"], captions.finding_greedy),
