@@ -20,6 +20,7 @@ from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.peers.lines import finding_against_peers, peer_lines
 from specdec_lib.peers.rows import FILE as PEER_ROWS
 from specdec_lib.peers.rows import read_peers
+from specdec_lib.report.captions.categories import finding_category
 from specdec_lib.report.captions.sweep import finding_transformers
 from specdec_lib.report.captions.verdict import answer, best_sentence, verdict_sentence
 from specdec_lib.report.figures.categories import category_heatmap
@@ -38,6 +39,7 @@ SPREAD = "not made: a certificate needs the whole target in one process, and thi
 RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
 FIRST_FACTS = ("device_name", "started", "ended", "commit", "benchmark_version", "versions")
 MOST_NAMED = 30  # prompts
+THUMBNAIL = 2.4  # width of a panel, in inches
 
 
 class Glossary(NamedTuple):
@@ -100,6 +102,7 @@ def _measured(params: StudyParams, rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "answers": [_answer(verdict) for verdict in verdicts(rows, params)],
         "pictures": _pictures(rows, params),
+        "categories": finding_category(category_lines(rows, params)),
         "headline": table_html(method_table(lines), "The headline setting"),
         "prefill": _prefill(lines),
         "fairness": finding_transformers(headline_over_transformers(rows, params)),
@@ -125,9 +128,9 @@ def _pictures(rows: pd.DataFrame, params: StudyParams) -> list[dict[str, str]]:
     """Four small figures."""
     lines = speedups(rows)
     made = [
-        speedup_figure(along(lines, params, "batch_size"), "batch_size"),
+        speedup_figure(along(lines, params, "batch_size"), "batch_size", width=THUMBNAIL),
         category_heatmap(category_lines(rows, params)),
-        tradeoff_figure(tradeoff_lines(every_batch(lines, params))),
+        tradeoff_figure(tradeoff_lines(every_batch(lines, params)), width=THUMBNAIL),
         passes_histogram(tokens_per_pass(at_headline(rows, params))),
     ]
     return [picture_of(figure) for figure in made]

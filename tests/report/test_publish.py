@@ -1,6 +1,7 @@
 """Only a run that is whole replaces what is published, and its headline goes to the README."""
 
 import json
+import shutil
 
 import pytest
 from synthetic_rows import study, synthetic_rows
@@ -11,7 +12,7 @@ from specdec_lib.report.notebooks import ROOT
 
 PUBLISHED = [path for path in (ROOT / "outputs" / "published").rglob("*") if path.is_file()]
 ONE = {"num_draft_tokens": [4], "batch_sizes": [1], "prompt_tokens": [0], "max_new_tokens": [48]}
-MARKS = "<!-- headline smoke -->\nold numbers\n<!-- end of headline -->"
+MARKS = "<!-- headline smoke another -->\nold numbers\n<!-- end of headline -->"
 
 
 def test_what_is_published_is_small():
@@ -21,16 +22,20 @@ def test_what_is_published_is_small():
     assert max(sizes) < 5e6
 
 
-def test_the_headline_lists_every_method_and_replaces_what_is_between_the_marks():
-    params = study(gpu="smoke", **ONE)
-    new = publish.with_headline(f"before\n{MARKS}\nafter", params, synthetic_rows(params))
+def test_the_headline_has_a_line_per_method_with_all_named_studies_and_replaces_what_is_between_the_marks(run):
+    params, folder, published = run
+    for name, prompts in (("smoke", "mixed"), ("another", "spec-bench.jsonl")):
+        copy = shutil.copytree(folder, published.parent / name, dirs_exist_ok=True)
+        facts = {"params": params.model_copy(update={"prompt_set": prompts}).model_dump()}
+        (copy / "environment.json").write_text(json.dumps(facts))
+    new = publish.with_headline(f"before\n{MARKS}\nafter", published.parent)
     assert "old numbers" not in new
     assert new.startswith("before")
     assert new.endswith("after")
-    assert "| draft model | 4 | 0 |" in new
-    assert "transformers.generate" in new
+    assert "| method | mixed, T = 0 | mixed, T = 1 | spec-bench.jsonl, T = 0 | spec-bench.jsonl, T = 1 |" in new
+    assert new.count("| draft model |") == 1
     with pytest.raises(ValueError, match="lacks the marks"):
-        publish.with_headline("nothing here", params, synthetic_rows(params))
+        publish.with_headline("nothing here", published.parent)
 
 
 @pytest.fixture

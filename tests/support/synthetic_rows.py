@@ -101,7 +101,7 @@ def _row(params, rng, *, method, gamma, temperature, batch, prompt, length, grou
         "verification": "token" if gamma else None, "num_draft_tokens": gamma, "temperature": float(temperature),
         "top_k": params.top_k, "top_p": params.top_p, "dtype": params.dtype, "compiled": False, "batch_size": batch,
         "prompt_tokens": prompt or None, "max_new_tokens": length, "prompt_set": params.prompt_set,
-        "repetition": rep, "seed": params.seed, "prompt_group": group, "prompt_ids": f"p{group}", "category": None,
+        "repetition": rep, "seed": params.seed, "prompt_group": group, "prompt_ids": f"p{group}", "category": f"kind-{group % 2}" if batch == 1 else None,
         "mean_prompt_tokens": float(prompt or 32), "new_tokens": batch * length,
         **{name: counts[name] for name in counts if name != "step_tokens"},
         "step_tokens": counts["step_tokens"], "step_ms": step_ms.tolist(), "ttft_ms": ttft,

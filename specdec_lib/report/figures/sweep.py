@@ -24,7 +24,9 @@ from specdec_lib.report.figures.style import (
 
 
 @in_house_style
-def speedup_figure(lines: pd.DataFrame, axis: str, predicted: pd.DataFrame | None = None) -> Figure:
+def speedup_figure(
+    lines: pd.DataFrame, axis: str, predicted: pd.DataFrame | None = None, width: float | None = None
+) -> Figure:
     """Speedup with its 95 % interval along one axis, a panel for each temperature, a curve for each method.
 
     Along gamma a ring marks the best measured point. Along the batch size a cross marks where a curve falls through 1.
@@ -32,6 +34,7 @@ def speedup_figure(lines: pd.DataFrame, axis: str, predicted: pd.DataFrame | Non
     Args:
         lines: from `headline.along(lines, params, axis)`.
         predicted: from `prediction.predicted_speedups`, drawn dashed.
+        width: of a panel, in inches.
     """
     lines = lines[(lines["method"] != AUTOREGRESSIVE) & lines["speedup"].notna()]
     known = lines.iloc[:0] if predicted is None else predicted[predicted["speedup"].notna()]
@@ -49,7 +52,7 @@ def speedup_figure(lines: pd.DataFrame, axis: str, predicted: pd.DataFrame | Non
         axes.set_ylabel("speedup over autoregressive (×)")
 
     title = f"Speedup by {AXIS_NAMES[axis]}"
-    return faceted(lines, "temperature", title, draw, named=temperature_name, also=known)
+    return faceted(lines, "temperature", title, draw, named=temperature_name, also=known, width=width)
 
 
 @in_house_style
