@@ -60,7 +60,8 @@ def show_transcripts(transcripts: Iterable[Transcript]) -> None:
 def table_html(table: pd.DataFrame, caption: str, folded: bool = False) -> str:
     """A table as HTML that fits a phone: a column with one value throughout moves into the caption."""
     columns = {str(name): [_shown(value) for value in table[name]] for name in table.columns}
-    constant = [name for name, values in columns.items() if len(values) > 1 and len(set(values)) == 1]
+    alike = [name for name, values in columns.items() if len(values) > 1 and len(set(values)) == 1]
+    constant = [name for name in alike if name != "outcome"]  # which readers look for
     varying = {name: values for name, values in columns.items() if name not in constant} or columns
     common = ", ".join(f"{name} {columns[name][0]}" for name in constant if columns[name][0] != "–")
     caption = escaped(f"{caption}. In every line: {common}." if common else f"{caption}.")

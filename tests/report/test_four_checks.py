@@ -9,6 +9,7 @@ import pandas as pd
 from specdec_lib.exactness.certificate import TABLES, read_certificate
 from specdec_lib.report.figures.exactness import law_figure
 from specdec_lib.report.notebooks import ROOT
+from specdec_lib.report.show import table_html
 from specdec_lib.report.tables.exactness import four_checks
 
 CERTIFICATE = read_certificate(ROOT / "outputs" / "published" / "cpu")
@@ -20,6 +21,7 @@ def test_what_was_measured_passed_with_its_numbers():
     assert list(table["check"]) == ["every path enumerated", "samplers with a bug", "greedy output", "sampled output"]
     assert set(table["outcome"]) == {"passed"}
     assert table["evidence"].str.contains(r"\d").all()
+    assert table_html(table, "checks").count("<td>passed</td>") == 4  # also where all are alike
     assert f"{CERTIFICATE.enumeration['paths'].sum():,} paths" in table["evidence"][0]
 
 

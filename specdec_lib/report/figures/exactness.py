@@ -25,18 +25,20 @@ def law_figure(cells: pd.DataFrame) -> Figure:
     """
 
     def draw(axes: Axes, table: pd.DataFrame) -> None:
-        table = table[table["expected"] >= 5]
-        deviation = (table["observed"] - table["expected"]) / np.sqrt(table["expected"])
         axes.axhspan(-3.29, 3.29, color=MUTED, alpha=0.12, linewidth=0)
-        axes.plot(table["expected"], deviation, ".", markersize=4, color=PALETTE[0])
-        axes.set(xscale="log", xlabel="expected count", ylabel="deviation")
+        axes.plot(table["expected"], table["deviation"], ".", markersize=4, color=PALETTE[0])
+        axes.set(xscale="log", xlabel="expected count", ylabel="deviation", ylim=(-limit, limit))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.title.set_fontsize(9)
 
+    cells = cells.assign(deviation=(cells["observed"] - cells["expected"]) / np.sqrt(cells["expected"]))
+    cells = cells[cells["expected"] >= 5]
+    limit = max(4.5, 1.1 * cells["deviation"].abs().max())  # the whole band is seen
     title = "Observed minus expected count of each pair of tokens, in standard errors"
     return faceted(cells, "sampler", title, draw, named=_wrapped, columns=3, height=2.5)
 
 
 def _wrapped(sampler: str) -> str:
-    """A title no wider than its panel."""
-    return textwrap.fill(sampler, 44)
+    """A title no wider than its panel, in lines that end at commas."""
+    parts = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in sampler.split(", ")]
+    return textwrap.fill(", ".join(parts), 44, break_on_hyphens=False)
