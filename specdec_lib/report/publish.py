@@ -102,7 +102,9 @@ def headline_of_all(folders: list[Path]) -> pd.DataFrame:
         params = load_params(folder)
         table = method_table(headline(read_results(folder), params)).set_index("method")
         speedups = table[[name for name in table if name.startswith(NUMBERS[0])]]
-        named = speedups.rename(columns=lambda name, prompts=params.prompt_set: name.replace(NUMBERS[0], prompts))
+        named = speedups.rename(
+            columns=lambda name, prompts=Path(params.prompt_set).stem: name.replace(NUMBERS[0], prompts)
+        )
         made = made.merge(named.reset_index(), on="method", how="outer", sort=False)
     return made.fillna(UNDEFINED)
 
@@ -110,7 +112,7 @@ def headline_of_all(folders: list[Path]) -> pd.DataFrame:
 def _by_category(folder: Path) -> str:
     params, rows = load_params(folder), read_results(folder)
     used, finding = prompts_used(rows, params), finding_category(category_lines(rows, params))
-    return f"On `{params.prompt_set}`, {len(used)} prompts: {finding}"
+    return f"On `{Path(params.prompt_set).stem}`, {len(used)} prompts: {finding}"
 
 
 def _markdown(table: pd.DataFrame) -> str:

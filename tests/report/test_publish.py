@@ -24,7 +24,7 @@ def test_what_is_published_is_small():
 
 def test_the_headline_has_a_line_per_method_with_all_named_studies_and_replaces_what_is_between_the_marks(run):
     params, folder, published = run
-    for name, prompts in (("smoke", "mixed"), ("another", "spec-bench.jsonl")):
+    for name, prompts in (("smoke", "mixed"), ("another", "/elsewhere/spec-bench.jsonl")):
         copy = shutil.copytree(folder, published.parent / name, dirs_exist_ok=True)
         facts = {"params": params.model_copy(update={"prompt_set": prompts}).model_dump()}
         (copy / "environment.json").write_text(json.dumps(facts))
@@ -32,7 +32,7 @@ def test_the_headline_has_a_line_per_method_with_all_named_studies_and_replaces_
     assert "old numbers" not in new
     assert new.startswith("before")
     assert new.endswith("after")
-    assert "| method | mixed, T = 0 | mixed, T = 1 | spec-bench.jsonl, T = 0 | spec-bench.jsonl, T = 1 |" in new
+    assert "| method | mixed, T = 0 | mixed, T = 1 | spec-bench, T = 0 | spec-bench, T = 1 |" in new
     assert new.count("| draft model |") == 1
     with pytest.raises(ValueError, match="lacks the marks"):
         publish.with_headline("nothing here", published.parent)

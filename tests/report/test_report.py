@@ -163,7 +163,7 @@ def test_an_index_without_a_row_that_counts_says_so(finished_run, tmp_path):
     rows = synthetic_rows(PARAMS).head(4).assign(foreign_processes=1)
     rows.to_parquet(finished_run / "results.parquet")
     index = index_of(finished_run)
-    assert "4 rows or blocks failed, skipped or not counted" in index
+    assert "4 of 4 rows count in no number (shared 4)" in index
     assert "1 other process(es) used the device" in index
     assert "Nothing has been measured yet" in index_of(tmp_path)
 
@@ -173,5 +173,6 @@ def test_index_lists_failed_cells_with_their_reason(finished_run):
     rows.loc[:2, ["status", "error"]] = ["failed", "OutOfMemoryError: <20 GiB>"]
     rows.to_parquet(finished_run / "results.parquet")
     index = index_of(finished_run)
-    assert "3 rows or blocks failed, skipped or not counted" in index
+    assert "3 rows failed" in index
+    assert f"3 of {len(rows)} rows count in no number (failed 3)" in index
     assert "OutOfMemoryError: &lt;20 GiB&gt;" in index
