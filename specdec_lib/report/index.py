@@ -20,6 +20,7 @@ from specdec_lib.report.tables import sweep as tables
 from specdec_lib.study.table import read_results
 
 CORRECTNESS = "01_correctness"
+COMPARISON = "04_gpu_comparison"  # of several runs
 CERTIFICATE = "exactness.json"
 SPREAD = "not made: a certificate needs the whole target in one process, and this one is spread over several devices"
 RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
@@ -46,10 +47,13 @@ def run_page(params: StudyParams, folder: Path, titles: dict[str, str]) -> str:
 
 
 def overview_page(root: Path) -> str:
-    """The page of all runs under `root` and `root/published`."""
+    """The page of all runs under `root` and `root/published`: a table with one row for each, and their comparisons."""
     folders = {path.parent for pattern in ("*", "published/*") for path in root.glob(f"{pattern}/index.html")}
     runs = [_run_summary(folder, root) for folder in sorted(folders) if folder.name != "published"]
-    return render_template("overview.html.j2", runs=runs)
+    temperatures = sorted({temperature for run in runs for temperature in run["verdicts"]})
+    pages = sorted(root.glob(f"**/{COMPARISON}.html")) if root.exists() else []
+    comparisons = [page.relative_to(root).as_posix() for page in pages]
+    return render_template("overview.html.j2", runs=runs, temperatures=temperatures, comparisons=comparisons)
 
 
 def why_no_certificate(params: StudyParams) -> str | None:
@@ -68,14 +72,27 @@ def verdict(line: Any) -> str:
 
 def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
     """What the overview says about one run; a run whose params or price are unknown today has no numbers."""
-    name = folder.relative_to(root).as_posix()
-    summary: dict[str, Any] = {"home": f"{name}/", "name": name, "facts": _facts(folder)}
+    name, facts = folder.relative_to(root).as_posix(), _facts(folder)
+    date = str(facts.get("ended") or facts.get("started") or "")[:10]
+    summary: dict[str, Any] = {"home": f"{name}/", "name": name, "facts": facts, "date": date, "verdicts": {}}
     try:
         params = load_params(folder)
-        numbers = _measured(params, folder, read_results(folder))
+        price(params.price)
+        rows = read_results(folder)
     except ValueError as error:
         return summary | {"problem": str(error)}
-    return summary | numbers | {"params": params, "exactness": _exactness(folder, params)}
+    lines = headline(rows, params)
+    verdicts = {line.temperature: _verdict(line) for line in lines[lines["method"] == params.methods[0]].itertuples()}
+    failed = len(tables.trouble_table(rows))
+    return summary | {"params": params, "verdicts": verdicts, "failed": failed, "exactness": _exactness(folder, params)}
+
+
+def _verdict(line: Any) -> dict[str, str]:
+    """Whether the params' first method pays, with the speedup that says so."""
+    answer = verdict(line)
+    tone = "good" if answer == "yes" else "bad" if answer.startswith("no,") else ""
+    speedup, what = with_interval(line), f"{label(line.method)}, γ = {line.num_draft_tokens}"
+    return {"answer": answer.partition(",")[0], "tone": tone, "speedup": speedup, "what": what}
 
 
 def _measured(params: StudyParams, folder: Path, rows: pd.DataFrame) -> dict[str, Any]:

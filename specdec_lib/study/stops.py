@@ -28,9 +28,7 @@ def stop_columns(result: DecodeResult, stop_token_ids: Collection[int]) -> Row:
                 accepted += min(decided[row], emitted[row] - 1)
             known += emitted[row]
     columns: Row = {
-        "stopped_prompts": sum(
-            int(row[end - 1]) in stop_token_ids for row, end in zip(result.tokens, ends, strict=True)
-        ),
+        "stopped_prompts": sum(int(row[end - 1]) in stop_token_ids for row, end in zip(result.tokens, ends, strict=True)),
         "tokens_to_stop": sum(ends),
         **_times(result, ends),
     }
