@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,7 +37,7 @@ def peers_figure(lines: pd.DataFrame) -> Figure:
             axes.hlines(places, panel["tpot_ms_low"], panel["tpot_ms_high"], color=color, linewidth=linewidth)
         ends = panel[["tpot_ms", "tpot_ms_high"]].max(axis=1)
         for place, end, tpot in zip(places, ends, panel["tpot_ms"], strict=True):
-            beyond = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            beyond: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
             axes.annotate(f"{tpot:.1f}", (end, place), **beyond)
         axes.set_yticks(places, names, fontsize=7.5)
         axes.invert_yaxis()
