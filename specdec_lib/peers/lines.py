@@ -103,7 +103,6 @@ def line_table(lines: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "way": [way_name(*way) for way in zip(*(lines[n] for n in WAY if n != "pair"), strict=True)],
-            "version": lines["engine_version"].to_list(),
             "T": [f"{temperature:g}" for temperature in lines["temperature"]],
         }
     )

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from specdec_lib.config import StudyParams, load_params, notebook_parameters
+from specdec_lib.exactness.certificate import FILE as CERTIFICATE
 from specdec_lib.machine.files import locked, write_atomically, writing
 from specdec_lib.report.captions.verdict import in_short
-from specdec_lib.report.index import CERTIFICATE, overview_page
+from specdec_lib.report.index import COMPARISON, overview_page
 from specdec_lib.report.notebooks import NOTEBOOKS, execute
 from specdec_lib.report.render import render_page
 from specdec_lib.report.run_page import CORRECTNESS, run_page, why_no_certificate
@@ -22,7 +23,6 @@ STUDY = {  # the notebooks of a run, in order, with the text of a link to each
     "03_cost_analysis": "Cost: what does a million tokens cost?",
 }
 PEERS, PEERS_TITLE = "05_peers", "Peers: what would other engines do with the same weights?"  # by make bench-peers
-COMPARISON = "04_gpu_comparison"  # of several runs
 TABLE, PEER_ROWS = "results.parquet", "peer_rows.parquet"
 DATA = {CORRECTNESS: CERTIFICATE, "02_latency_sweep": TABLE, "03_cost_analysis": TABLE, PEERS: PEER_ROWS}  # each reads
 
@@ -67,7 +67,9 @@ def render_reports(folder: Path) -> Path:
 def make_comparison(output_root: Path, gpus: Sequence[str] = ()) -> Path:
     """Write the comparison of all runs below `output_root`, or of those named; returns its page, or raises as above."""
     root = Path(output_root).resolve()
-    return _make_page(root / "compare", COMPARISON, {"outputs": str(root), "gpus": list(gpus)})
+    page = _make_page(root / "compare", COMPARISON, {"outputs": str(root), "gpus": list(gpus)})
+    write_atomically(root / "index.html", overview_page(root))
+    return page
 
 
 def make_peers(params: StudyParams, folder: Path) -> Path:
@@ -117,7 +119,8 @@ def _make_page(folder: Path, name: str, values: dict[str, Any]) -> Path:
     print(f"{name}: {error or 'complete'} ({time.monotonic() - started:.0f} s)", flush=True)
     if error:
         raise RuntimeError(f"{name} {error}")
-    write_atomically(page, render_page(executed))
+    home = ("../../index.html", "All runs") if name == COMPARISON else ("../index.html", "All results of this run")
+    write_atomically(page, render_page(executed, *home))
     return page
 
 

@@ -60,8 +60,8 @@ _SECTION = re.compile(r'<h2 id="([\w-]+)">(.*?)</h2>', re.DOTALL)
 _CODE = HtmlFormatter(style=JupyterStyle)
 
 
-def render_page(notebook: Path) -> str:
-    """The page of an executed notebook.
+def render_page(notebook: Path, home: str = "../index.html", home_name: str = "All results of this run") -> str:
+    """The page of an executed notebook, with a link to `home` at its top.
 
     Code is folded away. Params, warnings and the outputs of cells tagged `progress` are left out. Formulas become
     MathML. Text outputs are escaped, HTML is reduced to `TAGS` and `ATTRIBUTES`, and the page's
@@ -72,6 +72,8 @@ def render_page(notebook: Path) -> str:
     cells = [_shown(cell, tags) for cell, tags in tagged if not HIDDEN_CELLS & tags]
     return render_template(
         "report.html.j2",
+        home=home,
+        home_name=home_name,
         title=content.metadata.get("title", notebook.stem),
         code_style=_CODE.get_style_defs(".highlight"),
         sections=_SECTION.findall("".join(cell.get("prose", "") for cell in cells)),
@@ -98,7 +100,8 @@ class _Renderer(mistune.HTMLRenderer):
         return convert(text.strip(), display="inline")
 
     def block_math(self, text: str) -> str:
-        return f"<p>{convert(text.strip(), display='block')}</p>\n"
+        formula = convert(text.strip(), display="block")
+        return f'<div class="formula" role="group" aria-label="Formula" tabindex="0">{formula}</div>\n'
 
 
 def _shown(cell: Any, tags: set[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from specdec_lib.report.safe_html import TEMPLATES, escaped
 from specdec_lib.report.transcript import transcript_html
 
 MANY_LINES = 25  # a longer table is folded away
-_NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?%?( to [\d.,]+)?")
+_NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?%?( to [\d.,]+| \([\d.,]+ to [\d.,]+\))?")
 
 
 def show(figure: Figure, finding: str = "") -> None:

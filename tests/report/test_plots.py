@@ -9,18 +9,23 @@ from synthetic_rows import step_costs, study, synthetic_rows
 from specdec_lib.analysis import cost, headline, metrics
 from specdec_lib.analysis.batching import batch_gains
 from specdec_lib.analysis.crossover import measured_crossovers
+from specdec_lib.analysis.drift import baseline_calls
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import verification_costs
+from specdec_lib.analysis.tradeoff import tradeoff_lines
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.methods import METHODS, Method, register
 from specdec_lib.report import show
 from specdec_lib.report.captions import cost as cost_findings
+from specdec_lib.report.captions import drift as drift_findings
 from specdec_lib.report.captions import phrases
 from specdec_lib.report.captions import sweep as findings
 from specdec_lib.report.figures import comparison as gpu_plots
 from specdec_lib.report.figures import cost as cost_plots
+from specdec_lib.report.figures import drift as drift_plots
 from specdec_lib.report.figures import steps as step_plots
 from specdec_lib.report.figures import sweep as plots
+from specdec_lib.report.figures import tradeoff as tradeoff_plots
 from specdec_lib.report.tables import sweep as tables
 from specdec_lib.report.tables.readable import UNDEFINED
 
@@ -44,6 +49,7 @@ class Page:
         self.costs = cost.cost_table(self.lines, 0.09)
         at_headline = headline.at_headline(self.costs, params)
         front = cost.with_front(headline.every_batch(self.costs, params), ["temperature"])
+        tradeoff, calls = tradeoff_lines(headline.every_batch(self.lines, params)), baseline_calls(rows)
         stages, verifying = waterfall(headline.every_gamma(rows, params), costs), verification_costs(costs, rows)
         few, gains = headline.at_headline(stages, params), batch_gains(by_batch)
         transformers = headline.headline_over_transformers(rows, params)
@@ -57,6 +63,8 @@ class Page:
             "cost": lambda: cost_plots.cost_figure(at_headline, PRICE),
             "latency against cost": lambda: cost_plots.pareto_figure(front, PRICE),
             "crossover": lambda: gpu_plots.crossover_figure(crossovers),
+            "throughput against latency": lambda: tradeoff_plots.tradeoff_figure(tradeoff),
+            "baseline over the run": lambda: drift_plots.drift_figure(calls),
         }
         self.findings = {
             "speedup by gamma": lambda: findings.finding_speedup(by_gamma, "num_draft_tokens"),
@@ -65,6 +73,8 @@ class Page:
             "crossover": lambda: findings.finding_crossover(crossovers),
             "batches": lambda: findings.finding_batches(gains),
             "latency against cost": lambda: cost_findings.finding_pareto(front),
+            "throughput against latency": lambda: cost_findings.finding_tradeoff(tradeoff),
+            "baseline over the run": lambda: drift_findings.finding_drift(calls),
             "waterfall": lambda: findings.finding_waterfall(few),
             "transformers": lambda: findings.finding_transformers(transformers),
         }
@@ -215,6 +225,7 @@ def test_what_every_line_of_a_table_says_is_said_once():
     assert '<td class="number">0.50</td>' in text
     assert "<details>" not in text
     assert show.table_html(pd.concat([table] * 10), "Long").startswith("<details>")
+    assert show.table_html(table, "Less important", folded=True).startswith("<details><summary>Less important.")
 
 
 def test_shown_text_is_escaped(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -154,9 +155,32 @@ def test_the_overview_lists_every_run_and_the_published_ones(finished_run):
     index_of(finished_run)
     text = (outputs / "index.html").read_text(encoding="utf-8")
     assert all(f'href="{name}/index.html"' in text for name in (PARAMS.gpu, "published/cpu", "old"))
-    assert text.count("Does speculation pay") == 2 * len(PARAMS.temperatures)
+    assert text.count('<th scope="row">') == 4
+    assert all(f'<th scope="col">T = {temperature:g}</th>' in text for temperature in PARAMS.temperatures)
+    assert text.count("draft model, γ = 4</span>") == 2 * len(PARAMS.temperatures)
     assert text.count("No numbers: ") == 2
     assert "unknown price &#39;sold-by-nobody&#39;" in text
+
+
+def test_the_overview_gives_a_verdict_with_its_interval_exactness_and_failures(finished_run):
+    (finished_run / "exactness.json").write_text(json.dumps({"passed": True, "failures": []}))
+    rows = synthetic_rows(PARAMS)
+    rows.loc[:2, ["status", "error"]] = ["failed", "OutOfMemoryError"]
+    rows.to_parquet(finished_run / "results.parquet")
+    index_of(finished_run)
+    text = (finished_run.parent / "index.html").read_text(encoding="utf-8")
+    verdicts = re.findall(r'<td class="verdict"><b class="(\w*)">(\w+)</b>, [\d.]+× \(95 % interval', text)
+    assert [{"good": "Yes", "bad": "No", "": "Unclear"}[tone] == answer for tone, answer in verdicts] == [True, True]
+    assert '<td class="good">passed</td>' in text
+    assert f'<a href="{PARAMS.gpu}/index.html#troubles">3</a>' in text
+
+
+def test_the_contents_of_a_page_stand_after_its_title_and_before_its_text(tmp_path):
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Title\n\nFirst words.\n\n## Part")]), tmp_path / "a.ipynb")
+    text = render_page(tmp_path / "a.ipynb")
+    places = [text.index(part) for part in ("<h1>Title</h1>", "<nav", "First words.", "<h2")]
+    assert places == sorted(places)
+    assert text.count("Title</h1>") == 1
 
 
 def test_an_index_without_a_row_that_counts_says_so(finished_run, tmp_path):

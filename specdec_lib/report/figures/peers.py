@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,8 @@ from matplotlib.figure import Figure
 from specdec_lib.peers.lines import way_name
 from specdec_lib.report.captions.phrases import temperature_name
 from specdec_lib.report.figures.style import DARK, faceted, in_house_style, look_of
+
+WIDEST_NAME = 30  # characters of a line
 
 
 @in_house_style
@@ -22,7 +25,10 @@ def peers_figure(lines: pd.DataFrame) -> Figure:
     """
 
     def draw(axes: Axes, panel: pd.DataFrame) -> None:
-        names = [way_name(n.engine, n.method, n.draft_id, n.num_draft_tokens) for n in panel.itertuples()]
+        ways = [way_name(n.engine, n.method, n.draft_id, n.num_draft_tokens) for n in panel.itertuples()]
+        names = [
+            textwrap.fill(way.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), WIDEST_NAME) for way in ways
+        ]
         engine = (panel["engine"] != panel["engine"].shift()).cumsum()
         places = pd.Series(range(len(panel)), index=panel.index) + 0.5 * engine
         colors = [look_of(method)["color"] for method in panel["method"]]
@@ -33,14 +39,14 @@ def peers_figure(lines: pd.DataFrame) -> Figure:
         for place, end, tpot in zip(places, ends, panel["tpot_ms"], strict=True):
             beyond: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
             axes.annotate(f"{tpot:.1f}", (end, place), **beyond)
-        axes.set_yticks(places, names, fontsize=8)
+        axes.set_yticks(places, names, fontsize=7.5)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("time per output token (ms)")
         axes.set_xlim(0, 1.1 * lines[["tpot_ms", "tpot_ms_high"]].max(axis=None))
 
     title, most = "Time per token next to other engines", lines["temperature"].value_counts().max()
-    height = 0.6 + 0.24 * (0 if pd.isna(most) else most)
+    height = 0.6 + 0.3 * (0 if pd.isna(most) else most)
     return faceted(
-        lines, "temperature", title, draw, named=temperature_name, columns=1, width=8.2, height=height, sharey=False
+        lines, "temperature", title, draw, named=temperature_name, columns=1, width=7.2, height=height, sharey=False
     )
