@@ -12,8 +12,16 @@ from specdec_lib.study.table import SCHEMA
 
 PARAMS = study()
 ROWS = synthetic_rows(PARAMS)
-LINES = metrics.speedups(ROWS)
-HEADLINE = headline(ROWS, PARAMS)
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return metrics.speedups(ROWS)
+
+
+@pytest.fixture(scope="module")
+def headline_lines():
+    return headline(ROWS, PARAMS)
 
 
 def one(table, **where):
@@ -23,42 +31,42 @@ def one(table, **where):
     return table.iloc[0]
 
 
-def test_speedup_is_the_one_built_into_the_table():
+def test_speedup_is_the_one_built_into_the_table(headline_lines):
     """The synthetic machine: a step costs target + gamma (draft + verify); tokens per step come from the counters."""
-    line = one(HEADLINE, method="draft", temperature=0.0)
+    line = one(headline_lines, method="draft", temperature=0.0)
     expected = TARGET_MS * line.mean_acceptance_length / (TARGET_MS + 4 * (DRAFT_MS + VERIFY_MS))
     assert line.speedup == pytest.approx(expected, rel=0.04)
     assert line.speedup_low < line.speedup < line.speedup_high
     assert line.num_prompts == PARAMS.num_prompts
 
 
-def test_the_baseline_against_itself_is_one_without_interval():
-    line = one(HEADLINE, method="autoregressive", temperature=0.0)
+def test_the_baseline_against_itself_is_one_without_interval(headline_lines):
+    line = one(headline_lines, method="autoregressive", temperature=0.0)
     assert line.speedup == 1
     assert np.isnan(line.speedup_low)
     assert np.isnan(line.acceptance_rate)
     assert np.isnan(line.mean_acceptance_length)
 
 
-def test_slower_is_a_line_like_any_other():
-    assert one(HEADLINE, method="ngram", temperature=1.0).speedup < 1
+def test_slower_is_a_line_like_any_other(headline_lines):
+    assert one(headline_lines, method="ngram", temperature=1.0).speedup < 1
 
 
-def test_one_slow_repetition_moves_a_speedup_little():
+def test_one_slow_repetition_moves_a_speedup_little(headline_lines):
     """Median over repetitions first: of three, one may be ten times slower; a mean would fall below a half."""
     rows = ROWS.copy()
     disturbed = (rows["method"] == "draft") & (rows["repetition"] == 1)
     rows.loc[disturbed, "tpot_ms"] = rows.loc[disturbed, "tpot_ms"] * 10
-    before = HEADLINE
+    before = headline_lines
     after = headline(rows, PARAMS)
     assert (after["speedup"] / before["speedup"]).between(0.75, 1.0).all()
 
 
-def test_ratios_are_paired_by_prompt_and_not_means_of_rates():
+def test_ratios_are_paired_by_prompt_and_not_means_of_rates(lines):
     """One prompt group twice as slow for everyone changes no ratio."""
     rows = ROWS.copy()
     rows.loc[rows["prompt_group"] == 0, "tpot_ms"] *= 2
-    assert np.allclose(metrics.speedups(rows)["speedup"], LINES["speedup"])
+    assert np.allclose(metrics.speedups(rows)["speedup"], lines["speedup"])
 
 
 def test_tpot_divides_to_the_speedup():
@@ -71,25 +79,25 @@ def test_tpot_divides_to_the_speedup():
         assert np.allclose(baseline / setting["tpot_ms"], setting["speedup"])
 
 
-def test_rates_are_pooled_from_counters():
-    line = one(HEADLINE, method="draft", temperature=1.0)
+def test_rates_are_pooled_from_counters(headline_lines):
+    line = one(headline_lines, method="draft", temperature=1.0)
     assert line.acceptance_rate == line.accepted_tokens / line.tested_tokens
     assert line.draft_efficiency == line.accepted_tokens / line.drafted_tokens
     assert line.mean_acceptance_length == 1 + line.accepted_tokens / line.steps
 
 
-def test_lines_cover_the_whole_sweep():
-    axes = {axis: set(along(LINES, PARAMS, axis)[axis].dropna()) for axis in ("num_draft_tokens", "batch_size")}
+def test_lines_cover_the_whole_sweep(lines):
+    axes = {axis: set(along(lines, PARAMS, axis)[axis].dropna()) for axis in ("num_draft_tokens", "batch_size")}
     assert axes == {"num_draft_tokens": {1, 2, 4, 6}, "batch_size": {1, 2, 4}}
-    assert along(LINES, PARAMS, "prompt_tokens")["prompt_tokens"].isna().any()
-    assert set(along(LINES, PARAMS, "max_new_tokens")["max_new_tokens"]) == {48, 96}
+    assert along(lines, PARAMS, "prompt_tokens")["prompt_tokens"].isna().any()
+    assert set(along(lines, PARAMS, "max_new_tokens")["max_new_tokens"]) == {48, 96}
 
 
-def test_the_headline_is_fixed_by_the_params():
-    assert set(HEADLINE["engine"]) == {"specdec_lib"}
-    assert set(HEADLINE["num_draft_tokens"].dropna()) == {PARAMS.headline_num_draft_tokens}
-    assert len(HEADLINE) == 3 * len(PARAMS.temperatures)
-    pd.testing.assert_frame_equal(HEADLINE, at_headline(LINES, PARAMS))
+def test_the_headline_is_fixed_by_the_params(lines, headline_lines):
+    assert set(headline_lines["engine"]) == {"specdec_lib"}
+    assert set(headline_lines["num_draft_tokens"].dropna()) == {PARAMS.headline_num_draft_tokens}
+    assert len(headline_lines) == 3 * len(PARAMS.temperatures)
+    pd.testing.assert_frame_equal(headline_lines, at_headline(lines, PARAMS))
 
 
 def test_over_transformers_compares_our_baseline_and_our_methods():
