@@ -17,7 +17,6 @@ from specdec_lib.report import show
 from specdec_lib.report.captions import cost as cost_findings
 from specdec_lib.report.captions import phrases
 from specdec_lib.report.captions import sweep as findings
-from specdec_lib.report.figures import comparison as gpu_plots
 from specdec_lib.report.figures import cost as cost_plots
 from specdec_lib.report.figures import steps as step_plots
 from specdec_lib.report.figures import sweep as plots
@@ -56,7 +55,6 @@ class Page:
             "waterfall": lambda: step_plots.waterfall_figure(few),
             "cost": lambda: cost_plots.cost_figure(at_headline, PRICE),
             "latency against cost": lambda: cost_plots.pareto_figure(front, PRICE),
-            "crossover": lambda: gpu_plots.crossover_figure(crossovers),
         }
         self.findings = {
             "speedup by gamma": lambda: findings.finding_speedup(by_gamma, "num_draft_tokens"),

@@ -39,7 +39,9 @@ CUT = {
     "num_draft_tokens": [1, 2], "headline_num_draft_tokens": 2, "batch_sizes": [1, 2], "prompt_tokens": [0, 64],
     "max_new_tokens": [6], "num_prompts": 1, "repetitions": 1, "correctness_samples": 40,
 }  # fmt: skip
-ONE_POINT = {"num_draft_tokens": [2], "batch_sizes": [2], "prompt_tokens": [0]}  # the axes are the first study's
+ONE_POINT = {  # axes and all methods are the first study's
+    "num_draft_tokens": [2], "batch_sizes": [2], "prompt_tokens": [0], "methods": ["draft", "ngram"],
+}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500000.0}
 LLAMA3 |= {"original_max_position_embeddings": 64}  # 8,192 in full size
 FAMILY = {  # what config.json on the hub says beside the geometry
