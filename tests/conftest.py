@@ -30,3 +30,15 @@ def recorder(monkeypatch):
     monkeypatch.setattr(captured_loop, "why_not_captured", lambda target: getattr(target.kept, "failure", None))
     monkeypatch.setattr(captured_loop, "BUCKET", 8)
     return recorder
+
+
+def pytest_configure(config):
+    """Processes take files in the order below; xdist would begin with those of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that at the end no process works alone on one of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -8,7 +8,10 @@ from synthetic_rows import study, synthetic_rows
 from specdec_lib.analysis import cost, headline, metrics
 from specdec_lib.hardware.catalog import usd_per_million_tokens
 
-LINES = metrics.speedups(synthetic_rows())
+
+@pytest.fixture(scope="module")
+def lines():
+    return metrics.speedups(synthetic_rows())
 
 
 def test_a_thousand_tokens_per_second_at_3_dollars_60_an_hour():
@@ -32,8 +35,8 @@ def test_at_the_break_even_ratio_both_cost_the_same():
     assert dearer.loc[("draft", 0.0), "usd_per_million_tokens"] == pytest.approx(baseline)
 
 
-def test_break_even_does_not_depend_on_the_price():
-    cheap, dear = cost.cost_table(LINES, 0.1), cost.cost_table(LINES, 10)
+def test_break_even_does_not_depend_on_the_price(lines):
+    cheap, dear = cost.cost_table(lines, 0.1), cost.cost_table(lines, 10)
     assert np.allclose(cheap["break_even_price_ratio"], dear["break_even_price_ratio"])
     assert np.allclose(100 * cheap["usd_per_million_tokens"], dear["usd_per_million_tokens"])
 

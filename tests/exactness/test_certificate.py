@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from quick_kernel import few
 
 from specdec_lib.config import load_params
 from specdec_lib.exactness import certificate as data
 from specdec_lib.exactness import certify as measuring
+from specdec_lib.exactness import mutant_battery
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.report.captions import exactness as captions
 from specdec_lib.report.tables import exactness as tables
@@ -27,8 +29,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def certificate(params, folder):
-    """A small one of the toy pair. A sound sampler fails with a chance of at most 1e-6; seeds are fixed."""
+    """A small one of the toy pair. A sound sampler fails with a chance of at most 1e-6; seeds are fixed.
+
+    All mutants are put to all levels in `test_mutants`.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mutant_battery, "systems", few(mutant_battery.systems))
         small = replace(measuring.QUICK, toy=500, mutants=500, tiny=20, settings=[(1, measuring.FILTERS[0])])
         patch.setattr(measuring, "QUICK", small)
         return data.certify_or_read(params, folder)

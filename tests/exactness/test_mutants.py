@@ -5,6 +5,8 @@ import pytest
 from specdec_lib.exactness.certificate import SOUND
 from specdec_lib.exactness.mutant_battery import mutant_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def table():

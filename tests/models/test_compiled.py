@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_llama
 from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-from transformers import LlamaForCausalLM, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from specdec_lib import NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
 from specdec_lib.models.engines import inductor as compiled
@@ -19,8 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the com
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 3, 1]), torch.tensor([2, 7, 1, 8])]
 
 
-def tiny(kind=Qwen3ForCausalLM) -> LanguageModel:
-    return LanguageModel(tiny_llama(kind=kind, head_dim=16, tie_word_embeddings=False), "tiny", feature_layers=(0, 1))
+def tiny() -> LanguageModel:
+    body = tiny_llama(kind=Qwen3ForCausalLM, head_dim=16, tie_word_embeddings=False)
+    return LanguageModel(body, "tiny", feature_layers=(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +56,14 @@ def test_compiled_layers_give_the_same_tokens_in_float32(qwen, compiled_qwen, sp
 
 
 @pytest.mark.slow
-def test_one_compiled_layer_serves_all_layers_lengths_and_capacities():
-    """A Llama's three layers are one; only sizes of one, and a context that fills the cache, make variants."""
-    model, plain = tiny(LlamaForCausalLM), tiny(LlamaForCausalLM)
-    model.compile()
+def test_one_compiled_layer_serves_all_layers_lengths_and_capacities(qwen, compiled_qwen):
+    """Three layers are one; only sizes of one, and a context that fills the cache, make variants."""
     before = counters["stats"]["unique_graphs"]
     for count, (batch, tokens, capacity) in enumerate([(2, 5, 80), (3, 9, 200), (2, 70, 130), (4, 2, 300), (2, 7, 8)]):
         ids = torch.randint(96, (batch, tokens), generator=torch.Generator().manual_seed(count))
-        steps = [each.forward(ids, each.new_cache(batch, capacity)) for each in (plain, model)]
+        steps = [each.forward(ids, each.new_cache(batch, capacity)) for each in (qwen, compiled_qwen)]
         assert torch.allclose(steps[0].features, steps[1].features, atol=1e-4)
-    assert (model.engine, model.why_not_compiled) == ("inductor", None)
+    assert (compiled_qwen.engine, compiled_qwen.why_not_compiled) == ("inductor", None)
     assert counters["stats"]["unique_graphs"] <= before + 2
 
 

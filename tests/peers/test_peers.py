@@ -38,15 +38,15 @@ def small_world():
 @pytest.fixture(scope="module")
 def rows(params, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs") / params.gpu
-    run_peers(params, folder, num_prompts=5, new_tokens=8, repetitions=2)
+    run_peers(params, folder, num_prompts=2, new_tokens=6, repetitions=2)
     return read_peers(folder)
 
 
 def test_every_engine_runs_on_every_prompt_and_counts_the_same(rows):
     assert (rows["status"] == "ok").all()
-    assert (rows["new_tokens"] == 8).all()
+    assert (rows["new_tokens"] == 6).all()
     calls = rows.groupby([*peers.WAY, "temperature"], dropna=False).size()
-    assert set(calls) == {5 * 2}
+    assert set(calls) == {2 * 2}
     assert {(engine, method) for engine, method, *_ in calls.index} == {
         *(("specdec_lib", method) for method in ("autoregressive", "ngram", "draft", "composite")),
         *(("transformers", method) for method in ("autoregressive", "ngram", "draft")),
@@ -67,7 +67,7 @@ def test_a_run_can_be_read_as_tables_and_sentences(rows):
     said = peers.finding_peers(lines)
     assert said.startswith("At T = 0 the fastest is ")
     assert said.count("; the next engine is ") == 2  # temperatures
-    assert "5 prompts of the set" in peers.finding_setting(rows)
+    assert "2 prompts of the set" in peers.finding_setting(rows)
 
 
 def test_the_embedded_draft_is_lent_to_others_as_the_very_same_model(tmp_path):
@@ -105,7 +105,7 @@ def test_a_run_without_one_success_has_no_lines():
 
 def test_a_run_that_is_ended_leaves_what_came_before(params, tmp_path, monkeypatch):
     """By hand at the second prompt; what an earlier run had left in the same place is gone by then."""
-    run_peers(params, tmp_path, num_prompts=3, new_tokens=4, repetitions=1)
+    run_peers(params, tmp_path, num_prompts=2, new_tokens=4, repetitions=1)
     real = peer_ways.autoregressive_decode
 
     def decode(target, prompts, **options):
@@ -115,7 +115,7 @@ def test_a_run_that_is_ended_leaves_what_came_before(params, tmp_path, monkeypat
 
     monkeypatch.setattr(peer_ways, "autoregressive_decode", decode)
     with pytest.raises(KeyboardInterrupt):
-        run_peers(params, tmp_path, num_prompts=3, new_tokens=4, repetitions=1)
+        run_peers(params, tmp_path, num_prompts=2, new_tokens=4, repetitions=1)
     rows = read_peers(tmp_path)
     assert rows["prompt_tokens"].eq(3).all()
     assert rows.groupby("temperature").size().tolist() == [10, 10]

@@ -1,6 +1,5 @@
 """The command line: one line for a mistake, before anything is loaded."""
 
-import json
 import re
 from argparse import Namespace
 
@@ -11,7 +10,6 @@ from checkpoints import write_checkpoint
 from specdec_lib import __main__ as cli
 from specdec_lib.cli import commands
 from specdec_lib.config import load_params
-from specdec_lib.study.sweep import run_sweep_here
 
 
 def test_an_unknown_gpu_name_is_one_line_and_exit_code_2(capsys):
@@ -102,21 +100,3 @@ def test_an_error_that_nobody_expected_is_one_line_unless_the_traceback_is_asked
     for arguments in (["params", "--gpu", "smoke", "--debug"], ["--debug", "params", "--gpu", "smoke"]):
         assert cli.main(arguments) == 1
         assert "Traceback" in capsys.readouterr().err
-
-
-def test_the_smoke_study_runs_from_papermill_to_html_and_is_kept(tmp_path, capfd):
-    """The whole of make run GPU=smoke: three notebooks, three reports, an index; measured once only."""
-    arguments = ["run", "--gpu", "smoke", "--outputs", str(tmp_path)]
-    assert cli.main(arguments) == 0
-    folder = tmp_path / "smoke"
-    reports = sorted(path.name for path in (folder / "reports").glob("*.html"))
-    assert reports == ["01_correctness.html", "02_latency_sweep.html", "03_cost_analysis.html"]
-    index = (folder / "index.html").read_text(encoding="utf-8")
-    assert all(f"reports/{name}" in index for name in reports)
-    assert 'href="smoke/index.html"' in (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "specdec-transcript" in (folder / "reports" / "02_latency_sweep.html").read_text(encoding="utf-8")
-    assert "tests of sampled output; a bias above" in index
-    assert json.loads((folder / "exactness.json").read_text(encoding="utf-8"))["passed"]
-    assert f"report: {folder / 'index.html'}" in capfd.readouterr().out
-    run_sweep_here(load_params("smoke"), folder)
-    assert ", 0 to run" in capfd.readouterr().out

@@ -20,7 +20,6 @@ from specdec_lib.report.captions import cost as cost_findings
 from specdec_lib.report.captions import drift as drift_findings
 from specdec_lib.report.captions import phrases
 from specdec_lib.report.captions import sweep as findings
-from specdec_lib.report.figures import comparison as gpu_plots
 from specdec_lib.report.figures import cost as cost_plots
 from specdec_lib.report.figures import drift as drift_plots
 from specdec_lib.report.figures import steps as step_plots
@@ -62,7 +61,6 @@ class Page:
             "waterfall": lambda: step_plots.waterfall_figure(few),
             "cost": lambda: cost_plots.cost_figure(at_headline, PRICE),
             "latency against cost": lambda: cost_plots.pareto_figure(front, PRICE),
-            "crossover": lambda: gpu_plots.crossover_figure(crossovers),
             "throughput against latency": lambda: tradeoff_plots.tradeoff_figure(tradeoff),
             "baseline over the run": lambda: drift_plots.drift_figure(calls),
         }
@@ -91,49 +89,11 @@ class Page:
 
 
 ROWS = synthetic_rows(PARAMS)
-PAGE = Page(ROWS)
 
 
-def without_tests(rows):
-    """The method "ngram" proposed nothing, so that none of its drafts was tested."""
-    rows = rows.copy()
-    silent = rows["method"] == "ngram"
-    rows.loc[silent, ["drafted_tokens", "tested_tokens", "accepted_tokens"]] = 0
-    rows.loc[silent, ["acceptance_rate", "draft_efficiency"]] = None
-    for name in ("tested_by_position", "accepted_by_position"):
-        rows[name] = [[0] * len(v) if m == "ngram" else v for v, m in zip(rows[name], rows["method"], strict=True)]
-    return rows
-
-
-def unregistered(rows):
-    return rows.assign(method=rows["method"].replace("ngram", "a method of an old run"))
-
-
-SMALL = study(num_draft_tokens=[4], batch_sizes=[1, 2], prompt_tokens=[0], max_new_tokens=[48], repetitions=1)
-FEW = synthetic_rows(SMALL)
-BARE = {  # rows that lack something
-    "no rows": lambda: Page(FEW.iloc[:0], costs=step_costs().iloc[:0]),
-    "all failed": lambda: Page(FEW.assign(status="failed", error="OutOfMemoryError")),
-    "no baseline": lambda: Page(FEW[FEW["method"] != "autoregressive"]),
-    "baseline only": lambda: Page(FEW[FEW["method"] == "autoregressive"]),
-    "no costs of a step": lambda: Page(FEW, costs=step_costs().iloc[:0]),
-    "drafts that were never tested": lambda: Page(without_tests(FEW)),
-    "one prompt": lambda: Page(FEW[FEW["prompt_group"] == 0]),
-    "no steps": lambda: Page(FEW.assign(step_ms=None, step_tokens=None)),
-    "a method that is not registered": lambda: Page(unregistered(FEW)),
-}
-
-
-@pytest.mark.parametrize("lack", BARE)
-def test_every_figure_table_and_caption_takes_an_empty_or_missing_series(lack):
-    page = BARE[lack]()
-    for figure in page.figures.values():
-        figure().canvas.draw()
-    for text in page.findings.values():
-        assert text().endswith(".")
-        assert "nan" not in text()
-    for table in page.tables.values():
-        assert isinstance(table(), pd.DataFrame)
+@pytest.fixture(scope="module")
+def page():
+    return Page(ROWS)
 
 
 def test_a_method_registered_from_outside_has_its_label_colour_and_costs_everywhere():
@@ -151,35 +111,35 @@ def test_a_method_registered_from_outside_has_its_label_colour_and_costs_everywh
         del METHODS["toy"]
 
 
-@pytest.mark.parametrize("name", PAGE.figures)
-def test_every_figure_has_a_title_with_its_evidence_and_labelled_axes(name):
-    figure = PAGE.figures[name]()
-    assert isinstance(figure, Figure)
-    assert "measured)" in figure.get_suptitle() or name == "speedup by gamma"
-    assert all(axes.get_xlabel() for axes in figure.axes)
-    assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
-    assert to_hex(figure.get_facecolor()) == "#ffffff"
-    figure.canvas.draw()
+def test_every_figure_has_a_title_with_its_evidence_and_labelled_axes(page):
+    for name, make in page.figures.items():
+        figure = make()
+        assert isinstance(figure, Figure), name
+        assert "measured)" in figure.get_suptitle() or name == "speedup by gamma"
+        assert all(axes.get_xlabel() for axes in figure.axes), name
+        assert figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels(), name
+        assert to_hex(figure.get_facecolor()) == "#ffffff", name
+        figure.canvas.draw()
 
 
-def test_a_figure_leaves_the_global_style_alone():
+def test_a_figure_leaves_the_global_style_alone(page):
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    PAGE.figures["cost"]()
+    page.figures["cost"]()
     assert dict(mpl.rcParams) == before
 
 
-def test_speedups_below_one_are_drawn():
-    figure = PAGE.figures["speedup by gamma"]()
+def test_speedups_below_one_are_drawn(page):
+    figure = page.figures["speedup by gamma"]()
     lowest = min(line.get_ydata().min() for axes in figure.axes for line in axes.lines if len(line.get_ydata()) == 4)
     assert lowest < 1
     assert figure.axes[0].get_ylim()[0] < lowest
 
 
-def test_findings_name_the_numbers_of_their_table():
-    best = headline.every_gamma(PAGE.lines, PARAMS)["speedup"].max()
-    assert f"{best:.2f}×" in PAGE.findings["speedup by gamma"]()
+def test_findings_name_the_numbers_of_their_table(page):
+    best = headline.every_gamma(page.lines, PARAMS)["speedup"].max()
+    assert f"{best:.2f}×" in page.findings["speedup by gamma"]()
 
 
 def test_a_speedup_over_too_few_prompts_has_no_interval():
@@ -187,24 +147,24 @@ def test_a_speedup_over_too_few_prompts_has_no_interval():
     assert phrases.with_interval(line) == "1.23× (no interval)"
 
 
-@pytest.mark.parametrize("name", PAGE.findings)
-def test_findings_are_finished_sentences(name):
-    text = PAGE.findings[name]()
-    assert text.endswith(".")
-    assert "nan" not in text
-    assert "<NA>" not in text
+def test_findings_are_finished_sentences(page):
+    for finding in page.findings.values():
+        text = finding()
+        assert text.endswith("."), text
+        assert "nan" not in text
+        assert "<NA>" not in text
 
 
-def test_tables_show_undefined_as_a_dash_and_gamma_as_an_integer():
-    table = tables.speedup_table(PAGE.headline)
+def test_tables_show_undefined_as_a_dash_and_gamma_as_an_integer(page):
+    table = tables.speedup_table(page.headline)
     baseline = table[table["method"] == "autoregressive"].iloc[0]
     assert baseline["acceptance rate"] == UNDEFINED
     assert baseline["γ"] == UNDEFINED
     assert set(table["evidence"]) == {"measured"}
     assert "4" in set(table["γ"])
     assert set(table["prompt"]) == {"natural"}
-    assert "peak memory of the process (MiB)" in tables.latency_table(PAGE.headline)
-    assert "break-even price ratio" in tables.cost_columns(PAGE.costs)
+    assert "peak memory of the process (MiB)" in tables.latency_table(page.headline)
+    assert "break-even price ratio" in tables.cost_columns(page.costs)
 
 
 def test_rows_that_failed_were_skipped_or_throttled_are_listed_with_their_reason():

@@ -18,10 +18,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from synthetic_rows import study
 
-from specdec_lib.report.index import run_page
 from specdec_lib.report.notebooks import NOTEBOOKS
 from specdec_lib.report.pages import STUDY
 from specdec_lib.report.render import clean, markdown_to_html, render_page
+from specdec_lib.report.run_page import run_page
 from specdec_lib.report.show import table_html
 from specdec_lib.report.transcript import transcript_html
 

@@ -169,7 +169,7 @@ def test_the_overview_gives_a_verdict_with_its_interval_exactness_and_failures(f
     rows.to_parquet(finished_run / "results.parquet")
     index_of(finished_run)
     text = (finished_run.parent / "index.html").read_text(encoding="utf-8")
-    verdicts = re.findall(r'<td class="verdict"><b class="(\w*)">(\w+)</b>, [\d.]+× \(95 % interval', text)
+    verdicts = re.findall(r'<td class="verdict"><b class="(\w*)">(\w+)</b>, [\d.]+× \([\d.]+ to', text)
     assert [{"good": "Yes", "bad": "No", "": "Unclear"}[tone] == answer for tone, answer in verdicts] == [True, True]
     assert '<td class="good">passed</td>' in text
     assert f'<a href="{PARAMS.gpu}/index.html#troubles">3</a>' in text

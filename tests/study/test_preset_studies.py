@@ -9,10 +9,10 @@ are captured (`recording_process`).
 import functools
 import json
 
-import papermill
 import pytest
 import torch
 import transformers
+from quick_kernel import kernels
 from recording_process import command
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -39,6 +39,9 @@ ROWS = {"qwen3-8b": (320, 320), "qwen3-32b": (320, 320), "qwen3-32b-1.7b": (320,
 CUT = {
     "num_draft_tokens": [1, 2], "headline_num_draft_tokens": 2, "batch_sizes": [1, 2], "prompt_tokens": [0, 64],
     "max_new_tokens": [6], "num_prompts": 1, "repetitions": 1, "correctness_samples": 40,
+}  # fmt: skip
+ONE_POINT = {  # axes and all methods are the first study's
+    "num_draft_tokens": [2], "batch_sizes": [2], "prompt_tokens": [0], "methods": ["draft", "ngram"],
 }  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 500000.0}
 LLAMA3 |= {"original_max_position_embeddings": 64}  # 8,192 in full size
@@ -126,23 +129,35 @@ def test_every_preset_decodes_exactly_with_captured_steps(preset, tmp_path, reco
         assert assisted[0].tolist() == expected[0].tolist()
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    """Notebooks run in kernels that capture steps, and so do the sweeps in them."""
-    kernel = {"argv": [*command("kernel"), "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
-    monkeypatch.setattr("ipykernel.kernelspec.get_kernel_dict", lambda: kernel)
-    patient = functools.partial(papermill.execute_notebook, start_timeout=600)  # a kernel imports all before it answers
-    monkeypatch.setattr(papermill, "execute_notebook", patient)
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def study(outputs):
+    """Runs the study of a GPU once, and returns its folder and params.
+
+    Notebooks run in kernels that capture steps, and so do the sweeps in them.
+    """
+
+    @functools.cache
+    def run(gpu):
+        target, draft = write_pair(outputs.parent, dict(STUDIES)[gpu])
+        here = {"device": "cpu", "device_name": "", "pair": CUSTOM_PAIR, "target": target, "draft": draft}
+        params = load_params(gpu, here | CUT | (ONE_POINT if gpu != STUDIES[0][0] else {}))
+        check_study(params)
+        return make_reports(params, outputs).parent, params
+
+    with pytest.MonkeyPatch.context() as patch:
+        kernels(patch, command("kernel"))
+        yield run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("gpu", "preset"), STUDIES)
-def test_a_whole_study_and_its_comparison(gpu, preset, tmp_path, recorded):
-    target, draft = write_pair(tmp_path, preset)
-    here = {"device": "cpu", "device_name": "", "pair": CUSTOM_PAIR, "target": target, "draft": draft}
-    params, outputs = load_params(gpu, here | CUT), tmp_path / "outputs"
-    check_study(params)
-    folder = make_reports(params, outputs).parent
+@pytest.mark.parametrize("gpu", dict(STUDIES))
+def test_a_whole_study(gpu, study):
+    folder, params = study(gpu)
     assert {page.stem for page in (folder / "reports").glob("*.html")} == set(STUDY)
 
     rows = read_results(folder)
@@ -163,6 +178,10 @@ def test_a_whole_study_and_its_comparison(gpu, preset, tmp_path, recorded):
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     assert environment["engine"]["graphs"].startswith("captured")
 
+
+@pytest.mark.slow
+def test_the_studies_are_compared(study, outputs):
+    gpus = [study(gpu)[1].gpu for gpu in dict(STUDIES)]
     page = make_comparison(outputs)
     assert page.stem == COMPARISON
-    assert f"{gpu} on " in page.read_text(encoding="utf-8")
+    assert all(f"{gpu} on " in page.read_text(encoding="utf-8") for gpu in gpus)

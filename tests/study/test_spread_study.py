@@ -9,7 +9,7 @@ from specdec_lib.cli import commands
 from specdec_lib.config import load_params
 from specdec_lib.hardware.catalog import price
 from specdec_lib.report.captions.cost import price_note
-from specdec_lib.report.index import why_no_certificate
+from specdec_lib.report.run_page import why_no_certificate
 from specdec_lib.study.workers.cluster import Device
 
 

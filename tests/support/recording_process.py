@@ -6,15 +6,14 @@ Models run as Hugging Face wrote them, without the kernels of a CPU, and their s
 
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+from quick_kernel import run_kernel
 from quick_worker import hurry
 from recorded_steps import Recorder
 
 from specdec_lib.decoding import captured_loop
-from specdec_lib.exactness import certify, mutant_battery
-from specdec_lib.exactness.certificate import SOUND
+from specdec_lib.exactness import certify
 from specdec_lib.machine import step_costs, stopwatch
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.study import machine_measurement
@@ -32,22 +31,10 @@ def record():
     KernelEngine.can_compute = staticmethod(lambda body: False)
 
 
-def cut_certificate():
-    """Few samples, and little of what does not depend on the pair: that has tests of its own."""
-    effort = certify.QUICK
-    certify.STANDARD = replace(effort, toy=1000, tiny=10, engines=("eager",), settings=effort.settings[:1])
-    certify.FILTERS = certify.FILTERS[:2]
-    systems, sampler, agreement = mutant_battery.systems, certify.engine_sampler, certify.greedy_agreement
-    mutant_battery.systems = lambda pair: few(systems(pair))
+def small_batches():
+    """A step of the certificate is recorded operator by operator, which takes as much memory as the step."""
+    sampler = certify.engine_sampler
     certify.engine_sampler = lambda *args, **more: sampler(*args, **more | {"batch_size": 96})
-    fewer = {"num_draft_tokens": (2,), "max_new_tokens": 8}
-    certify.greedy_agreement = lambda *args, **more: agreement(*args, **more | fewer)
-
-
-def few(systems):
-    """The sound sampler and two mutants."""
-    mutants = [name for name in systems if name != SOUND]
-    return {name: systems[name] for name in (SOUND, *mutants[:2])}
 
 
 def command(kind):
@@ -62,8 +49,6 @@ if __name__ == "__main__":
     record()
     if kind == "worker":
         sys.exit(worker.main(sys.argv[1:]))
-    from ipykernel import kernelapp
-
     run_sweep.__kwdefaults__["command"] = command("worker")
-    cut_certificate()
-    kernelapp.launch_new_instance()
+    small_batches()
+    run_kernel()

@@ -25,6 +25,7 @@ STUDY = {  # what differs from the defaults
     "correctness_samples": 100,
 }
 ACCEPTANCE = {("draft", 0.0): 0.68, ("draft", 1.0): 0.55, ("ngram", 0.0): 0.30, ("ngram", 1.0): 0.12}
+MADE: dict[str, pd.DataFrame] = {}
 TARGET_MS, DRAFT_MS, VERIFY_MS = 20.0, 2.5, 1.2  # a step of the target, a drafted token, each further verified token
 
 
@@ -34,8 +35,15 @@ def study(**changes: object) -> StudyParams:
 
 
 def synthetic_rows(params: StudyParams | None = None) -> pd.DataFrame:
-    """The whole table of `params`; deterministic."""
+    """The whole table of `params`; deterministic, and made once in a process."""
     params = params or study()
+    key = params.model_dump_json()
+    if key not in MADE:
+        MADE[key] = _made_up(params)
+    return MADE[key].copy()
+
+
+def _made_up(params: StudyParams) -> pd.DataFrame:
     rng = np.random.default_rng(7)
     rows = []
     for temperature, (batch, prompt, length), group, repetition in _settings(params):

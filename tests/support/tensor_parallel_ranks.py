@@ -22,7 +22,7 @@ PROMPTS = [torch.tensor([3, 4, 5, 6, 7]), torch.tensor([8, 9])]
 
 def decode(pair, temperature):
     """Tokens of the baseline and of both ways of speculating; at temperature 0 of transformers.generate as well."""
-    same = {"max_new_tokens": 24, "sampling": SamplingConfig(temperature=temperature)}
+    same = {"max_new_tokens": 10, "sampling": SamplingConfig(temperature=temperature)}
 
     def generator():
         return torch.Generator(pair.target.device).manual_seed(7)
