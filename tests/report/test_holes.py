@@ -40,6 +40,7 @@ PARTS = {  # what views are made of, and so need not be asked for alone
     "figures.heatmap",
     "captions.phrases",
     "captions.verdict",
+    "figures.labels",
     "tables.readable",
 }
 COUNTS = pd.DataFrame({"sampler": ["one"] * 2, "observed": [9, 40], "expected": [10.0, 39.0]})  # not published
