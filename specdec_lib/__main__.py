@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from specdec_lib.cli import drafts, peers, study
+from specdec_lib.cli import peers, study
 
 COMMANDS = (
     study.run,
@@ -21,8 +21,7 @@ COMMANDS = (
     study.gpu_check,
     peers.bench_peers,
     peers.peers,
-    drafts.draft,
-    drafts.draft_export,
+    study.draft,
 )
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 

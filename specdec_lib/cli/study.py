@@ -1,10 +1,12 @@
-"""The commands of a study, from its params to its published pages."""
+"""The commands of a study, from its params to its published pages, and the one that makes the shipped drafts."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+
+import yaml
 
 from specdec_lib.cli.commands import (
     OUTPUTS,
@@ -16,11 +18,13 @@ from specdec_lib.cli.commands import (
     check_one_process,
     check_study,
     command,
+    folder,
     option,
     run_folder,
     study_name,
     study_params,
 )
+from specdec_lib.config import StudyParams
 
 
 @command(
@@ -72,10 +76,25 @@ def params(options: Options) -> int:
 
     The output is a YAML file that holds every key with its meaning. Keys that differ from the default are marked.
     """
-    from specdec_lib.cli.params import explained
-
     print(explained(study_params(options)))
     return 0
+
+
+def explained(params: StudyParams) -> str:
+    """A YAML file that holds every key with its meaning; as a params file it gives the same study."""
+    lines = [f"# All keys of {params.gpu}. A line with <- differs from the default."]
+    for key, field in StudyParams.model_fields.items():
+        value = getattr(params, key)
+        same = field.is_required() or value == field.default
+        lines += [
+            f"# {field.description}",
+            f"{key}: {_yaml(value)}{'' if same else f'  # <- default: {_yaml(field.default)}'}",
+        ]
+    return "\n".join(lines)
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
 
 
 @command(*STUDY, option("--thorough", action="store_true", help="ten times the samples and more: hours, not minutes"))
@@ -170,7 +189,6 @@ def compare(options: Options) -> int:
 @command(
     option("cell_id", metavar="CELL_ID", help="of a row of results.parquet"),
     option("--gpu", metavar="NAME_OR_PATH", help=f"{RUN_HELP} (default: whichever holds the cell)"),
-    option("--alone", action="store_true", help="decode each row of its batch by itself"),
     OUTPUTS,
     example="0123456789abcdef --gpu cpu",
 )
@@ -182,6 +200,22 @@ def rerun(options: Options) -> int:
     from specdec_lib.study.rerun import find_run, rerun
 
     folder = run_folder(options) if options.gpu else find_run(options.outputs, options.cell_id)
-    found = rerun(folder, options.cell_id, alone=options.alone)
+    found = rerun(folder, options.cell_id)
     print(found.sentence())
     return 1 if found.different else 0
+
+
+@command(folder("--workdir", Path("outputs/draft"), "where corpus and drafts go, several GB"))
+def draft(options: Options) -> int:
+    """Distil the shipped drafts from nothing, in a few hours on 2 cores.
+
+    The embedded target writes a corpus, and both drafts are trained on it. An interrupted run goes on where it stopped.
+    """
+    import logging
+
+    from specdec_lib.distill.make import FEATURE_LAYERS, make_drafts
+    from specdec_lib.models.pair import load_embedded_target
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    make_drafts(options.workdir, *load_embedded_target(feature_layers=FEATURE_LAYERS))
+    return 0

@@ -5,7 +5,7 @@ import sys
 import pytest
 import yaml
 
-from specdec_lib.cli.params import explained
+from specdec_lib.cli.study import explained
 from specdec_lib.config import (
     PARAMS_FOLDER,
     StudyParams,
