@@ -64,7 +64,13 @@ def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> 
     Args:
         thorough: ten times the samples of the pair, and more of everything else: hours instead of minutes.
     """
-    effort = THOROUGH if thorough else QUICK if params.pair == TOY else STANDARD
+    certificate = measure(params, THOROUGH if thorough else QUICK if params.pair == TOY else STANDARD)
+    write_certificate(certificate, folder)
+    return certificate
+
+
+def measure(params: StudyParams, effort: Effort) -> Certificate:
+    """Run all levels for a study."""
     with _level("enumeration of every path"):
         enumeration = enumeration_table(
             params.methods, params.verification, params.device, effort.engines, effort.settings
@@ -77,13 +83,11 @@ def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> 
     with _level("joint law of sampled tokens"):
         tests, cells = _joint_law(params, pairs, effort)
     with _level("greedy output"):
-        greedy, divergences = _greedy(params, pairs)
+        agreement, divergences = greedy(params, pairs)
     with _level("transformers' assisted generation"):
         subjects = _subjects(params, effort.tiny)
     facts = describe_environment(params)
-    certificate = Certificate(enumeration, tests, cells, mutants, greedy, divergences, subjects, facts)
-    write_certificate(certificate, folder)
-    return certificate
+    return Certificate(enumeration, tests, cells, mutants, agreement, divergences, subjects, facts)
 
 
 def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -126,7 +130,7 @@ def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[
     return decide(pd.concat(tests, ignore_index=True)), pd.concat(cells, ignore_index=True)
 
 
-def _greedy(params: StudyParams, pairs: list[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def greedy(params: StudyParams, pairs: list[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Greedy agreement of each precision of the pair."""
     tables, divergences = [], []
     for pair in pairs:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from specdec_lib.machine.calibration_file import Calibration
 from specdec_lib.machine.environment import device_name
 from specdec_lib.machine.files import now
-from specdec_lib.machine.stopwatch import Rounds, Stopwatch, Timer
+from specdec_lib.machine.stopwatch import Stopwatch, Timer
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.engines import kernels
@@ -40,35 +40,23 @@ Multiply = Callable[..., torch.Tensor]  # [R, K] and a weight to [R, N]
 Key = tuple[str, int, int]  # a piece: ("target", rows, 0), ("draft", rows, 0), ("pass", tokens, context), ...
 
 
-def calibration_in_rounds(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Rounds[Calibration]:
-    """Measure the machine that a pair lives on, with the target's weights as the matrices, in seven rounds.
+@torch.inference_mode()
+def calibrate(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
+    """Measure the machine that a pair lives on, with the target's weights as the matrices.
 
-    A round times every piece, in an order of its own. Its tensors are made anew, except where they are captured.
+    Every piece is timed seven times, each time in another order.
 
     Args:
         rows: token counts to multiply with.
     """
     seen: dict[Key, list[float]] = defaultdict(list)
-
-    @torch.inference_mode()
-    def measure(repeats: range) -> None:
-        timers = _timers(pair, watch, rows)
-        for repeat in repeats:
-            for name in random.Random(repeat).sample(list(timers), len(timers)):
-                for _ in range(WARM_UP):
-                    timers[name]()
-                seen[name].append(statistics.median(timers[name]() for _ in range(TIMED)))
-
-    def result() -> Calibration:
-        means = {name: statistics.geometric_mean(spent) for name, spent in seen.items()}  # as times of rows
-        return _calibration(pair, means, rows, replayed=watch.graphs is not None)
-
-    each = REPEATS if watch.graphs is not None else 1
-    return Rounds([partial(measure, range(n, n + each)) for n in range(0, REPEATS, each)], result)
-
-
-@torch.inference_mode()
-def _calibration(pair: Pair, seconds: dict[Key, float], rows: Sequence[int], *, replayed: bool) -> Calibration:
+    timers = _timers(pair, watch, rows)
+    for repeat in range(REPEATS):
+        for name in random.Random(repeat).sample(list(timers), len(timers)):
+            for _ in range(WARM_UP):
+                timers[name]()
+            seen[name].append(statistics.median(timers[name]() for _ in range(TIMED)))
+    seconds = {name: statistics.geometric_mean(spent) for name, spent in seen.items()}  # as times of rows
     target, of_draft = pair.target, draft_weights(pair.draft)
     passes = {(key[1], key[2]): spent for key, spent in seconds.items() if key[0] == "pass"}
 
@@ -91,7 +79,7 @@ def _calibration(pair: Pair, seconds: dict[Key, float], rows: Sequence[int], *, 
         draft_seconds_per_weight=per_weight("draft", of_draft),
         # Factors of 8-bit weights are not counted: there is one in a row.
         draft_bytes_per_weight=sum(each[0].nbytes for each in of_draft) / sum(each[0].numel() for each in of_draft),
-        replayed=replayed,
+        replayed=watch.graphs is not None,
         **attention_rates(target, passes),
     )
 

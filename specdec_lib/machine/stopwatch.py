@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 
@@ -13,16 +11,7 @@ from specdec_lib.decoding.captured_loop import CudaGraphs
 
 REPLAYS = 5  # one after another, as in a sweep, where the device never waits for the host
 
-T = TypeVar("T")
 Timer = Callable[[], float]  # runs a piece, and returns its seconds
-
-
-@dataclass(frozen=True)
-class Rounds(Generic[T]):
-    """A measurement in rounds of seconds, between which other work may run; then there is a result."""
-
-    rounds: list[Callable[[], None]]
-    result: Callable[[], T]
 
 
 class Stopwatch:

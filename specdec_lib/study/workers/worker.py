@@ -31,7 +31,7 @@ from specdec_lib.machine.environment import check_device, check_product, describ
 from specdec_lib.machine.files import writing
 from specdec_lib.models.pair import load_study_pair
 from specdec_lib.study import transcripts
-from specdec_lib.study.machine_measurement import MachineMeasurement
+from specdec_lib.study.machine_measurement import measure_machine
 from specdec_lib.study.run_folder import add_facts, write_environment
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import heartbeat
@@ -83,14 +83,11 @@ def _work(task: WorkerTask, team: Team) -> None:
         if team.leads:
             # The supervisor notes the end of this run by its id, even if nothing is left to run.
             heartbeat.write_heartbeat(folder, heartbeat.LOAD, runner.run_id)
-        machine = MachineMeasurement(runner) if task.machine else None
-        runner.run(task.blocks, task.skip, machine.take if machine else lambda share: None)
+        if task.machine and (measure_machine(runner) or not (folder / transcripts.FILE).exists()):
+            transcripts.measure_transcripts(runner)
+        runner.run(task.blocks, task.skip)
         if team.leads:
             add_facts(folder, runner.run_id, **engine_facts(runner.pair))  # what was compiled and captured by now
-        if machine:
-            machine.finish()
-            if machine.needed or not (folder / transcripts.FILE).exists():
-                transcripts.measure_transcripts(runner)
 
 
 def _load(task: WorkerTask, team: Team) -> BlockRunner:
