@@ -10,16 +10,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import pandas as pd
 import torch
 
 from specdec_lib.config import SamplingConfig, StudyParams
 from specdec_lib.decoding.captured_loop import graph_facts
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.exactness import certify
+from specdec_lib.exactness.adversaries import SETTINGS, enumeration_table
+from specdec_lib.exactness.certificate import Certificate
 from specdec_lib.machine.environment import check_device, check_product, device_name
 from specdec_lib.machine.nvml import NvmlUnavailableError, open_device
 from specdec_lib.machine.telemetry import Telemetry
@@ -54,7 +57,6 @@ def check_machine(params: StudyParams) -> Iterator[Verdict]:
         "device": lambda: _device(params),
         "telemetry": lambda: _telemetry(params),
         "exactness": lambda: _exactness(params),
-        "greedy exactness": lambda: _greedy(params),
         f"{params.dtype}, model as it is": lambda: _sweep(params, compiled=False),
         f"{params.dtype}, compiled": lambda: _sweep(params, compiled=True),
     }
@@ -110,22 +112,16 @@ def judge_telemetry(columns: Mapping[str, Any]) -> str:
 
 
 def _exactness(params: StudyParams) -> str:
-    """The certificate of a toy pair, with a tiny Llama as it is and through what this device compiles."""
-    compiled = "inductor" if params.device == "cuda" else "kernels"
-    toy = {"pair": TOY, "dtype": "float32", "weights": "trained", "tensor_parallel": 1}
-    effort = replace(certify.QUICK, engines=("eager", compiled), settings=certify.SETTINGS[:1])
-    certificate = certify.measure(params.model_copy(update=toy), effort)
-    assert not certificate.failures(), "; ".join(certificate.failures())
-    tests, paths, mutants = len(certificate.tests), certificate.enumeration["paths"].sum(), len(certificate.mutants) - 1
-    return f"{tests} tests of sampled output, {paths:,} paths, {mutants} mutants rejected"
-
-
-def _greedy(params: StudyParams) -> str:
-    """Greedy speculative output of the sweep's pair in float32 equals the baseline's."""
-    pair = load_pair(_pair_name(params), device=params.device, dtype="float32")
-    table, divergences = certify.greedy(params, [pair])
-    assert divergences.empty, f"{pair.name}: greedy output differs from token {divergences['position'].min()} on"
-    return f"{pair.name}: {table['rows'].sum()} rows equal token for token"
+    """Of the certificate: toys, a tiny Llama as it is and compiled, and greedy output of the sweep's pair."""
+    engines = ("eager", "inductor" if params.device == "cuda" else "kernels")
+    paths = enumeration_table(params.methods[:1], params.verification, params.device, engines, SETTINGS[:1])
+    toy = params.model_copy(update={"pair": TOY, "dtype": "float32"})
+    tests, cells = certify.joint_law(toy, [], certify.QUICK)
+    rows, divergences = certify.greedy(params, [load_pair(_pair_name(params), device=params.device, dtype="float32")])
+    none = pd.DataFrame()
+    failures = Certificate(paths, tests, cells, none, rows, divergences, none).failures()
+    assert not failures, "; ".join(failures)
+    return f"{paths['paths'].sum():,} paths, {len(tests)} tests of sampled output, {rows['rows'].sum()} greedy rows"
 
 
 def _sweep(params: StudyParams, *, compiled: bool) -> str:

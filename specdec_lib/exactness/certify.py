@@ -64,13 +64,7 @@ def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> 
     Args:
         thorough: ten times the samples of the pair, and more of everything else: hours instead of minutes.
     """
-    certificate = measure(params, THOROUGH if thorough else QUICK if params.pair == TOY else STANDARD)
-    write_certificate(certificate, folder)
-    return certificate
-
-
-def measure(params: StudyParams, effort: Effort) -> Certificate:
-    """Run all levels for a study."""
+    effort = THOROUGH if thorough else QUICK if params.pair == TOY else STANDARD
     with _level("enumeration of every path"):
         enumeration = enumeration_table(
             params.methods, params.verification, params.device, effort.engines, effort.settings
@@ -81,16 +75,18 @@ def measure(params: StudyParams, effort: Effort) -> Certificate:
         pairs = [load_study_pair(params, dtype="float32")]
         pairs += [load_study_pair(params)] if params.dtype != "float32" else []
     with _level("joint law of sampled tokens"):
-        tests, cells = _joint_law(params, pairs, effort)
+        tests, cells = joint_law(params, pairs, effort)
     with _level("greedy output"):
         agreement, divergences = greedy(params, pairs)
     with _level("transformers' assisted generation"):
         subjects = _subjects(params, effort.tiny)
     facts = describe_environment(params)
-    return Certificate(enumeration, tests, cells, mutants, agreement, divergences, subjects, facts)
+    certificate = Certificate(enumeration, tests, cells, mutants, agreement, divergences, subjects, facts)
+    write_certificate(certificate, folder)
+    return certificate
 
 
-def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[pd.DataFrame, pd.DataFrame]:
+def joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The gate: the toy pair with all filters and methods, then the study's pair.
 
     A law is only exact where a token's logits do not depend on what else is computed with it: in float32 as good as,

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from specdec_lib.decoding.captured_loop import captured_graphs, graph_facts
 from specdec_lib.kernels.build import kernel_facts
-from specdec_lib.models.engines.inductor import compile_seconds
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import devices_of
 
 
 def engine_facts(pair: Pair) -> dict[str, object]:
-    """What computes target and draft, whether steps are captured, and the seconds of getting there, as known by now."""
+    """What computes target and draft, and whether steps are captured, as known by now."""
     head = "kernels, block and output rows in 8 bits" if getattr(pair.draft, "fused", None) else "eager"
     engine: dict[str, object] = {
         "target": pair.target.engine,
         "draft": pair.draft.engine if isinstance(pair.draft, LanguageModel) else head,
         "tensor_parallel": devices_of(pair.target.model),
         "not_compiled": pair.target.why_not_compiled,
-        "torch_compile_s": round(compile_seconds(), 2),
         "graphs": graph_facts(pair.target),
     }
     return {"engine": engine} | (kernel_facts() if pair.target.device.type == "cpu" else {})

@@ -13,7 +13,7 @@ from typing import Any
 import pynvml
 import torch
 
-from specdec_lib.hardware.identify import identify
+from specdec_lib.hardware.catalog import identify
 
 POWER_CAP = "power cap"
 THROTTLE_REASONS = {  # bits of nvmlDeviceGetCurrentClocksThrottleReasons that mean slower than the device could be
@@ -26,8 +26,8 @@ THROTTLE_REASONS = {  # bits of nvmlDeviceGetCurrentClocksThrottleReasons that m
 WHOLE_GPU_ONLY = "this is a part of a GPU (MIG), and the driver counts this for the whole GPU only"
 PART, WHOLE, ONLY_WHOLE = "the part in use", "the whole GPU", "the whole GPU, and nothing for a part of one"
 
-
-READINGS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # its name in `missing`, what it is of, how to read it
+Reading = tuple[str, str, Callable[[Any], Any]]
+READINGS: dict[str, Reading] = {  # its name in `missing`, what it is of, how to read it
     # The counter since the driver was loaded, which moves every 20 to 100 ms.
     "energy_millijoules": ("energy", ONLY_WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu))),
     # The share of the last sampling period (up to a second) in which any kernel ran.
@@ -37,9 +37,8 @@ READINGS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # its name in `m
     "process_ids": ("processes", PART, lambda part: [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(part)]),
     "sm_clock_mhz": ("clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
 }
-FACTS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # the same of what does not change during a run
+FACTS: dict[str, Reading] = {  # the same of what does not change during a run
     "name": ("name", PART, lambda part: str(pynvml.nvmlDeviceGetName(part))),
-    "uuid": ("uuid", PART, lambda part: str(pynvml.nvmlDeviceGetUUID(part))),
     "driver": ("driver", WHOLE, lambda _: str(pynvml.nvmlSystemGetDriverVersion())),
     "memory_bytes": ("memory", PART, lambda part: int(pynvml.nvmlDeviceGetMemoryInfo(part).total)),
     "gpu_memory_bytes": ("gpu memory", WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total)),
@@ -49,9 +48,6 @@ FACTS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # the same of what 
         WHOLE,
         lambda gpu: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(gpu) / 1e3,
     ),
-    "sm_clock_mhz": READINGS["sm_clock_mhz"],
-    "max_sm_clock_mhz": ("max clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
-    "memory_clock_mhz": ("memory clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM)),
 }
 
 

@@ -81,8 +81,8 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str = "g
     split = 2 * ALL_REDUCE_SECONDS / GAPS_PER_LAYER if num_gpus > 1 else 0.0
 
     def matrix_seconds(shape: ModelShape, rows: int) -> float:
-        reading = shape.weights_read(rows) * BYTES[dtype] / read
-        return max(reading, 2 * shape.weights_multiplied() * rows / operations)
+        reading = shape.weights_read() * BYTES[dtype] / read
+        return max(reading, 2 * shape.weights_read() * rows / operations)
 
     return Machine(
         name=gpu.product,
