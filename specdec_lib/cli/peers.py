@@ -19,7 +19,6 @@ from specdec_lib.cli.commands import (
     option("--prompts", type=positive, metavar="N", help="first N of the prompt set (default: all)"),
     option("--new-tokens", type=positive, metavar="N", default=128, help="for each prompt (default: 128)"),
     option("--repetitions", type=positive, metavar="N", default=3, help="of every call (default: 3)"),
-    option("--gammas", type=positive, nargs="*", default=[], help="draft tokens (default: the headline gamma)"),
     example="--gpu cpu --prompts 6 --new-tokens 64",
 )
 def bench_peers(options: Options) -> int:
@@ -39,14 +38,8 @@ def bench_peers(options: Options) -> int:
     from specdec_lib.report.pages import make_peers
 
     folder = options.outputs / params.gpu
-    rows = run_peers(
-        params,
-        folder,
-        num_prompts=options.prompts,
-        new_tokens=options.new_tokens,
-        repetitions=options.repetitions,
-        gammas=options.gammas,
-    )
+    asked = {"num_prompts": options.prompts, "new_tokens": options.new_tokens, "repetitions": options.repetitions}
+    rows = run_peers(params, folder, **asked)
     print(f"report: {make_peers(params, folder)}")
     return 1 if (rows["status"] == "failed").any() else 0
 
@@ -57,7 +50,7 @@ def peers(options: Options) -> int:
 
     Each goes into an environment of its own in the cache folder and is part of every later bench-peers on a CPU.
     """
-    from specdec_lib.peers.install import install_engines
+    from specdec_lib.peers.installed import install_engines
 
     outcomes = install_engines()
     for engine, outcome in outcomes.items():

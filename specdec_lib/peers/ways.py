@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -135,17 +134,3 @@ def load_draft(plain: Pair, where: str) -> PreTrainedModel:
         where, dtype=plain.target.dtype, use_safetensors=True, trust_remote_code=False
     )
     return model.to(plain.target.device).eval()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars, and no warnings about options that assisted generation itself passes on."""
-    log = transformers.utils.logging
-    verbosity = log.get_verbosity()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        log.enable_progress_bar()
