@@ -29,15 +29,11 @@ class Batch:
 
 
 class Corpus:
-    """All shards of a folder, memory-mapped; the last one is held out.
+    """All shards that `write_corpus` wrote, memory-mapped; the last one is held out. ValueError for fewer than two.
 
     Args:
-        folder: where `write_corpus` wrote.
         turn_start: id of the token that opens a turn.
         assistant: id of the first token after it in the assistant's turns.
-
-    Raises:
-        ValueError: the folder holds fewer than two shards.
     """
 
     def __init__(self, folder: Path, turn_start: int, assistant: int):
@@ -56,11 +52,7 @@ class Corpus:
     def rank_tokens(self, embeddings: torch.Tensor, positions: int = 24576) -> torch.Tensor:  # [V]
         """All tokens by their mean probability over the target's distributions, the most likely first.
 
-        Averaging distributions needs far less text than counting tokens does.
-
-        Args:
-            embeddings: `[V, H]`, which are the output rows too.
-            positions: about how many distributions are averaged.
+        About `positions` distributions are averaged, with `embeddings` `[V, H]` as output rows.
         """
         stride = max(1, self.num_tokens // positions)
         total = torch.zeros(len(embeddings))

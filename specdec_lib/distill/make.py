@@ -36,10 +36,8 @@ log = logging.getLogger(__name__)
 def make_drafts(workdir: Path, target: LanguageModel, tokenizer: PreTrainedTokenizerBase, num_shards: int = 39) -> None:
     """Write the corpus and a folder for each draft into `workdir`.
 
-    Shards and drafts that are already there are kept, so an interrupted run goes on where it stopped.
-
-    Args:
-        target: in bfloat16 on the CPU, and giving the states of `FEATURE_LAYERS`.
+    Shards and drafts that are already there are kept. The target is in bfloat16 on the CPU and gives the states of
+    `FEATURE_LAYERS`.
     """
     write_corpus(workdir / "corpus", target, tokenizer, num_shards)
     turn_start, assistant, *_ = tokenizer.encode("<|im_start|>assistant", add_special_tokens=False)

@@ -52,10 +52,8 @@ def enumeration_table(
 ) -> pd.DataFrame:
     """Enumerate every method: on all adversarial pairs if only the pair's draft proposes, else on the random one.
 
-    The first method is enumerated with a tiny Llama too, on each of the `engines` that this machine has.
-
-    Returns:
-        a line each, see `enumeration_line`, with the method.
+    The first method is enumerated with a tiny Llama too, on each of the `engines` that this machine has. Each line is
+    that of `enumeration_line`, with the method.
     """
     pairs = adversarial_pairs()
     drafts = [name for name in methods if METHODS[name].pieces == (name,) and METHODS[name].uses_pair_draft]

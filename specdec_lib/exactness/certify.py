@@ -36,21 +36,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Effort:
-    """How much the levels do.
+    """How much the levels do."""
 
-    Attributes:
-        toy, mutants, tiny: continuations of each prompt: of the toy pair, of a mutant, of a sampler of transformers'.
-        pair: times the params' correctness_samples, of the study's pair.
-        engines: on which a tiny Llama is enumerated, where this machine has them.
-        settings: draft lengths and filters that are enumerated.
-    """
-
-    toy: int
-    mutants: int
-    tiny: int
-    pair: int = 1
-    engines: Sequence[str] = ENGINES
-    settings: Settings = SETTINGS
+    toy: int  # continuations of each prompt: of the toy pair,
+    mutants: int  # of a mutant,
+    tiny: int  # and of a sampler of transformers'
+    pair: int = 1  # times the params' correctness_samples, of the study's pair
+    engines: Sequence[str] = ENGINES  # on which a tiny Llama is enumerated, where this machine has them
+    settings: Settings = SETTINGS  # draft lengths and filters that are enumerated
 
 
 QUICK = Effort(toy=4000, mutants=1000, tiny=100, engines=ENGINES[:2])  # for the toy pair: a smoke test
@@ -59,11 +52,7 @@ THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings
 
 
 def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> Certificate:
-    """Run all levels for a study, write `folder/exactness.json` and return the certificate.
-
-    Args:
-        thorough: ten times the samples of the pair, and more of everything else: hours instead of minutes.
-    """
+    """Run all levels for a study, in minutes or in hours, write `folder/exactness.json` and return the certificate."""
     effort = THOROUGH if thorough else QUICK if params.pair == TOY else STANDARD
     with _level("enumeration of every path"):
         enumeration = enumeration_table(

@@ -36,11 +36,7 @@ def engine_sampler(
     verification: str | Verify = "token",
     decode: Callable[..., DecodeResult] = speculative_decode,
 ) -> Sampler:
-    """Our own decoding as a sampler: ragged batches that hold every prompt equally often.
-
-    Args:
-        decode: `speculative_decode` or any function with its arguments.
-    """
+    """Our own decoding as a sampler, or `decode` in its place: ragged batches that hold every prompt equally often."""
 
     def sample(prompts: Sequence[torch.Tensor], n: int, seed: int) -> list[torch.Tensor]:
         generator = torch.Generator(target.device).manual_seed(seed)
@@ -65,11 +61,7 @@ def engine_sampler(
 
 
 def transformers_sampler(target: LanguageModel, *, sampling: SamplingConfig, length: int, **assistance: Any) -> Sampler:
-    """`generate` of transformers, one continuation at a time, as its assisted generation demands.
-
-    Args:
-        assistance: `assistant_model=` for a draft model, or `prompt_lookup_num_tokens=` for n-grams.
-    """
+    """`generate` of transformers, one continuation at a time, as `assistance` demands; see `transformers_decode`."""
 
     def sample(prompts: Sequence[torch.Tensor], n: int, seed: int) -> list[torch.Tensor]:
         seeds = random.Random(seed)
@@ -96,11 +88,7 @@ def assistant(model: PreTrainedModel, num_draft_tokens: int) -> PreTrainedModel:
 def transformers_subjects(
     num_draft_tokens: int, length: int
 ) -> tuple[LanguageModel, dict[str, tuple[SamplingConfig, Sampler]]]:
-    """transformers' draft-model and prompt-lookup assistance on a tiny Llama, top-k off and on.
-
-    Returns:
-        the target, and by name the sampling and the sampler.
-    """
+    """A tiny Llama; and by name sampling and sampler of transformers' assistance with it, top-k off and on."""
     model, draft = tiny_llamas()
     ways: dict[str, dict[str, Any]] = {
         "draft model": {"assistant_model": assistant(draft, num_draft_tokens)},

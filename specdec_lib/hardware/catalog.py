@@ -176,10 +176,7 @@ def identify(name: str, memory_bytes: int, default_power_limit_watts: float | No
     """The key in `gpus.yaml` of the product that the driver calls `name`.
 
     A listed name decides, and the memory must agree with it. Virtual machines often report the family only; then memory
-    and the factory's power limit decide.
-
-    Args:
-        name: from NVML, such as "NVIDIA A100-SXM4-80GB"; the memory and the power limit are those of the whole device.
+    and the factory's power limit of the whole device decide.
 
     Raises:
         ValueError: a part of a GPU (MIG), a product that is not in the catalog, or facts that fit several or none.

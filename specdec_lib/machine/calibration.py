@@ -42,12 +42,9 @@ Key = tuple[str, int, int]  # a piece: ("target", rows, 0), ("draft", rows, 0), 
 
 @torch.inference_mode()
 def calibrate(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
-    """Measure the machine that a pair lives on, with the target's weights as the matrices.
+    """Measure the machine that a pair lives on, with the target's weights as the matrices and these token counts.
 
     Every piece is timed seven times, each time in another order.
-
-    Args:
-        rows: token counts to multiply with.
     """
     seen: dict[Key, list[float]] = defaultdict(list)
     timers = _timers(pair, watch, rows)
@@ -91,9 +88,6 @@ def attention_rates(target: LanguageModel, seconds: dict[tuple[int, int], float]
 
     Args:
         seconds: of a pass, by its number of tokens and its context; empty for a model without so many positions.
-
-    Returns:
-        The fields of a `Calibration`.
     """
     if not seconds:
         return {"attention_missing": f"the model has no {ATTENTION_POSITIONS} positions"}

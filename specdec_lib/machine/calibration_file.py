@@ -44,11 +44,7 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
 
 
 def read_calibration(folder: Path) -> Calibration:
-    """What `write_calibration` wrote.
-
-    Raises:
-        ValueError: there is none yet, or one of an earlier version.
-    """
+    """What `write_calibration` wrote; ValueError if there is none yet, or one of an earlier version."""
     path = Path(folder) / FILE
     if not path.exists():
         raise ValueError(f"{path} is missing: run the study first, with make run GPU=<name>")

@@ -33,11 +33,7 @@ def device_name(device: str) -> str:
 
 
 def check_device(params: StudyParams) -> None:
-    """Refuse to run a study on another device than its params are for.
-
-    Raises:
-        ValueError: naming the device that was asked for and the one that is here.
-    """
+    """Refuse to run a study on another device than its params are for, by a ValueError that names both."""
     if params.device == "cuda" and not torch.cuda.is_available():
         here = f"{device_name('cpu')} and no CUDA device"
     elif re.search(rf"(?<![A-Z0-9]){re.escape(params.device_name)}", here := device_name(params.device), re.IGNORECASE):
@@ -51,13 +47,9 @@ def check_device(params: StudyParams) -> None:
 
 
 def check_product(params: StudyParams, product: str | None) -> None:
-    """Refuse a study whose price is of another product than the GPU that is here: its dollars would be wrong.
+    """Refuse, by a ValueError, a study whose price is of another product than the GPU here: its dollars would be wrong.
 
-    Args:
-        product: a key of `hardware/gpus.yaml`; None where the driver does not tell, and then nothing is refused.
-
-    Raises:
-        ValueError: naming both.
+    `product` is a key of `hardware/gpus.yaml`; None where the driver does not tell, and then nothing is refused.
     """
     expected = price(params.price).gpu
     if params.device == "cuda" and product not in (None, expected):

@@ -92,11 +92,7 @@ class Device:
 
 
 def open_device(uuid: str | None = None) -> Device:
-    """Open the device with this UUID, by default the one that PyTorch computes on.
-
-    Raises:
-        NvmlUnavailableError: no driver, no library, or no such device; with the reason.
-    """
+    """Open the device with this UUID, by default the one that PyTorch computes on; or a NvmlUnavailableError."""
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid or _uuid_of_torch())

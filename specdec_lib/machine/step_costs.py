@@ -52,9 +52,6 @@ def measure_step_costs(
 
     Where they are captured, all repetitions of a point follow one another, because each is captured once.
 
-    Args:
-        methods: whose proposals to time.
-
     Returns:
         One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`. `samples_ms` holds for
         every repetition the median of three times, and `ms` their geometric mean, as the times of rows are averaged.

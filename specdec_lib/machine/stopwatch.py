@@ -15,21 +15,13 @@ Timer = Callable[[], float]  # runs a piece, and returns its seconds
 
 
 class Stopwatch:
-    """Times pieces on a device.
-
-    Args:
-        graphs: to capture pieces with; with None they are called, one operation after the other.
-    """
+    """Times pieces on a device: as replays of captures if there are `graphs`, else one operation after the other."""
 
     def __init__(self, device: torch.device, graphs: CudaGraphs | None = None):
         self.device, self.graphs = device, graphs
 
     def ready(self, piece: Callable[[], object]) -> Timer:
-        """Prepare a piece, which finds whatever it reads as it was each time.
-
-        Raises:
-            RuntimeError: it is to be captured, and cannot be.
-        """
+        """Prepare a piece, which finds whatever it reads as it was each time; RuntimeError if it cannot be captured."""
         if self.graphs is None:
             return lambda: self.seconds(piece)
 

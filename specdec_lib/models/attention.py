@@ -23,11 +23,7 @@ def grouped_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:  # [B, m, H, D]
-    """Attention that never repeats keys and values: the heads of a group become extra query rows instead.
-
-    Raises:
-        ValueError: there is no mask, so that a token would see those after it.
-    """
+    """Attention that never repeats keys and values: heads of a group become more query rows. ValueError without a mask."""
     assert kwargs.get("softcap") is None, "capped attention logits are not supported"
     if attention_mask is None:
         raise ValueError(

@@ -126,14 +126,7 @@ def _fail(reason: str, *_: object) -> DecodeResult:
 
 
 class EngineProcess:
-    """A loaded engine; the other side is `engines/serve.py`.
-
-    Args:
-        settings: the arguments of the engine's `load`.
-
-    Raises:
-        RuntimeError: the engine could not load; with its reason.
-    """
+    """An engine, loaded with `settings`; the other side is `engines/serve.py`. RuntimeError if it could not load."""
 
     def __init__(self, engine: Engine, settings: Mapping[str, Any]):
         home = engine.environment
@@ -156,11 +149,7 @@ class EngineProcess:
             raise
 
     def decode(self, prompt: torch.Tensor, new_tokens: int, sampling: SamplingConfig, seed: int) -> DecodeResult:
-        """Decode one prompt `[n]`; see `ways.Way`.
-
-        Raises:
-            RuntimeError: the engine answered with an error, died, or took too long and was killed.
-        """
+        """Decode one prompt `[n]`; RuntimeError if it answers with an error, dies, or takes too long and is killed."""
         answer = self._ask(
             {"prompt": prompt.tolist(), "new_tokens": new_tokens, "seed": seed} | vars(sampling), ANSWER_S
         )

@@ -19,9 +19,7 @@ RATIOS = {  # the time per token of every way over that of an engine without spe
 def peer_lines(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One line per way and temperature: time per token, and its ratios to our baseline and to transformers' generate.
 
-    Args:
-        rows: as `run.read_peers` returns them. A way that did not decode every prompt has no line.
-        seed: of the bootstrap.
+    A way that did not decode every prompt has no line.
 
     Returns:
         Columns `WAY`, `engine_version`, `temperature`, `prompts`, `tpot_ms` (milliseconds, geometric mean over prompts

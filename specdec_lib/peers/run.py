@@ -51,12 +51,6 @@ def run_peers(
     none runs while another is timed. On each prompt they follow one another, in a new order at every repetition. The
     file is written anew after every prompt, so a run that is ended leaves what it has.
 
-    Args:
-        num_prompts: how many prompts of the study's prompt set; None takes all.
-
-    Returns:
-        a row for each call; see `read_peers`.
-
     Raises:
         ValueError: the study cannot run here: wrong device, a pair that others cannot load, or prompts that do not fit.
     """
@@ -161,11 +155,7 @@ def _write(rows: list[Row], folder: Path) -> None:
 
 
 def read_peers(folder: Path) -> pd.DataFrame:
-    """The rows of a comparison with other engines, one for each call; what is undefined is null.
-
-    Raises:
-        ValueError: there are none yet.
-    """
+    """The rows of a comparison, one for each call; what is undefined is null. ValueError if there are none yet."""
     path = Path(folder) / FILE
     if not path.exists():
         raise ValueError(f"{path} is missing: run the comparison first, with make bench-peers GPU=<name>")

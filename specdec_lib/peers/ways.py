@@ -92,12 +92,7 @@ def _ours(pair: Pair, setting: Setting, params: StudyParams) -> Decode:
 
 
 def transformers_ways(plain: Pair, draft: PreTrainedModel, gammas: Sequence[int]) -> list[Way]:
-    """`generate`: plain, with prompt lookup, and assisted by a draft, which also may choose gamma by itself.
-
-    Args:
-        plain: the pair with the target, whose very tensors are used.
-        draft: the draft of that pair, as transformers loads it.
-    """
+    """`generate` of the target of `plain`: alone, with prompt lookup, and with a draft, which also may choose gamma."""
     chosen = list(settings([AUTOREGRESSIVE, "ngram", "draft"], plain.draft_id, gammas))
     chosen.append(("draft", plain.draft_id, None))
     engine = TRANSFORMERS, transformers.__version__, plain.name

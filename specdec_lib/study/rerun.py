@@ -22,18 +22,12 @@ MATCHED = (
 
 @dataclass(frozen=True)
 class Rerun:
-    """What running a cell again found.
-
-    Attributes:
-        compared: decoded rows that were compared, over all repetitions.
-        different: those whose tokens differ, each as "repetition r row b".
-        changed: what determines the cell and is not as it was, such as another version of PyTorch.
-    """
+    """What running a cell again found."""
 
     cell_id: str
-    compared: int
-    different: list[str]
-    changed: list[str]
+    compared: int  # decoded rows, over all repetitions
+    different: list[str]  # those whose tokens differ, each as "repetition r row b"
+    changed: list[str]  # what determines the cell and is not as it was, such as another version of PyTorch
 
     def sentence(self) -> str:
         """The verdict in one line."""
@@ -45,11 +39,7 @@ class Rerun:
 
 
 def find_run(outputs: Path, cell_id: str) -> Path:
-    """The folder below `outputs` whose run holds this cell.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The folder below `outputs` whose run holds this cell; ValueError if there is none."""
     for path in sorted(outputs.glob(f"*/cells/{cell_id}.json")):
         return path.parent.parent
     raise ValueError(f"no run below {outputs} holds a cell {cell_id}: take a cell_id of a results.parquet there")

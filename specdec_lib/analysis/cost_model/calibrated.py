@@ -89,11 +89,7 @@ def calibrated_errors(run: Run) -> CalibrationErrors:
 def fit(calibration: Calibration, costs: pd.DataFrame, rows: pd.DataFrame, num_draft_tokens: int) -> FittedModel:
     """Fit the engine's overhead at batch 1, the shortest context and one gamma.
 
-    The baseline's whole calls say how much longer these take than their pieces.
-
-    Args:
-        costs: step costs of the machine.
-        rows: results of a sweep on it; only the baseline at batch 1 is used.
+    The baseline's whole calls at batch 1 say how much longer these take than their pieces.
 
     Raises:
         ValueError: the costs lack batch 1 or that gamma, or `step_table.why_unused` rejects costs or calibration.
@@ -116,10 +112,6 @@ def error_table(model: FittedModel, costs: pd.DataFrame, rows: pd.DataFrame) -> 
 
     Acceptance is taken as measured, row by row: the model predicts time, not text. `measured_ms_low` and `_high` are a
     95 % interval of the median over the times of a piece, or over the rows of a line; NaN where these were not kept.
-
-    Args:
-        costs: step costs of the machine.
-        rows: results of a sweep on it.
     """
     table = pd.DataFrame([*_passes(model, costs), *_lines(model, _timed(rows))], columns=COLUMNS)
     return table.assign(error=table["predicted_ms"] / table["measured_ms"] - 1)

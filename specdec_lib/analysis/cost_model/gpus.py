@@ -101,9 +101,7 @@ def predict(params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE) -
 
     Columns `*_low` and `*_high` are the band. The acceptance is given, not measured, and the output length the first.
     As in measured lines, throughput, dollars and joules are of whole calls, the prefills of target and draft included.
-
-    Raises:
-        ValueError: the price is of no GPU, or the pair's geometry is unknown.
+    ValueError if the price is of no GPU, or the pair's geometry is unknown.
     """
     gpus = load_gpus()
     if price.gpu not in gpus:

@@ -161,11 +161,7 @@ def _run_groups(
 
 
 def count_devices(ray: Any, wanted: Device) -> int:
-    """How many devices of the wanted type the cluster has.
-
-    Raises:
-        ValueError: there are none; Ray itself would wait without end.
-    """
+    """How many devices of the wanted type the cluster has; ValueError for none, as Ray would wait without end."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if count := sum(wanted.on(resources) for resources in machines):
         return count
@@ -180,8 +176,7 @@ def count_devices(ray: Any, wanted: Device) -> int:
 def adopt(folder: Path, place: dict[str, object], changes: Changes, sources: list[dict[str, Any]]) -> None:
     """Write what a task reports from `place`, whose source is added to those of the run's other machines.
 
-    Raises:
-        ValueError: its machine computes with something else than the others, so that their numbers do not compare.
+    ValueError if its machine computes with something else than the others, so that their numbers do not compare.
     """
     if environment := changes.pop(run_folder.ENVIRONMENT, None):
         facts = json.loads(environment)

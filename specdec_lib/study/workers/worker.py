@@ -41,19 +41,13 @@ from specdec_lib.study.workers.team import LostError, Team, join
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker does.
-
-    Attributes:
-        blocks: numbers of blocks in the study's plan; None for all.
-        skip: ids of cells not to be tried.
-        machine: also measure calibration, costs of a step and transcripts.
-    """
+    """What a worker does."""
 
     params: StudyParams
     folder: Path
-    blocks: tuple[int, ...] | None = None
-    skip: tuple[str, ...] = ()
-    machine: bool = True
+    blocks: tuple[int, ...] | None = None  # their numbers in the study's plan; None for all
+    skip: tuple[str, ...] = ()  # ids of cells not to be tried
+    machine: bool = True  # also measure calibration, costs of a step and transcripts
 
     def to_json(self) -> str:
         return TypeAdapter(WorkerTask).dump_json(self).decode()
