@@ -18,7 +18,7 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.exactness.enumeration import enumerate_output, tolerance
 from specdec_lib.exactness.target_law import target_law
-from specdec_lib.machine.engine_facts import path_of
+from specdec_lib.machine.environment import path_of
 from specdec_lib.methods import METHODS, make_proposer
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.pair import Pair

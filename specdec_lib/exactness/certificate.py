@@ -107,7 +107,7 @@ class Certificate:
         return " ".join([*reversed(parts), f"Certified are texts {'; '.join(ways)}."])
 
     def paths(self) -> dict[str, list[str]]:
-        """By what was done: the ways through the engine that were certified (see `engine_facts.path_of`)."""
+        """By what was done: the ways through the engine that were certified (see `environment.path_of`)."""
         tables = {"enumerated": self.enumeration, "sampled": self.tests, "greedy": self.greedy}
         return {what: list(table["path"].unique()) for what, table in tables.items() if len(table)}
 

@@ -21,8 +21,7 @@ from specdec_lib.exactness.joint_law import decide, put_to_test
 from specdec_lib.exactness.mutant_battery import mutant_table
 from specdec_lib.exactness.subjects import engine_sampler, transformers_subjects
 from specdec_lib.exactness.target_law import Law, target_law
-from specdec_lib.machine.engine_facts import path_of
-from specdec_lib.machine.environment import describe_environment
+from specdec_lib.machine.environment import describe_environment, path_of
 from specdec_lib.methods import label, make_proposer
 from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
 from specdec_lib.study.prompts import encode_prompts, load_prompts, random_prompts

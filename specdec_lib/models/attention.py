@@ -23,7 +23,7 @@ def grouped_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:  # [B, m, H, D]
-    """Attention that never repeats keys and values: heads of a group become more query rows. ValueError without a mask."""
+    """Attention whose heads of a group become more query rows: nothing is repeated. ValueError without a mask."""
     assert kwargs.get("softcap") is None, "capped attention logits are not supported"
     if attention_mask is None:
         raise ValueError(

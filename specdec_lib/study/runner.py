@@ -21,8 +21,7 @@ from specdec_lib.config import StudyParams
 from specdec_lib.decoding.captured_loop import drop_captured, new_graphs
 from specdec_lib.decoding.checks import check_context
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.machine.engine_facts import compiler_of
-from specdec_lib.machine.environment import device_name
+from specdec_lib.machine.environment import compiler_of, device_name
 from specdec_lib.machine.telemetry import MEMORY, Telemetry
 from specdec_lib.models import host_memory
 from specdec_lib.models.pair import Pair

@@ -26,8 +26,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from specdec_lib.config import StudyParams
-from specdec_lib.machine.engine_facts import engine_facts
-from specdec_lib.machine.environment import check_device, check_product, describe_environment
+from specdec_lib.machine.environment import check_device, check_product, describe_environment, engine_facts
 from specdec_lib.machine.files import writing
 from specdec_lib.models.pair import load_study_pair
 from specdec_lib.study import transcripts
