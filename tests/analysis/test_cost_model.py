@@ -14,8 +14,7 @@ from transformers import AutoConfig
 from specdec_lib.analysis.cost_model.calibrated import AIM, CalibrationErrors, calibrated_machine, error_table, fit
 from specdec_lib.analysis.cost_model.machine import BYTES, Machine, step_costs
 from specdec_lib.hardware.catalog import load_models
-from specdec_lib.machine import calibration as calibration_module
-from specdec_lib.machine.calibration import attention_rates, products
+from specdec_lib.machine.calibration import products
 from specdec_lib.machine.calibration_file import Calibration, read_calibration, write_calibration
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shape import ModelShape, known_shape
@@ -65,12 +64,6 @@ def test_keys_and_values_of_a_long_context_are_read_too():
     for tokens in (1, 5):
         longer = roofline().pass_(SHAPE, 8, tokens, 10_000) - roofline().pass_(SHAPE, 8, tokens, 0)
         assert longer == pytest.approx(read + tokens * computed)
-
-
-def test_keys_and_values_are_read_at_their_own_rate_where_that_was_measured():
-    slow = replace(roofline(), cache_bytes_per_second=1e11)
-    longer = [each.pass_(SHAPE, 8, 1, 10_000) - each.pass_(SHAPE, 8, 1, 0) for each in (roofline(), slow)]
-    assert longer[1] - longer[0] == pytest.approx(9 * 8 * 10_000 * 2 * 20 * 4 * 64 * 2 / 1e12)
 
 
 def test_a_draft_that_a_cache_holds_is_read_from_memory_once_a_step():
@@ -267,25 +260,6 @@ def test_products_are_timed_into_memory_that_is_used_again():
 
     products([(torch.ones(4, 4),)] * 3, multiply, 2, torch.float32)()
     assert len(made) == 3
-
-
-def test_attention_that_cannot_be_measured_is_null_and_says_why():
-    """A toy attends to nothing, so that what its passes differ by is noise; one with few positions has no context."""
-    pair = load_pair("toy")
-    calibration = calibrate(pair, rows=(1, 2))
-    assert (calibration.cache_bytes_per_second is None) == bool(calibration.attention_missing)
-    pair.target.context_length = 100
-    assert calibrate(pair, rows=(1, 2)).attention_missing == "the model has no 580 positions"
-
-
-def test_attention_is_measured_from_what_longer_contexts_cost():
-    """A pass takes 3 ns for each cached token that it reads, 1 ns for each that a token computes with, and 5 ms."""
-    target = load_pair("toy").target
-    batch = calibration_module.ATTENTION_BATCH
-    seconds = {(m, c): 5e-3 + batch * c * (3 + m) * 1e-9 for m in (1, 4) for c in (64, 576)}
-    rates, shape = attention_rates(target, seconds), ModelShape.of(target)
-    assert rates["cache_bytes_per_second"] == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
-    assert rates["attention_operations_per_second"] == pytest.approx(shape.attention_operations(1) / 1e-9)
 
 
 def test_four_bits_in_groups_carry_their_scales():
