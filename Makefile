@@ -71,8 +71,8 @@ report: $(STAMP) ## render the HTML report of GPU=<name, or folder of a run> aga
 compare: $(STAMP) ## compare all finished runs, or those of GPU="<name> <name>", with predictions for GPUs without one
 	@$(SPECDEC) compare $(if $(GIVEN),--gpu $(GPU))
 
-rerun: $(STAMP) ## decode the cell CELL=<id> of a finished run again and compare its tokens
-	@$(SPECDEC) rerun "$$CELL" $(if $(GIVEN),--gpu "$$GPU")
+rerun: $(STAMP) ## decode the cell CELL=<id> of the finished run of GPU=<name> again and compare its tokens
+	@$(SPECDEC) rerun "$$CELL" --gpu "$$GPU"
 
 bench-peers: $(STAMP) ## time other engines next to ours for GPU=<name>: same weights, prompts and counting
 	@$(SPECDEC) bench-peers $(STUDY)

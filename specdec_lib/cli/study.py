@@ -12,7 +12,6 @@ from specdec_lib.cli.commands import (
     OUTPUTS,
     PARAMS,
     RUN,
-    RUN_HELP,
     STUDY,
     Options,
     check_one_process,
@@ -188,8 +187,7 @@ def compare(options: Options) -> int:
 
 @command(
     option("cell_id", metavar="CELL_ID", help="of a row of results.parquet"),
-    option("--gpu", metavar="NAME_OR_PATH", help=f"{RUN_HELP} (default: whichever holds the cell)"),
-    OUTPUTS,
+    *RUN,
     example="0123456789abcdef --gpu cpu",
 )
 def rerun(options: Options) -> int:
@@ -197,10 +195,9 @@ def rerun(options: Options) -> int:
 
     Says in one line whether the tokens are the same. Nothing is measured or written. Exit code 1 if they differ.
     """
-    from specdec_lib.study.rerun import find_run, rerun
+    from specdec_lib.study.rerun import rerun
 
-    folder = run_folder(options) if options.gpu else find_run(options.outputs, options.cell_id)
-    found = rerun(folder, options.cell_id)
+    found = rerun(run_folder(options), options.cell_id)
     print(found.sentence())
     return 1 if found.different else 0
 

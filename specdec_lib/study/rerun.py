@@ -38,13 +38,6 @@ class Rerun:
         return f"{self.cell_id}: different tokens in {len(self.different)} of {self.compared} rows ({where}){changed}"
 
 
-def find_run(outputs: Path, cell_id: str) -> Path:
-    """The folder below `outputs` whose run holds this cell; ValueError if there is none."""
-    for path in sorted(outputs.glob(f"*/cells/{cell_id}.json")):
-        return path.parent.parent
-    raise ValueError(f"no run below {outputs} holds a cell {cell_id}: take a cell_id of a results.parquet there")
-
-
 def rerun(folder: Path, cell_id: str) -> Rerun:
     """Decode all repetitions of a cell again, without the rest of the sweep, and compare the tokens; writes nothing.
 

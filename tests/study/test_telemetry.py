@@ -98,9 +98,8 @@ def test_a_part_of_a_gpu_has_no_energy_or_utilisation_of_its_own(seen):
     columns, facts = seen["mig"]["columns"], seen["mig"]["facts"]
     assert columns["energy_joules_per_token"] is None
     assert columns["gpu_utilization_percent"] is None
-    assert "energy: this is a part of a GPU (MIG)" in columns["telemetry_note"]
-    assert columns["throttled"] is False
-    assert (facts["mig"], facts["product"]) == (True, None)
+    assert "energy: Not Supported" in columns["telemetry_note"]
+    assert facts["product"] is None
     assert "a part of a GPU" in facts["missing"]["product"]
     assert facts["memory_bytes"] == 9728 * 2**20
 
