@@ -1,4 +1,4 @@
-"""Short microbenchmarks of a machine: reading memory, multiplying matrices, and starting an operation."""
+"""Short microbenchmarks of a machine: reading memory and multiplying matrices."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch.nn.functional import linear
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.machine.calibration_file import Calibration
 from specdec_lib.machine.environment import device_name
@@ -26,11 +24,10 @@ MATRIX_ROWS = (*range(1, 17), 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)  # kernel
 READ_BYTES = 2**28  # far more than any cache holds
 REPEATS = 7
 WARM_UP, TIMED = 2, 3  # runs of a piece in each: a pass follows its like, and finds what that left in the caches
-CALLS = 300
 
 Weight = tuple[torch.Tensor, ...]  # [N, K]; of 8 bits with its factors [N]
 Multiply = Callable[..., torch.Tensor]  # [R, K] and a weight to [R, N]
-Key = tuple[str, int]  # a piece: ("target", rows), ("draft", rows), ("read", 0), ("call", 0)
+Key = tuple[str, int]  # a piece: ("target", rows), ("draft", rows), ("read", 0)
 
 
 @torch.inference_mode()
@@ -60,8 +57,6 @@ def calibrate(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -
         read_bytes_per_second=READ_BYTES / seconds["read", 0],
         matrix_rows=tuple(rows),
         matrix_seconds_per_weight=per_weight("target", matrix_weights(target)),
-        call_seconds=seconds["call", 0] / CALLS,
-        calls_per_pass=calls_per_pass(target),
         target=ModelShape.of(target),
         draft=ModelShape.of(pair.draft),
         draft_is_head=isinstance(pair.draft, DraftHead),
@@ -90,37 +85,13 @@ def draft_weights(draft: LanguageModel | DraftHead) -> list[Weight]:
     return [*((weight.data,) for weight in draft.parameters() if weight.dim() == 2), (draft.output_rows,)]
 
 
-class _CallCounter(TorchDispatchMode):
-    """Counts operations that compute; views cost next to nothing."""
-
-    calls = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += not getattr(func, "is_view", False)
-        return func(*args, **(kwargs or {}))
-
-
-def calls_per_pass(target: LanguageModel) -> int:
-    """How many operations one pass over one token starts."""
-    cache, token = target.new_cache(1, 8), torch.zeros(1, 1, dtype=torch.int64, device=target.device)
-    with _CallCounter() as counter:
-        target.logits(target.forward(token, cache).hidden)
-    return counter.calls
-
-
 def _timers(pair: Pair, watch: Stopwatch, rows: Sequence[int]) -> dict[Key, Timer]:
     target = pair.target
     multiply = kernels.linear if target.engine == "kernels" else linear
     pieces: dict[Key, Callable[[], object]] = {}
     for name, weights in (("target", matrix_weights(target)), ("draft", draft_weights(pair.draft))):
         pieces |= {(name, count): products(weights, multiply, count, target.dtype) for count in rows}
-    few = torch.ones(1, target.hidden_size, dtype=target.dtype, device=watch.device)
-
-    def many_calls() -> None:  # each waits for the one before
-        for _ in range(CALLS):
-            torch.add(few, few)
-
-    pieces |= {("read", 0): torch.ones(READ_BYTES // 4, device=watch.device).sum, ("call", 0): many_calls}
+    pieces["read", 0] = torch.ones(READ_BYTES // 4, device=watch.device).sum
     return {key: watch.ready(piece) for key, piece in pieces.items()}
 
 

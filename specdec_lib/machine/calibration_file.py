@@ -24,8 +24,6 @@ class Calibration:
     read_bytes_per_second: float  # one pass over a buffer that no cache holds
     matrix_rows: tuple[int, ...]
     matrix_seconds_per_weight: tuple[float, ...]  # for that many rows, over the target's own weights in turn
-    call_seconds: float  # an operation too small to cost anything but its start
-    calls_per_pass: int  # operations that one pass of the target starts
     target: ModelShape
     draft: ModelShape
     draft_is_head: bool  # on the target's hidden states: its first pass reads all that the target verified

@@ -31,7 +31,7 @@ def roofline(**changes):
     def matrix_seconds(shape, rows):
         return max(shape.weights_read() * 2 / 1e12, 2 * shape.weights_read() * rows / 1e14)
 
-    return Machine("m", matrix_seconds, 1e12, 1e14, 2.0, call_seconds=0.0, calls_per_layer=0, **changes)
+    return Machine("m", matrix_seconds, 1e12, 1e14, 2.0, **changes)
 
 
 @pytest.mark.parametrize("name", load_models())
@@ -86,7 +86,7 @@ def test_a_draft_of_fewer_bytes_is_read_sooner_but_never_sooner_than_from_a_cach
 
 
 def test_starts_add_to_the_work_or_hide_behind_it():
-    starts = {"call_seconds": 1e-6, "calls_per_layer": 20}
+    starts = {"layer_seconds": 20e-6}
     machine = Machine("m", roofline().matrix_seconds, 1e12, 1e14, 2.0, **starts)
     assert machine.pass_(SHAPE, 1, 1, 0) == pytest.approx(2.2e-3 + 0.4e-3)
     for host, expected in ((2e-4, 4e-3), (2e-5, 2.6e-3)):  # a slow host is waited for, a fast one hidden by the work
@@ -106,9 +106,7 @@ def test_speculation_stops_paying_where_verification_costs():
 def synthetic_calibration():
     """A machine of 50 GB/s whose products cost by the row."""
     rows = (1, 4, 16, 64, 128)
-    return Calibration(
-        "m", "bfloat16", "now", 5e10, rows, tuple(4e-11 + 1e-12 * n for n in rows), 1e-6, 200, SHAPE, DRAFT, False
-    )
+    return Calibration("m", "bfloat16", "now", 5e10, rows, tuple(4e-11 + 1e-12 * n for n in rows), SHAPE, DRAFT, False)
 
 
 def synthetic_costs():
@@ -241,8 +239,6 @@ def test_a_fit_without_its_measurements_is_refused():
 def test_calibrating_a_toy_writes_what_reading_returns(tmp_path):
     calibration = calibrate(load_pair("toy"), rows=(1, 2, 4))
     assert calibration.read_bytes_per_second > 0
-    assert calibration.call_seconds > 0
-    assert calibration.calls_per_pass > 3
     write_calibration(tmp_path, calibration)
     assert read_calibration(tmp_path) == calibration
     assert calibrated_machine(calibration).pass_(calibration.target, 1, 200, 10) > 0  # beyond what was measured

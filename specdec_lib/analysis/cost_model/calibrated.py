@@ -129,8 +129,6 @@ def calibrated_machine(calibration: Calibration) -> Machine:
         read_bytes_per_second=calibration.read_bytes_per_second,
         operations_per_second=2 / last_slope,
         bytes_per_number=BYTES[calibration.dtype],
-        call_seconds=calibration.call_seconds,
-        calls_per_layer=calibration.calls_per_pass / calibration.target.num_layers,
     )
 
 

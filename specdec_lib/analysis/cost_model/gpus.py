@@ -90,8 +90,7 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str = "g
         read_bytes_per_second=read,
         operations_per_second=operations,
         bytes_per_number=2.0,
-        call_seconds=corner.gap_seconds + split,
-        calls_per_layer=GAPS_PER_LAYER,
+        layer_seconds=(corner.gap_seconds + split) * GAPS_PER_LAYER,
         host_layer_seconds=corner.start_seconds * ENGINES[engine].kernels_per_layer,
     )
 

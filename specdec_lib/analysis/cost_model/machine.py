@@ -31,8 +31,7 @@ class Machine:
     read_bytes_per_second: float
     operations_per_second: float  # of attention
     bytes_per_number: float  # of cached keys and values
-    call_seconds: float  # between one operation and the next
-    calls_per_layer: float
+    layer_seconds: float = 0.0  # between the operations of a layer; where it is fitted, a part of what the engine adds
     host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
     decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row, or a prefill
     verify_pass_seconds: float = 0.0  # the same over `verify_tokens`, and over more
@@ -83,9 +82,9 @@ class Machine:
         cached = batch * context * shape.key_values_per_token() * self.bytes_per_number
         operations = batch * tokens * shape.attention_operations(context)
         attention = cached / self.read_bytes_per_second + operations / self.operations_per_second
-        starts = self.call_seconds * self.calls_per_layer * shape.num_layers
         products = (matrix_seconds or self.matrix_seconds)(shape, batch * tokens)
-        return max(products + attention + starts, self.host_layer_seconds * shape.num_layers)
+        on_device = products + attention + self.layer_seconds * shape.num_layers
+        return max(on_device, self.host_layer_seconds * shape.num_layers)
 
 
 @dataclass(frozen=True)
