@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec_lib.distill.corpus import write_corpus
-from specdec_lib.distill.data import Corpus
-from specdec_lib.distill.students import HeadStudent, PlainStudent, layers_of_target
+from specdec_lib.distill.students import Corpus, HeadStudent, PlainStudent, layers_of_target
 from specdec_lib.distill.train import Recipe, held_out_acceptance, start_from_regression, train
 from specdec_lib.models.runner import LanguageModel
 

@@ -101,10 +101,10 @@ def toy_pair(name: str, target: torch.Tensor, draft: torch.Tensor) -> Pair:
     return Pair(name, *models, None, "target", "draft", files={})
 
 
-def adversarial_pairs(vocab_size: int = 3) -> dict[str, Pair]:
+def adversarial_pairs() -> dict[str, Pair]:
     """Toys in float64, by what is difficult about them."""
     generator = torch.Generator().manual_seed(0)
-    shape = (vocab_size,) * 3
+    shape = (3, 3, 3)
 
     def normal(scale: float) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
@@ -117,7 +117,7 @@ def adversarial_pairs(vocab_size: int = 3) -> dict[str, Pair]:
     table = normal(2.0)
     impossible = torch.rand(shape, generator=generator) < 0.3
     impossible[..., 0] = False
-    one_hot = torch.nn.functional.one_hot(normal(1.0).argmax(dim=-1), vocab_size).double()
+    one_hot = torch.nn.functional.one_hot(normal(1.0).argmax(dim=-1), 3).double()
     tied = table.clone()
     tied[..., 1] = tied[..., 0]  # the noise decides which of the two a filter keeps, in target and draft apart
     tables = {

@@ -90,10 +90,8 @@ def run_blocks_on_cluster(
 ) -> None:
     """Run what is missing of a study on a Ray cluster; cells and environment are in `folder` afterwards.
 
-    Args:
-        address: of the cluster, as Ray takes it; "auto" for the one that this machine belongs to.
-        device: what each task asks for; by default what the params say.
-        limit_s, command: as for `supervisor.run_blocks`, which runs on the machines.
+    Each task asks for `device`, by default what the params say. `address`, `limit_s` and `command` are as Ray and
+    `supervisor.run_blocks` take them.
 
     Raises:
         ValueError: Ray is not installed, there is no cluster, it has no such device, or the study cannot run there.
@@ -208,9 +206,7 @@ def _run_on_node(task: GroupTask) -> Iterator[tuple[dict[str, object], Changes]]
 def run_group(task: GroupTask) -> Iterator[Changes]:
     """Run a task's blocks on this machine, and report each file of its folder that changes.
 
-    Raises:
-        ValueError: the study cannot run here: another version of the library, the wrong device, damaged weights.
-        RuntimeError: the folder cannot be written, or workers die before their first cell.
+    ValueError if the library here is another one; else the errors of `run_blocks`.
     """
     if code_hash() != task.code:
         raise ValueError(f"{socket.gethostname()} has another specdec_lib: check out the same commit on every machine")

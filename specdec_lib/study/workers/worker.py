@@ -55,10 +55,7 @@ class WorkerTask:
 def work(task: WorkerTask) -> None:
     """Do a task in this process; the rows are in its folder afterwards.
 
-    Raises:
-        ValueError: the study cannot run here at all: wrong device, a price of another product, damaged weights, prompts
-            that do not fit the models.
-        RuntimeError: the folder cannot be written, or another process of the team was lost.
+    ValueError if the study cannot run here at all, RuntimeError if the folder cannot be written or a process was lost.
     """
     team = join(task.params)
     if not team.leads:
