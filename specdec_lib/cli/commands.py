@@ -128,12 +128,3 @@ def check_study(params: StudyParams) -> None:
     load_prompts(params.prompt_set)
     if read := check_study_pair(params):
         check_prompts(params, *read)
-
-
-def check_one_process(params: StudyParams, name: str) -> None:
-    """Refuse to load in this process a target that is spread over several, by a ValueError."""
-    if params.tensor_parallel > 1:
-        raise ValueError(
-            f"{name} loads the whole target in one process, and tensor_parallel is {params.tensor_parallel}: "
-            "give params with tensor_parallel: 1, on a machine where that fits"
-        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from specdec_lib.cli.commands import (
     STUDY,
     Options,
-    check_one_process,
     check_study,
     command,
     option,
@@ -28,7 +27,6 @@ def bench_peers(options: Options) -> int:
     to <outputs>/<NAME>.
     """
     params = study_params(options)
-    check_one_process(params, "bench-peers")
     from specdec_lib.study.prompts import load_prompts
 
     number = options.prompts or len(load_prompts(params.prompt_set))

@@ -14,7 +14,6 @@ from specdec_lib.cli.commands import (
     RUN,
     STUDY,
     Options,
-    check_one_process,
     check_study,
     command,
     folder,
@@ -105,7 +104,6 @@ def certify(options: Options) -> int:
     import logging
 
     params = study_params(options)
-    check_one_process(params, "certify")
     check_study(params)
     from specdec_lib.exactness.certificate import FILE
     from specdec_lib.exactness.certify import certify

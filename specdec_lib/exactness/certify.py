@@ -53,15 +53,15 @@ THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings
 def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> Certificate:
     """Run all levels for a study, in minutes or in hours, write `folder/exactness.json` and return the certificate."""
     effort = THOROUGH if thorough else QUICK if params.pair == TOY else STANDARD
+    with _level("loading the pair"):
+        pairs = [load_study_pair(params, dtype="float32")]
+        pairs += [load_study_pair(params)] if params.dtype != "float32" else []
     with _level("enumeration of every path"):
         enumeration = enumeration_table(
             params.methods, params.verification, params.device, effort.engines, effort.settings
         )
     with _level("mutants"):
         mutants = mutant_table(effort.mutants, params.seed)
-    with _level("loading the pair"):
-        pairs = [load_study_pair(params, dtype="float32")]
-        pairs += [load_study_pair(params)] if params.dtype != "float32" else []
     with _level("joint law of sampled tokens"):
         tests, cells = joint_law(params, pairs, effort)
     with _level("greedy output"):

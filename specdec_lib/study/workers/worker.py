@@ -15,7 +15,6 @@ import contextlib
 import faulthandler
 import io
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -89,10 +88,8 @@ def _load(task: WorkerTask, team: Team) -> BlockRunner:
             heartbeat.write_heartbeat(folder, heartbeat.LOAD)
     facts = describe_environment(params)
     check_product(params, (facts["cuda"] or {}).get("product"))
-    started = time.monotonic()
     pair = load_study_pair(params)
-    facts |= {"load_s": round(time.monotonic() - started, 2)} | engine_facts(pair)
-    facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
+    facts |= engine_facts(pair) | {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
     runner = BlockRunner(params, folder, pair, team)
     with writing(folder):
         if team.leads:
