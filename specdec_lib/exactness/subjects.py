@@ -17,7 +17,6 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.decode import speculative_decode
 from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.decoding.verification import Verify
 from specdec_lib.exactness.adversaries import tiny_llamas
 from specdec_lib.exactness.certificate import WIDTH
 from specdec_lib.exactness.joint_law import Sampler
@@ -29,31 +28,18 @@ def engine_sampler(
     target: LanguageModel,
     proposer: Proposer,
     *,
-    num_draft_tokens: int,
-    sampling: SamplingConfig,
     length: int,
     batch_size: int,
-    verification: str | Verify = "token",
     decode: Callable[..., DecodeResult] = speculative_decode,
+    **options: Any,
 ) -> Sampler:
-    """Our own decoding as a sampler, or `decode` in its place: ragged batches that hold every prompt equally often."""
+    """Our own decoding with these `options`, or `decode` in its place: ragged batches that hold every prompt alike."""
 
     def sample(prompts: Sequence[torch.Tensor], n: int, seed: int) -> list[torch.Tensor]:
         generator = torch.Generator(target.device).manual_seed(seed)
         copies = max(batch_size // len(prompts), 1)
-        batches = [
-            decode(
-                target,
-                proposer,
-                list(prompts) * copies,
-                max_new_tokens=length,
-                num_draft_tokens=num_draft_tokens,
-                sampling=sampling,
-                generator=generator,
-                verification=verification,
-            ).tokens
-            for _ in range(-(-n // copies))
-        ]
+        given = {"max_new_tokens": length, "generator": generator} | options
+        batches = [decode(target, proposer, list(prompts) * copies, **given).tokens for _ in range(-(-n // copies))]
         rows = torch.stack([torch.stack(tokens) for tokens in batches])  # [batches, copies * prompts, length]
         return list(rows.reshape(-1, len(prompts), length)[:n].transpose(0, 1))
 

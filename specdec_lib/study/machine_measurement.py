@@ -21,7 +21,7 @@ from specdec_lib.study.workers import heartbeat
 
 MAX_TOKENS = 16
 KEY_FILE = "machine.key"  # a hash of what determined the two files
-PROTOCOL = 3  # how they are measured: files of another protocol are measured again
+PROTOCOL = 4  # how they are measured: files of another protocol are measured again
 SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
 
 
