@@ -36,7 +36,7 @@ PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
 
 .DEFAULT_GOAL := setup
 .PHONY: setup help run params certify test soak lint lab report compare rerun bench-peers peers cluster gpu-check publish
-.PHONY: draft draft-export audit pins clean
+.PHONY: draft audit pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -71,8 +71,8 @@ report: $(STAMP) ## render the HTML report of GPU=<name, or folder of a run> aga
 compare: $(STAMP) ## compare all finished runs, or those of GPU="<name> <name>", with predictions for GPUs without one
 	@$(SPECDEC) compare $(if $(GIVEN),--gpu $(GPU))
 
-rerun: $(STAMP) ## decode the cell CELL=<id> of a finished run again and compare its tokens
-	@$(SPECDEC) rerun "$$CELL" $(if $(GIVEN),--gpu "$$GPU")
+rerun: $(STAMP) ## decode the cell CELL=<id> of the finished run of GPU=<name> again and compare its tokens
+	@$(SPECDEC) rerun "$$CELL" --gpu "$$GPU"
 
 bench-peers: $(STAMP) ## time other engines next to ours for GPU=<name>: same weights, prompts and counting
 	@$(SPECDEC) bench-peers $(STUDY)
@@ -88,9 +88,6 @@ publish: $(STAMP) ## keep the run of GPU=<name> under outputs/published and in t
 
 draft: $(STAMP) ## distil the shipped drafts from nothing (a few hours on 2 cores)
 	@$(SPECDEC) draft
-
-draft-export: $(STAMP) ## write the plain draft as an ordinary Hugging Face checkpoint
-	@$(SPECDEC) draft-export
 
 cluster: $(CLUSTER_STAMP) ## install Ray, which make run GPU=<name> CLUSTER=<address> needs
 

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from specdec_lib.cli import drafts, peers, study
+from specdec_lib.cli import study
 
 COMMANDS = (
     study.run,
@@ -19,10 +19,9 @@ COMMANDS = (
     study.compare,
     study.rerun,
     study.gpu_check,
-    peers.bench_peers,
-    peers.peers,
-    drafts.draft,
-    drafts.draft_export,
+    study.bench_peers,
+    study.peers,
+    study.draft,
 )
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 

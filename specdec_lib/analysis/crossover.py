@@ -28,11 +28,7 @@ def measured_crossovers(rows: pd.DataFrame, gpu: str | None = None, seed: int = 
 
     `crossover_batch` is interpolated on the logarithm of the batch size; it is null unless the `outcome` is "crosses".
     A band that would reach beyond the batch sizes tried ends there. With fewer than `statistics.LEAST_VALUES` prompt
-    groups at some batch size there is no band.
-
-    Args:
-        rows: the results table of a run.
-        gpu: the name of the run's study.
+    groups at some batch size there is no band. `gpu` is the name of the run's study.
     """
     rng = np.random.default_rng(seed)
     lines = []

@@ -23,16 +23,11 @@ AddOption = Callable[[argparse.ArgumentParser], object]
 
 @dataclass(frozen=True)
 class Command:
-    """A function of the options that returns the exit code. Its name and docstring are the command's.
-
-    Attributes:
-        options: functions that add its options to a parser; see `option`.
-        example: arguments of a typical call.
-    """
+    """A function of the options that returns the exit code. Its name and docstring are the command's."""
 
     function: Callable[[Options], int]
     options: tuple[AddOption, ...]
-    example: str
+    example: str  # arguments of a typical call
 
     @property
     def name(self) -> str:
@@ -109,11 +104,7 @@ def study_name(name_or_path: str) -> str:
 
 
 def run_folder(options: Options) -> Path:
-    """The folder of the finished run that `--gpu` means.
-
-    Raises:
-        ValueError: it holds no run.
-    """
+    """The folder of the finished run that `--gpu` means; ValueError if there is none."""
     given = Path(options.gpu)
     path: Path = given if (given / RUN_FACTS).is_file() else options.outputs / study_name(options.gpu)
     if not (path / RUN_FACTS).is_file():
@@ -122,11 +113,9 @@ def run_folder(options: Options) -> Path:
 
 
 def check_study(params: StudyParams) -> None:
-    """Refuse a study that cannot run here, before anything is loaded.
+    """Refuse a study that cannot run here, by a ValueError with the remedy, before anything is loaded.
 
-    Raises:
-        ValueError: wrong device, unknown prompt set or price, a pair that cannot work, or prompts that do not fit it;
-            names the remedy.
+    It has the wrong device, an unknown prompt set or price, a pair that cannot work, or prompts that do not fit it.
     """
     from specdec_lib.hardware.catalog import price
     from specdec_lib.machine.environment import check_device, check_product, product_here
@@ -139,16 +128,3 @@ def check_study(params: StudyParams) -> None:
     load_prompts(params.prompt_set, params.turns)
     if read := check_study_pair(params):
         check_prompts(params, *read)
-
-
-def check_one_process(params: StudyParams, name: str) -> None:
-    """Refuse a command that loads the whole target in this process.
-
-    Raises:
-        ValueError: the target is spread over several processes.
-    """
-    if params.tensor_parallel > 1:
-        raise ValueError(
-            f"{name} loads the whole target in one process, and tensor_parallel is {params.tensor_parallel}: "
-            "give params with tensor_parallel: 1, on a machine where that fits"
-        )

@@ -1,30 +1,29 @@
-"""The commands of a study, from its params to its published pages."""
+"""The commands: of a study, from its params to its published pages; of other engines; and of the shipped drafts."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import yaml
 
 from specdec_lib.cli.commands import (
     OUTPUTS,
     PARAMS,
     RUN,
-    RUN_HELP,
     STUDY,
     Options,
-    check_one_process,
     check_study,
     command,
+    folder,
     option,
+    positive,
     run_folder,
     study_name,
     study_params,
 )
-
-if TYPE_CHECKING:
-    from specdec_lib.config import StudyParams
+from specdec_lib.config import StudyParams
 
 
 @command(
@@ -86,10 +85,25 @@ def params(options: Options) -> int:
 
     The output is a YAML file that holds every key with its meaning. Keys that differ from the default are marked.
     """
-    from specdec_lib.cli.params import explained
-
     print(explained(study_params(options)))
     return 0
+
+
+def explained(params: StudyParams) -> str:
+    """A YAML file that holds every key with its meaning; as a params file it gives the same study."""
+    lines = [f"# All keys of {params.gpu}. A line with <- differs from the default."]
+    for key, field in StudyParams.model_fields.items():
+        value = getattr(params, key)
+        same = field.is_required() or value == field.default
+        lines += [
+            f"# {field.description}",
+            f"{key}: {_yaml(value)}{'' if same else f'  # <- default: {_yaml(field.default)}'}",
+        ]
+    return "\n".join(lines)
+
+
+def _yaml(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
 
 
 @command(*STUDY, option("--thorough", action="store_true", help="ten times the samples and more: hours, not minutes"))
@@ -101,7 +115,6 @@ def certify(options: Options) -> int:
     import logging
 
     params = study_params(options)
-    check_one_process(params, "certify")
     check_study(params)
     from specdec_lib.exactness.certificate import FILE
     from specdec_lib.exactness.certify import certify
@@ -183,9 +196,7 @@ def compare(options: Options) -> int:
 
 @command(
     option("cell_id", metavar="CELL_ID", help="of a row of results.parquet"),
-    option("--gpu", metavar="NAME_OR_PATH", help=f"{RUN_HELP} (default: whichever holds the cell)"),
-    option("--alone", action="store_true", help="decode each row of its batch by itself"),
-    OUTPUTS,
+    *RUN,
     example="0123456789abcdef --gpu cpu",
 )
 def rerun(options: Options) -> int:
@@ -193,9 +204,67 @@ def rerun(options: Options) -> int:
 
     Says in one line whether the tokens are the same. Nothing is measured or written. Exit code 1 if they differ.
     """
-    from specdec_lib.study.rerun import find_run, rerun
+    from specdec_lib.study.rerun import rerun
 
-    folder = run_folder(options) if options.gpu else find_run(options.outputs, options.cell_id)
-    found = rerun(folder, options.cell_id, alone=options.alone)
+    found = rerun(run_folder(options), options.cell_id)
     print(found.sentence())
     return 1 if found.different else 0
+
+
+@command(
+    *STUDY,
+    option("--prompts", type=positive, metavar="N", help="first N of the prompt set (default: all)"),
+    option("--new-tokens", type=positive, metavar="N", default=128, help="for each prompt (default: 128)"),
+    option("--repetitions", type=positive, metavar="N", default=3, help="of every call (default: 3)"),
+    example="--gpu cpu --prompts 6 --new-tokens 64",
+)
+def bench_peers(options: Options) -> int:
+    """Time other engines next to ours: same weights, prompts and counting.
+
+    Runs our engine interleaved with transformers and with the engines that make peers installed. Rows and a report go
+    to <outputs>/<NAME>.
+    """
+    params = study_params(options)
+    from specdec_lib.study.prompts import load_prompts
+
+    number = options.prompts or len(load_prompts(params.prompt_set, params.turns))
+    timed = {"batch_sizes": [1], "prompt_tokens": [0], "num_prompts": number, "max_new_tokens": [options.new_tokens]}
+    check_study(params.model_copy(update=timed))
+    from specdec_lib.peers.run import run_peers
+    from specdec_lib.report.pages import make_peers
+
+    folder = options.outputs / params.gpu
+    asked = {"num_prompts": options.prompts, "new_tokens": options.new_tokens, "repetitions": options.repetitions}
+    rows = run_peers(params, folder, **asked)
+    print(f"report: {make_peers(params, folder)}")
+    return 1 if (rows["status"] == "failed").any() else 0
+
+
+@command()
+def peers(options: Options) -> int:
+    """Install the other engines that bench-peers knows.
+
+    Each goes into an environment of its own in the cache folder and is part of every later bench-peers on a CPU.
+    """
+    from specdec_lib.peers.installed import install_engines
+
+    outcomes = install_engines()
+    for engine, outcome in outcomes.items():
+        print(f"{engine}: {outcome}")
+    return 1 if any(outcome.startswith("failed") for outcome in outcomes.values()) else 0
+
+
+@command(folder("--workdir", Path("outputs/draft"), "where corpus and drafts go, several GB"))
+def draft(options: Options) -> int:
+    """Distil the shipped drafts from nothing, in a few hours on 2 cores.
+
+    The embedded target writes a corpus, and both drafts are trained on it. An interrupted run goes on where it stopped.
+    """
+    import logging
+
+    from specdec_lib.distill.make import FEATURE_LAYERS, make_drafts
+    from specdec_lib.models.pair import load_embedded_target
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    make_drafts(options.workdir, *load_embedded_target(feature_layers=FEATURE_LAYERS))
+    return 0

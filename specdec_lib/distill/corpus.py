@@ -51,7 +51,7 @@ CODE_TASKS = (
 log = logging.getLogger(__name__)
 
 
-def standard_library_text(limit: int = 4000) -> tuple[list[str], list[str]]:
+def standard_library_text() -> tuple[list[str], list[str]]:
     """Docstrings (prose) and function sources (code) of 200 to 900 characters from Python's standard library."""
     prose: list[str] = []
     code: list[str] = []
@@ -62,7 +62,7 @@ def standard_library_text(limit: int = 4000) -> tuple[list[str], list[str]]:
                 prose.append(ast.get_docstring(node) or "")
             if isinstance(node, ast.FunctionDef):
                 code.append(ast.get_source_segment(source, node) or "")
-    return _of_fitting_length(prose)[:limit], _of_fitting_length(code)[:limit]
+    return _of_fitting_length(prose)[:4000], _of_fitting_length(code)[:4000]
 
 
 def answers(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:

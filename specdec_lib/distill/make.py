@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from specdec_lib.distill.corpus import write_corpus
-from specdec_lib.distill.data import Corpus
-from specdec_lib.distill.students import HeadStudent, PlainStudent, layers_of_target
+from specdec_lib.distill.students import Corpus, HeadStudent, PlainStudent, layers_of_target
 from specdec_lib.distill.train import Recipe, held_out_acceptance, start_from_regression, train
 from specdec_lib.models.runner import LanguageModel
 
@@ -36,10 +35,8 @@ log = logging.getLogger(__name__)
 def make_drafts(workdir: Path, target: LanguageModel, tokenizer: PreTrainedTokenizerBase, num_shards: int = 39) -> None:
     """Write the corpus and a folder for each draft into `workdir`.
 
-    Shards and drafts that are already there are kept, so an interrupted run goes on where it stopped.
-
-    Args:
-        target: in bfloat16 on the CPU, and giving the states of `FEATURE_LAYERS`.
+    Shards and drafts that are already there are kept. The target is in bfloat16 on the CPU and gives the states of
+    `FEATURE_LAYERS`.
     """
     write_corpus(workdir / "corpus", target, tokenizer, num_shards)
     turn_start, assistant, *_ = tokenizer.encode("<|im_start|>assistant", add_special_tokens=False)

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding, rms_norm
 
-from specdec_lib.distill.data import Batch, Corpus
-from specdec_lib.distill.students import HeadStudent, PlainStudent
+from specdec_lib.distill.students import Batch, Corpus, HeadStudent, PlainStudent
 
 CHUNK = 256  # positions whose distributions are in memory at once
 

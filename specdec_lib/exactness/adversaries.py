@@ -19,7 +19,7 @@ from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.decoding.verification import Verify
 from specdec_lib.exactness.enumeration import enumerate_output, tolerance
 from specdec_lib.exactness.target_law import target_law
-from specdec_lib.machine.engine_facts import path_of
+from specdec_lib.machine.environment import path_of
 from specdec_lib.methods import METHODS, make_proposer
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.pair import Pair
@@ -53,10 +53,8 @@ def enumeration_table(
 ) -> pd.DataFrame:
     """Enumerate every method: on all adversarial pairs if only the pair's draft proposes, else on the random one.
 
-    The first method is enumerated with a tiny Llama too, on each of the `engines` that this machine has.
-
-    Returns:
-        a line each, see `enumeration_line`, with the method.
+    The first method is enumerated with a tiny Llama too, on each of the `engines` that this machine has. Each line is
+    that of `enumeration_line`, with the method.
     """
     pairs = adversarial_pairs()
     drafts = [name for name in methods if METHODS[name].pieces == (name,) and METHODS[name].uses_pair_draft]
@@ -104,10 +102,10 @@ def toy_pair(name: str, target: torch.Tensor, draft: torch.Tensor) -> Pair:
     return Pair(name, *models, None, "target", "draft", files={})
 
 
-def adversarial_pairs(vocab_size: int = 3) -> dict[str, Pair]:
+def adversarial_pairs() -> dict[str, Pair]:
     """Toys in float64, by what is difficult about them."""
     generator = torch.Generator().manual_seed(0)
-    shape = (vocab_size,) * 3
+    shape = (3, 3, 3)
 
     def normal(scale: float) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64) * scale
@@ -120,7 +118,7 @@ def adversarial_pairs(vocab_size: int = 3) -> dict[str, Pair]:
     table = normal(2.0)
     impossible = torch.rand(shape, generator=generator) < 0.3
     impossible[..., 0] = False
-    one_hot = torch.nn.functional.one_hot(normal(1.0).argmax(dim=-1), vocab_size).double()
+    one_hot = torch.nn.functional.one_hot(normal(1.0).argmax(dim=-1), 3).double()
     tied = table.clone()
     tied[..., 1] = tied[..., 0]  # the noise decides which of the two a filter keeps, in target and draft apart
     tables = {

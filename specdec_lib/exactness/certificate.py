@@ -38,29 +38,17 @@ GROUPS = 16  # of those others; see `target_law`
 
 @dataclass(frozen=True)
 class Certificate:
-    """The tables of all levels. One that an old run did not keep is empty.
+    """The tables of all levels. One that an old run did not keep is empty."""
 
-    Attributes:
-        enumeration: a line per method, pair, engine and setting; see `adversaries.enumeration_line`.
-        tests: a line per setting and position; see `joint_law.decide`.
-        cells: observed and expected count of each cell of each test and prompt: of a pair of tokens, or of what is
-            counted together.
-        mutants: see `mutants.mutant_table`.
-        greedy, divergences: see `greedy.greedy_agreement`.
-        subjects: like `tests`.
-        environment: what it was measured on, as in environment.json.
-        kept_failures: those that were written when it was measured.
-    """
-
-    enumeration: pd.DataFrame
-    tests: pd.DataFrame
-    cells: pd.DataFrame
-    mutants: pd.DataFrame
-    greedy: pd.DataFrame
+    enumeration: pd.DataFrame  # a line per method, pair, engine and setting; see `adversaries.enumeration_line`
+    tests: pd.DataFrame  # a line per setting and position; see `joint_law.decide`
+    cells: pd.DataFrame  # observed and expected count of each cell of each test and prompt
+    mutants: pd.DataFrame  # see `mutant_battery.mutant_table`
+    greedy: pd.DataFrame  # these two: see `greedy.greedy_agreement`
     divergences: pd.DataFrame
-    subjects: pd.DataFrame
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    kept_failures: tuple[str, ...] | None = None
+    subjects: pd.DataFrame  # like `tests`
+    environment: Mapping[str, Any] = field(default_factory=dict)  # as in environment.json
+    kept_failures: tuple[str, ...] | None = None  # those that were written when it was measured
 
     def failures(self) -> list[str]:
         """One line for each thing that an exact implementation would not do.
@@ -119,7 +107,7 @@ class Certificate:
         return " ".join([*reversed(parts), f"Certified are texts {'; '.join(ways)}."])
 
     def paths(self) -> dict[str, list[str]]:
-        """By what was done: the ways through the engine that were certified (see `engine_facts.path_of`)."""
+        """By what was done: the ways through the engine that were certified (see `environment.path_of`)."""
         tables = {"enumerated": self.enumeration, "sampled": self.tests, "greedy": self.greedy}
         return {what: list(table["path"].unique()) for what, table in tables.items() if len(table)}
 

@@ -21,8 +21,7 @@ from specdec_lib.exactness.joint_law import decide, put_to_test
 from specdec_lib.exactness.mutant_battery import mutant_table
 from specdec_lib.exactness.subjects import engine_sampler, transformers_subjects
 from specdec_lib.exactness.target_law import Law, target_law
-from specdec_lib.machine.engine_facts import path_of
-from specdec_lib.machine.environment import describe_environment
+from specdec_lib.machine.environment import describe_environment, path_of
 from specdec_lib.methods import label, make_proposer
 from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
 from specdec_lib.study.prompts import encode_prompts, load_prompts, random_prompts
@@ -36,21 +35,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Effort:
-    """How much the levels do.
+    """How much the levels do."""
 
-    Attributes:
-        toy, mutants, tiny: continuations of each prompt: of the toy pair, of a mutant, of a sampler of transformers'.
-        pair: times the params' correctness_samples, of the study's pair.
-        engines: on which a tiny Llama is enumerated, where this machine has them.
-        settings: draft lengths and filters that are enumerated.
-    """
-
-    toy: int
-    mutants: int
-    tiny: int
-    pair: int = 1
-    engines: Sequence[str] = ENGINES
-    settings: Settings = SETTINGS
+    toy: int  # continuations of each prompt: of the toy pair,
+    mutants: int  # of a mutant,
+    tiny: int  # and of a sampler of transformers'
+    pair: int = 1  # times the params' correctness_samples, of the study's pair
+    engines: Sequence[str] = ENGINES  # on which a tiny Llama is enumerated, where this machine has them
+    settings: Settings = SETTINGS  # draft lengths and filters that are enumerated
 
 
 QUICK = Effort(toy=4000, mutants=1000, tiny=100, engines=ENGINES[:2])  # for the toy pair: a smoke test
@@ -59,34 +51,30 @@ THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings
 
 
 def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> Certificate:
-    """Run all levels for a study, write `folder/exactness.json` and return the certificate.
-
-    Args:
-        thorough: ten times the samples of the pair, and more of everything else: hours instead of minutes.
-    """
+    """Run all levels for a study, in minutes or in hours, write `folder/exactness.json` and return the certificate."""
     effort = THOROUGH if thorough else QUICK if params.pair == TOY else STANDARD
+    with _level("loading the pair"):
+        pairs = [load_study_pair(params, dtype="float32")]
+        pairs += [load_study_pair(params)] if params.dtype != "float32" else []
     with _level("enumeration of every path"):
         enumeration = enumeration_table(
             params.methods, params.verification, params.device, effort.engines, effort.settings
         )
     with _level("mutants"):
         mutants = mutant_table(effort.mutants, params.seed)
-    with _level("loading the pair"):
-        pairs = [load_study_pair(params, dtype="float32")]
-        pairs += [load_study_pair(params)] if params.dtype != "float32" else []
     with _level("joint law of sampled tokens"):
-        tests, cells = _joint_law(params, pairs, effort)
+        tests, cells = joint_law(params, pairs, effort)
     with _level("greedy output"):
-        greedy, divergences = _greedy(params, pairs)
+        agreement, divergences = greedy(params, pairs)
     with _level("transformers' assisted generation"):
         subjects = _subjects(params, effort.tiny)
     facts = describe_environment(params)
-    certificate = Certificate(enumeration, tests, cells, mutants, greedy, divergences, subjects, facts)
+    certificate = Certificate(enumeration, tests, cells, mutants, agreement, divergences, subjects, facts)
     write_certificate(certificate, folder)
     return certificate
 
 
-def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[pd.DataFrame, pd.DataFrame]:
+def joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The gate: the toy pair with all filters and methods, then the study's pair.
 
     A law is only exact where a token's logits do not depend on what else is computed with it: in float32 as good as,
@@ -126,7 +114,7 @@ def _joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[
     return decide(pd.concat(tests, ignore_index=True)), pd.concat(cells, ignore_index=True)
 
 
-def _greedy(params: StudyParams, pairs: list[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def greedy(params: StudyParams, pairs: list[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Greedy agreement of each precision of the pair."""
     tables, divergences = [], []
     for pair in pairs:

@@ -42,17 +42,11 @@ INSIDE = 1e-13  # how far from a face the corners are tried
 
 @dataclass
 class Enumeration:
-    """What `enumerate_output` found.
+    """What `enumerate_output` found."""
 
-    Attributes:
-        laws: the law of the emitted tokens for each prompt.
-        unexplained: share of the volume in which the code does not always answer alike; 0 for a sound rule.
-        paths: boxes of positive volume, over all prompts.
-    """
-
-    laws: list[Law]
-    unexplained: float = 0.0
-    paths: int = 0
+    laws: list[Law]  # of the emitted tokens, for each prompt
+    unexplained: float = 0.0  # share of the volume in which the code does not always answer alike; 0 for a sound rule
+    paths: int = 0  # boxes of positive volume, over all prompts
 
     def error(self, targets: Sequence[Law]) -> float:
         """Largest absolute difference of a sequence's probability from the target's, over all prompts."""
@@ -150,21 +144,13 @@ class _Boxes:
 
 @dataclass(frozen=True)
 class _Use:
-    """One use of random numbers: which they are, and where its outcome changes.
+    """One use of random numbers: which they are, and where its outcome changes."""
 
-    Attributes:
-        columns: of the numbers in a row's table, all draws in one row.
-        edges: of a draw of a token `[N, V]`, where each token's interval ends; of tests `[N, w]`, the chance of each.
-        passed: `[N, w]`, the draft tokens that pass their test; None of a draw of a token.
-        width: numbers of a draw in the table.
-        nth: how often these numbers were used before in this way.
-    """
-
-    columns: tuple[int, ...]
-    edges: torch.Tensor
-    passed: torch.Tensor | None
-    width: int
-    nth: int
+    columns: tuple[int, ...]  # of the numbers in a row's table, all draws in one row
+    edges: torch.Tensor  # of a draw of a token `[N, V]`, where each interval ends; of tests `[N, w]`, their chances
+    passed: torch.Tensor | None  # `[N, w]`, the draft tokens that pass their test; None of a draw of a token
+    width: int  # numbers of a draw in the table
+    nth: int  # how often these numbers were used before in this way
 
     @property
     def key(self) -> object:

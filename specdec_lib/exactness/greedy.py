@@ -15,6 +15,7 @@ with the decoding that diverged, so a bug there does not widen the bound.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -46,21 +47,15 @@ def greedy_agreement(
         num_draft_tokens, row, position of the first difference, baseline_token, speculative_token, gap (the lead of
         the baseline's token, with one token a pass), rounding_bound, explained.
     """
-    expected = autoregressive_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=GREEDY).tokens
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": GREEDY}
+    expected = autoregressive_decode(target, prompts, **given).tokens
     alone, *replays = replay(target, prompts, expected, [1, *(gamma + 1 for gamma in num_draft_tokens)])
     lines, divergences = [], []
     for gamma, together in zip(num_draft_tokens, replays, strict=True):
         bound = rounding_bound(alone, together, target.dtype)
         for method, proposer in proposers.items():
-            result = speculative_decode(
-                target,
-                proposer,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                num_draft_tokens=gamma,
-                sampling=GREEDY,
-                verification=verification,
-            )
+            options = given | {"num_draft_tokens": gamma, "verification": verification}
+            result = speculative_decode(target, proposer, prompts, **options)
             where: dict[str, object] = {"method": method, "num_draft_tokens": gamma}
             found = [
                 where | {"row": row} | _divergence(one, other, alone[row], bound)

@@ -38,24 +38,14 @@ Sampler = Callable[[Sequence[torch.Tensor], int, int], Sequence[torch.Tensor]]
 
 @dataclass(frozen=True)
 class JointTest:
-    """A test of the pairs of tokens at one position, all prompts together.
+    """A test of the pairs of tokens at one position, all prompts together."""
 
-    Attributes:
-        statistic: G, infinite if an impossible pair was seen.
-        degrees_of_freedom: cells less one, summed over prompts.
-        p_value: an upper bound of the chance of so large a G; valid for every sample size. It decides.
-        usual_p_value: by the chi-square approximation, for information.
-        samples: pairs counted, over all prompts.
-        pooled: the share of the target's mass that the test sees only in sums: groups of tokens, whatever follows
-            one, and pairs too rare for a cell of their own.
-    """
-
-    statistic: float
-    degrees_of_freedom: int
-    p_value: float
-    usual_p_value: float
-    samples: int
-    pooled: float
+    statistic: float  # G, infinite if an impossible pair was seen
+    degrees_of_freedom: int  # cells less one, summed over prompts
+    p_value: float  # an upper bound of the chance of so large a G; valid for every sample size. It decides
+    usual_p_value: float  # by the chi-square approximation, for information
+    samples: int  # pairs counted, over all prompts
+    pooled: float  # share of the target's mass in groups, whatever follows one, and pairs too rare for their own cell
 
 
 def put_to_test(
@@ -73,17 +63,13 @@ def put_to_test(
     """Put anyone's sampler to the test: the joint law of each two successive tokens of its first `length` ones.
 
     Args:
-        sample: continues each prompt; see `Sampler`.
         samples: continuations of each prompt.
         width: see `target_law`: the claim is of the outcomes that such a law tells apart.
         laws: of the prompts, if they are known.
 
     Returns:
         a line per position (the fields of `JointTest`), and a line per position, prompt and cell (observed and
-        expected count).
-
-    Raises:
-        ValueError: the sampler returned something of another shape.
+        expected count). ValueError if the sampler returned something of another shape.
     """
     laws = laws or [target_law(target, prompt, sampling, length, width) for prompt in prompts]
     drawn = sample(prompts, samples, seed)

@@ -36,10 +36,7 @@ LEVEL = 1e-9  # of the joint-law test of one mutant at one position
 
 
 def mutant_table(samples: int, seed: int) -> pd.DataFrame:
-    """Put every mutant and the sound sampler to all levels.
-
-    Args:
-        samples: of each prompt, for the joint-law test.
+    """Put every mutant and the sound sampler to all levels, with so many samples of each prompt for the joint law.
 
     Returns:
         a line each: mutant, unexplained (share of the volume), bias (total variation, enumerated; null where something

@@ -36,7 +36,6 @@ def target_law(
     nothing is shared with the decoding that is tested. In bfloat16 the kernels stay: the law is that of their rounding.
 
     Args:
-        prompt: `[n]` int64.
         width: follow only that many of the most likely tokens at each position; 0 follows all. The cost grows as
             (tokens followed) ** (num_tokens - 1).
     """

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 FOLDER = Path(__file__).resolve().parent
 CPU = "cpu"  # the `gpu` of a price for a machine without one
+TOLERANCE = 0.1  # of memory and power: vendors' 80 GB are read as 85.5e9 bytes on an H100 and 85.9e9 on an A100
 
 # The highest dense figures of a generation, by the first word of a product's name. Higher figures are sparse ones.
 DENSE_PEAKS: dict[str, dict[str, float]] = {
@@ -47,7 +49,6 @@ class Gpu(Fact):
     fp8_tflops: Positive | None
     int8_tops: Positive | None
     tdp_watts: Positive
-    nvlink_gb_per_s: Positive | None
     date: MonthOrDay
 
     @model_validator(mode="after")
@@ -127,12 +128,9 @@ def _load(path: Path, kind: type[Entry]) -> dict[str, Entry]:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
         return TypeAdapter(dict[str, kind]).validate_python(entries)  # type: ignore[valid-type]
     except ValidationError as error:
-        first = error.errors()[0]
-        name, *keys = map(str, first["loc"] or ("the file",))
-        if first["type"] == "missing":
-            raise ValueError(f"{path.name}: {name} has no {keys[-1]}: add it, every entry needs one") from None
-        where = ": ".join([path.name, name, *keys])
-        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        details: Mapping[str, Any] = error.errors()[0]
+        where = ": ".join([path.name, *map(str, details["loc"])])
+        raise ValueError(f"{where}: {details['msg'].removeprefix('Value error, ')}") from None
 
 
 @cache
@@ -172,3 +170,31 @@ def usd_per_million_tokens(tokens_per_second: float, usd_per_hour: float) -> flo
         given = f"tokens_per_second is {tokens_per_second} and usd_per_hour {usd_per_hour}"
         raise ValueError(f"{given}: give a measured positive rate and a price of 0 or more")
     return usd_per_hour / 3600 / tokens_per_second * 1e6
+
+
+def identify(name: str, memory_bytes: int, default_power_limit_watts: float | None = None) -> str:
+    """The key in `gpus.yaml` of the product that the driver calls `name`.
+
+    A listed name decides, and the memory must agree with it. Virtual machines often report the family only; then memory
+    and the factory's power limit of the whole device decide.
+
+    Raises:
+        ValueError: a part of a GPU (MIG), a product that is not in the catalog, or facts that fit several or none.
+    """
+    gpus = load_gpus()
+    if " MIG " in f"{name} ":
+        raise ValueError(f"{name!r} is a part of a GPU (MIG): figures of the whole product do not hold for it")
+    listed = [key for key, gpu in gpus.items() if name in gpu.nvml_names]
+    # a family is a word of the name; "GRID A100X-80C" has no such word
+    words = [family for family in DENSE_PEAKS if re.search(rf"(?<![A-Z0-9]){family}(?![A-Z0-9])", name.upper())]
+    of_family = [key for key, gpu in gpus.items() if gpu.product.split()[0] in words]
+    fitting = [k for k in listed or of_family if abs(memory_bytes / gpus[k].memory_gb / 1e9 - 1) <= TOLERANCE]
+    if not listed and default_power_limit_watts is not None:
+        fitting = [k for k in fitting if abs(default_power_limit_watts / gpus[k].tdp_watts - 1) <= TOLERANCE]
+    if len(fitting) == 1:
+        return fitting[0]
+    power = "an unknown power limit" if default_power_limit_watts is None else f"{default_power_limit_watts:g} W"
+    facts = f"{name!r} with {memory_bytes / 1e9:.1f} GB and {power}"
+    if fitting:
+        raise ValueError(f"{facts} may be {' or '.join(fitting)}: add its name to nvml_names in hardware/gpus.yaml")
+    raise ValueError(f"{facts} is no product of hardware/gpus.yaml: add an entry with its dense figures and source")

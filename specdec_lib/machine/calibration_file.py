@@ -24,16 +24,11 @@ class Calibration:
     read_bytes_per_second: float  # one pass over a buffer that no cache holds
     matrix_rows: tuple[int, ...]
     matrix_seconds_per_weight: tuple[float, ...]  # for that many rows, over the target's own weights in turn
-    call_seconds: float  # an operation too small to cost anything but its start
-    calls_per_pass: int  # operations that one pass of the target starts
     target: ModelShape
     draft: ModelShape
     draft_is_head: bool  # on the target's hidden states: its first pass reads all that the target verified
     draft_seconds_per_weight: tuple[float, ...] | None = None  # as for the matrices, over the draft's own in turn
     draft_bytes_per_weight: float | None = None  # that it reads
-    cache_bytes_per_second: float | None = None  # attention reading keys and values
-    attention_operations_per_second: float | None = None  # attention computing with them
-    attention_missing: str | None = None  # why these two are null
     replayed: bool = False  # whether all this was captured and replayed, as the steps of rows with the same mark
 
 
@@ -44,11 +39,7 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
 
 
 def read_calibration(folder: Path) -> Calibration:
-    """What `write_calibration` wrote.
-
-    Raises:
-        ValueError: there is none yet, or one of an earlier version.
-    """
+    """What `write_calibration` wrote; fields of earlier versions are left out. ValueError if there is none yet."""
     path = Path(folder) / FILE
     if not path.exists():
         raise ValueError(f"{path} is missing: run the study first, with make run GPU=<name>")

@@ -1,4 +1,4 @@
-"""The machine at hand: its device, versions and commit, and whether a study may run on it."""
+"""The machine at hand: device, versions and commit, whether a study may run on it, and how a pair is computed here."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ import psutil
 import torch
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
+from specdec_lib.decoding.captured_loop import captured_graphs, graph_facts
 from specdec_lib.hardware.catalog import price
+from specdec_lib.kernels.build import kernel_facts
 from specdec_lib.machine.files import now
 from specdec_lib.machine.nvml import NvmlUnavailableError, open_device
+from specdec_lib.models.pair import Pair
+from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.tensor_parallel import devices_of
 
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scipy", "safetensors")
 
@@ -33,11 +38,7 @@ def device_name(device: str) -> str:
 
 
 def check_device(params: StudyParams) -> None:
-    """Refuse to run a study on another device than its params are for.
-
-    Raises:
-        ValueError: naming the device that was asked for and the one that is here.
-    """
+    """Refuse to run a study on another device than its params are for, by a ValueError that names both."""
     if params.device == "cuda" and not torch.cuda.is_available():
         here = f"{device_name('cpu')} and no CUDA device"
     elif re.search(rf"(?<![A-Z0-9]){re.escape(params.device_name)}", here := device_name(params.device), re.IGNORECASE):
@@ -51,13 +52,9 @@ def check_device(params: StudyParams) -> None:
 
 
 def check_product(params: StudyParams, product: str | None) -> None:
-    """Refuse a study whose price is of another product than the GPU that is here: its dollars would be wrong.
+    """Refuse, by a ValueError, a study whose price is of another product than the GPU here: its dollars would be wrong.
 
-    Args:
-        product: a key of `hardware/gpus.yaml`; None where the driver does not tell, and then nothing is refused.
-
-    Raises:
-        ValueError: naming both.
+    `product` is a key of `hardware/gpus.yaml`; None where the driver does not tell, and then nothing is refused.
     """
     expected = price(params.price).gpu
     if params.device == "cuda" and product not in (None, expected):
@@ -111,3 +108,30 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def engine_facts(pair: Pair) -> dict[str, object]:
+    """What computes target and draft, and whether steps are captured, as known by now."""
+    head = "kernels, block and output rows in 8 bits" if getattr(pair.draft, "fused", None) else "eager"
+    engine: dict[str, object] = {
+        "target": pair.target.engine,
+        "draft": pair.draft.engine if isinstance(pair.draft, LanguageModel) else head,
+        "tensor_parallel": devices_of(pair.target.model),
+        "not_compiled": pair.target.why_not_compiled,
+        "graphs": graph_facts(pair.target),
+    }
+    return {"engine": engine} | (kernel_facts() if pair.target.device.type == "cpu" else {})
+
+
+def path_of(target: LanguageModel) -> str:
+    """The way that this model's computations have taken: precision, engine, and whether steps are replays of graphs."""
+    dtype = str(target.dtype).removeprefix("torch.")
+    return f"{dtype}, {target.engine}{', captured steps' if captured_graphs(target) else ''}"
+
+
+def compiler_of(target: LanguageModel) -> str:
+    """What decides a cell's numbers next to the versions of packages; names several devices only."""
+    if target.engine != "kernels":
+        spread = f", tensor parallel over {number}" if (number := devices_of(target.model)) > 1 else ""
+        return ("kernels none" if target.engine == "eager" else target.engine) + spread
+    return f"kernels {kernel_facts()['kernels']}"

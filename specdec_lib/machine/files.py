@@ -16,11 +16,7 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn a refusal of the file system into one line that says what to do.
-
-    Raises:
-        RuntimeError: the disk is full, `folder` is read-only, or the like.
-    """
+    """Turn a full disk, a read-only folder and the like into a RuntimeError of one line that says what to do."""
     try:
         yield
     except OSError as error:
@@ -45,11 +41,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, name: str) -> Iterator[None]:
-    """Hold the lock `folder/<name>.lock`; the system releases it when this process ends, however it ends.
-
-    Raises:
-        ValueError: another run holds it.
-    """
+    """Hold the lock `folder/<name>.lock` until this process ends, however it ends; ValueError if another run has it."""
     lock = FileLock(folder / f"{name}.lock")
     try:
         lock.acquire(timeout=0)

@@ -13,7 +13,7 @@ from typing import Any
 import pynvml
 import torch
 
-from specdec_lib.hardware.identify import identify
+from specdec_lib.hardware.catalog import identify
 
 POWER_CAP = "power cap"
 THROTTLE_REASONS = {  # bits of nvmlDeviceGetCurrentClocksThrottleReasons that mean slower than the device could be
@@ -23,35 +23,27 @@ THROTTLE_REASONS = {  # bits of nvmlDeviceGetCurrentClocksThrottleReasons that m
     0x40: "hardware thermal",
     0x80: "power brake",
 }
-WHOLE_GPU_ONLY = "this is a part of a GPU (MIG), and the driver counts this for the whole GPU only"
-PART, WHOLE, ONLY_WHOLE = "the part in use", "the whole GPU", "the whole GPU, and nothing for a part of one"
 
-
-READINGS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # its name in `missing`, what it is of, how to read it
+Reading = tuple[str, Callable[[Any], Any]]
+READINGS: dict[str, Reading] = {  # its name in `missing`, and how to read it
     # The counter since the driver was loaded, which moves every 20 to 100 ms.
-    "energy_millijoules": ("energy", ONLY_WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu))),
+    "energy_millijoules": ("energy", lambda device: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(device))),
     # The share of the last sampling period (up to a second) in which any kernel ran.
-    "utilization_percent": ("utilization", ONLY_WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)),
-    "throttle_bits": ("throttling", WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu) or 0)),
-    "memory_used_bytes": ("memory", PART, lambda part: int(pynvml.nvmlDeviceGetMemoryInfo(part).used)),
-    "process_ids": ("processes", PART, lambda part: [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(part)]),
-    "sm_clock_mhz": ("clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
+    "utilization_percent": ("utilization", lambda device: int(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)),
+    "throttle_bits": ("throttling", lambda device: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(device) or 0)),
+    "memory_used_bytes": ("memory", lambda device: int(pynvml.nvmlDeviceGetMemoryInfo(device).used)),
+    "process_ids": ("processes", lambda device: [p.pid for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device)]),
+    "sm_clock_mhz": ("clock", lambda device: pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM)),
 }
-FACTS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {  # the same of what does not change during a run
-    "name": ("name", PART, lambda part: str(pynvml.nvmlDeviceGetName(part))),
-    "uuid": ("uuid", PART, lambda part: str(pynvml.nvmlDeviceGetUUID(part))),
-    "driver": ("driver", WHOLE, lambda _: str(pynvml.nvmlSystemGetDriverVersion())),
-    "memory_bytes": ("memory", PART, lambda part: int(pynvml.nvmlDeviceGetMemoryInfo(part).total)),
-    "gpu_memory_bytes": ("gpu memory", WHOLE, lambda gpu: int(pynvml.nvmlDeviceGetMemoryInfo(gpu).total)),
-    "power_limit_watts": ("power limit", WHOLE, lambda gpu: pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3),
+FACTS: dict[str, Reading] = {  # the same of what does not change during a run
+    "name": ("name", lambda device: str(pynvml.nvmlDeviceGetName(device))),
+    "driver": ("driver", lambda _: str(pynvml.nvmlSystemGetDriverVersion())),
+    "memory_bytes": ("memory", lambda device: int(pynvml.nvmlDeviceGetMemoryInfo(device).total)),
+    "power_limit_watts": ("power limit", lambda device: pynvml.nvmlDeviceGetEnforcedPowerLimit(device) / 1e3),
     "default_power_limit_watts": (
         "default power limit",
-        WHOLE,
-        lambda gpu: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(gpu) / 1e3,
+        lambda device: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(device) / 1e3,
     ),
-    "sm_clock_mhz": READINGS["sm_clock_mhz"],
-    "max_sm_clock_mhz": ("max clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
-    "memory_clock_mhz": ("memory clock", WHOLE, lambda gpu: pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM)),
 }
 
 
@@ -61,30 +53,25 @@ class NvmlUnavailableError(RuntimeError):
 
 @dataclass
 class Device:
-    """An open device; `gpu` is the whole GPU that a part (MIG) belongs to, else the device itself."""
+    """An open device."""
 
     handle: Any
-    gpu: Any
-    is_part: bool
     missing: dict[str, str] = field(default_factory=dict)  # reading: why the last attempt gave nothing
 
     def read(self, reading: str) -> Any:
         """One of `READINGS` or `FACTS`, or None with the reason in `missing`."""
-        name, of, call = (READINGS | FACTS)[reading]
+        name, call = (READINGS | FACTS)[reading]
         self.missing.pop(name, None)
-        if of == ONLY_WHOLE and self.is_part:
-            self.missing[name] = WHOLE_GPU_ONLY
-            return None
         try:
-            return call(self.handle if of == PART else self.gpu)
+            return call(self.handle)
         except pynvml.NVMLError as error:
             self.missing[name] = str(error)
             return None
 
     def facts(self) -> dict[str, Any]:
         """What does not change during a run, ready for `environment.json`; `missing` says why a value is null."""
-        facts = {name: self.read(name) for name in FACTS} | {"product": None, "mig": self.is_part}
-        name, memory_bytes, limit = facts["name"], facts.pop("gpu_memory_bytes"), facts["default_power_limit_watts"]
+        facts = {name: self.read(name) for name in FACTS} | {"product": None}
+        name, memory_bytes, limit = facts["name"], facts["memory_bytes"], facts["default_power_limit_watts"]
         if name is None or memory_bytes is None:
             self.missing["product"] = "the driver gave no name or no memory"
         else:
@@ -96,22 +83,12 @@ class Device:
 
 
 def open_device(uuid: str | None = None) -> Device:
-    """Open the device with this UUID, by default the one that PyTorch computes on.
-
-    Raises:
-        NvmlUnavailableError: no driver, no library, or no such device; with the reason.
-    """
+    """Open the device with this UUID, by default the one that PyTorch computes on; or a NvmlUnavailableError."""
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid or _uuid_of_torch())
+        return Device(pynvml.nvmlDeviceGetHandleByUUID(uuid or _uuid_of_torch()))
     except pynvml.NVMLError as error:
         raise NvmlUnavailableError(f"no NVIDIA device can be read: {error}") from None
-    try:
-        is_part = bool(pynvml.nvmlDeviceIsMigDeviceHandle(handle))
-    except pynvml.NVMLError:  # a driver or a product older than MIG
-        is_part = False
-    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_part else handle
-    return Device(handle, gpu, is_part)
 
 
 def throttle_names(bits: int) -> list[str]:

@@ -29,7 +29,7 @@ from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.step import emit, prefill
 from specdec_lib.decoding.uniforms import Uniforms
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.machine.stopwatch import Rounds, Stopwatch
+from specdec_lib.machine.stopwatch import Stopwatch
 from specdec_lib.methods import METHODS, RULES, make_proposer
 from specdec_lib.models.pair import Pair
 
@@ -44,15 +44,13 @@ Key = tuple[str, int, int, int, float]  # the piece, and its point
 KEY = ("model", "batch_size", "context_tokens", "num_tokens", "temperature")
 
 
-def step_costs_in_rounds(
+@torch.inference_mode()
+def measure_step_costs(
     pair: Pair, watch: Stopwatch, methods: Sequence[str], points: Sequence[Point], repetitions: int = REPETITIONS
-) -> Rounds[list[Row]]:
+) -> list[Row]:
     """Time the pieces of a step at these points, over rows of random ids, in interleaved repetitions.
 
-    Where they are captured, all repetitions of a point are one round, because each is captured once.
-
-    Args:
-        methods: whose proposals to time.
+    Where they are captured, all repetitions of a point follow one another, because each is captured once.
 
     Returns:
         One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`. `samples_ms` holds for
@@ -69,31 +67,23 @@ def step_costs_in_rounds(
     for model, (_, context, tokens, _) in itertools.product((pair.target, pair.draft), points):
         check_context(model, context, 1 + tokens)
     captured = watch.graphs is not None
-    if captured:
-        pair.target.kept = None  # the sweep needs its captures no more, and their memory is needed here
-
-    @torch.inference_mode()
-    def time_point(point: Point, samples: int) -> None:
-        if point in too_large:
-            return
-        try:
-            for key, spent in _time_point(pair, watch, methods, point, samples):
-                seen[key].append(spent * 1e3)
-        except torch.OutOfMemoryError:
-            too_large.add(point)
-            torch.cuda.empty_cache()
-
-    def rows() -> list[Row]:
-        return [
-            dict(zip(KEY, key, strict=True))
-            | {"ms": statistics.geometric_mean(ms), "samples_ms": [round(each, 4) for each in ms]}
-            | {"replayed": captured and _is_capturable(key[0])}
-            for key, ms in sorted(seen.items())
-        ]
-
     times, samples = (1, repetitions) if captured else (repetitions, 1)
-    orders = [random.Random(repetition).sample(list(points), len(points)) for repetition in range(times)]
-    return Rounds([partial(time_point, point, samples) for order in orders for point in order], rows)
+    for repetition in range(times):
+        for point in random.Random(repetition).sample(list(points), len(points)):
+            if point in too_large:
+                continue
+            try:
+                for key, spent in _time_point(pair, watch, methods, point, samples):
+                    seen[key].append(spent * 1e3)
+            except torch.OutOfMemoryError:
+                too_large.add(point)
+                torch.cuda.empty_cache()
+    return [
+        dict(zip(KEY, key, strict=True))
+        | {"ms": statistics.geometric_mean(ms), "samples_ms": [round(each, 4) for each in ms]}
+        | {"replayed": captured and _is_capturable(key[0])}
+        for key, ms in sorted(seen.items())
+    ]
 
 
 def write_step_costs(folder: Path, rows: Sequence[Row]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import torch
 
@@ -13,34 +11,17 @@ from specdec_lib.decoding.captured_loop import CudaGraphs
 
 REPLAYS = 5  # one after another, as in a sweep, where the device never waits for the host
 
-T = TypeVar("T")
 Timer = Callable[[], float]  # runs a piece, and returns its seconds
 
 
-@dataclass(frozen=True)
-class Rounds(Generic[T]):
-    """A measurement in rounds of seconds, between which other work may run; then there is a result."""
-
-    rounds: list[Callable[[], None]]
-    result: Callable[[], T]
-
-
 class Stopwatch:
-    """Times pieces on a device.
-
-    Args:
-        graphs: to capture pieces with; with None they are called, one operation after the other.
-    """
+    """Times pieces on a device: as replays of captures if there are `graphs`, else one operation after the other."""
 
     def __init__(self, device: torch.device, graphs: CudaGraphs | None = None):
         self.device, self.graphs = device, graphs
 
     def ready(self, piece: Callable[[], object]) -> Timer:
-        """Prepare a piece, which finds whatever it reads as it was each time.
-
-        Raises:
-            RuntimeError: it is to be captured, and cannot be.
-        """
+        """Prepare a piece, which finds whatever it reads as it was each time; RuntimeError if it cannot be captured."""
         if self.graphs is None:
             return lambda: self.seconds(piece)
 

@@ -42,10 +42,7 @@ class Telemetry:
 
     Energy is the difference of the driver's counter. The counter lags by up to 0.1 s at either end, which cancels on
     average: the mean over repetitions is worth more than one row. On other devices than CUDA only the memory of the
-    process is known, and the note says so.
-
-    Args:
-        uuid: of the device as the driver names it; by default PyTorch's, on CUDA.
+    process is known, and the note says so. A `uuid` is that of the driver; by default PyTorch's, on CUDA.
     """
 
     def __init__(self, device: torch.device | str, uuid: str | None = None):
@@ -78,11 +75,7 @@ class Telemetry:
             self.samples.append({name: self.nvml.read(name) for name in SAMPLED})
 
     def columns(self, new_tokens: int) -> dict[str, Column]:
-        """The telemetry columns of a row; `telemetry_note` gives the reason for each null.
-
-        Args:
-            new_tokens: what the call emitted; energy is spread over these, prefill included.
-        """
+        """The telemetry columns of a row that emitted `new_tokens`; `telemetry_note` gives the reason for each null."""
         notes = {"process memory": self.peak_note} if self.peak_note else {}
         columns: dict[str, Column] = {**memory_columns(self.device), **dict.fromkeys(_DRIVER_COLUMNS)}
         if self.nvml is None:

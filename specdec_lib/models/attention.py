@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 import transformers
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.utils import logging
 
 NAME = "specdec_grouped"
 
@@ -22,11 +23,7 @@ def grouped_attention(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:  # [B, m, H, D]
-    """Attention that never repeats keys and values: the heads of a group become extra query rows instead.
-
-    Raises:
-        ValueError: there is no mask, so that a token would see those after it.
-    """
+    """Attention whose heads of a group become more query rows: nothing is repeated. ValueError without a mask."""
     assert kwargs.get("softcap") is None, "capped attention logits are not supported"
     if attention_mask is None:
         raise ValueError(
@@ -51,8 +48,13 @@ def our_attention() -> str:
 def as_transformers_does(
     target: transformers.PreTrainedModel, assistant_model: transformers.PreTrainedModel | None = None
 ) -> Iterator[None]:
-    """For a call of `target.generate`: transformers' attention in all models, and no defaults of the checkpoint's."""
+    """For a call of `target.generate`: transformers' attention in all models, and no defaults of the checkpoint's.
+
+    And no warnings about options that assisted generation itself passes on, once for each call.
+    """
     with ExitStack() as stack:
+        stack.callback(logging.set_verbosity, logging.get_verbosity())
+        logging.set_verbosity_error()
         for model in (target, assistant_model):
             if model is not None:  # generate makes no masks for our attention
                 stack.callback(model.set_attn_implementation, model.config._attn_implementation)

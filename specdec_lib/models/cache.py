@@ -71,13 +71,7 @@ class RaggedLayer(KeysAndValues, CacheLayerMixin):
 class RaggedStaticCache(Cache):
     """Preallocated keys and values for a ragged batch, usable by any Hugging Face causal language model.
 
-    Args:
-        capacity: positions held for each row; the longest prompt + new tokens + gamma is always enough.
-
-    Attributes:
-        lengths: `[B]` int64, the committed positions of each row.
-        max_length: an upper bound of `lengths` that the host knows without asking the device.
-        keys, values: lists of one `[B, num_heads, capacity, head_dim]` a layer.
+    `capacity` are the positions of each row; the longest prompt + new tokens + gamma is always enough.
     """
 
     def __init__(
@@ -92,13 +86,13 @@ class RaggedStaticCache(Cache):
     ):
         self.capacity = -(-capacity // VIEW_MULTIPLE) * VIEW_MULTIPLE
         self.device = device
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.max_length = 0
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # committed positions of each row
+        self.max_length = 0  # an upper bound of `lengths` that the host knows without asking the device
         rows = torch.arange(batch_size, device=device)[:, None]
         self.placement = Placement(rows, rows, view=0)
         shape = (batch_size, num_heads, self.capacity, head_dim)
         blocks = host_memory.zeros([shape] * 2 * num_layers, dtype, device)
-        self.keys, self.values = blocks[::2], blocks[1::2]
+        self.keys, self.values = blocks[::2], blocks[1::2]  # [B, num_heads, capacity, head_dim] for each layer
         layers = [RaggedLayer(self.placement, *of_layer) for of_layer in zip(self.keys, self.values, strict=True)]
         super().__init__(layers=layers)
 

@@ -28,10 +28,7 @@ STANDARD_DEVIATION = 0.02
 def check_checkpoints(
     checkpoints: Sequence[Checkpoint], tensor_parallel: int = 1
 ) -> tuple[transformers.PreTrainedTokenizerBase, list[Any]]:
-    """Refuse a target and its draft that cannot work, before any weights are read.
-
-    Returns:
-        The target's tokenizer, and the config of each model.
+    """The target's tokenizer and the config of each model, before any weights are read.
 
     Raises:
         ValueError: missing or truncated files, an unsuitable architecture, or vocabularies that differ.
@@ -77,8 +74,7 @@ def load_language_model(
 ) -> LanguageModel:
     """The causal LM in the folder `where`, ready for ragged batches; with `tensor_parallel`, this process's part of it.
 
-    Raises:
-        ValueError: it cannot be loaded, or does more to its logits than an output layer.
+    ValueError if it cannot be loaded, or does more to its logits than an output layer.
     """
     model = from_hub(
         transformers.AutoModelForCausalLM,
@@ -130,10 +126,7 @@ def refusing(where: str) -> Iterator[None]:
 def random_shapes(params: StudyParams) -> list[tuple[str, Any]]:
     """Names and configs of target and draft of a study with `weights: random`.
 
-    A name is a model in `hardware/models.yaml`, or a folder with a `config.json`.
-
-    Raises:
-        ValueError: unknown names, an unsuitable architecture, or vocabularies of two sizes.
+    ValueError for unknown names, an unsuitable architecture, or vocabularies of two sizes.
     """
     names = (params.target, params.draft) if params.target and params.draft else PRESETS.get(params.pair)
     if names is None:

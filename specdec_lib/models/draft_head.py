@@ -139,8 +139,7 @@ class DraftHead(nn.Module):
     def forward(self, tokens: torch.Tensor, state: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
         """Run m pairs of `tokens` `[B, m]` and `state` `[B, m, H]` after each row's committed length, and commit none.
 
-        Returns:
-            `[B, m, H]`, which `scores` reads, and which is the state of the next drafted position.
+        `scores` reads the result `[B, m, H]`, which is also the state of the next drafted position.
         """
         positions = cache.place(tokens.shape[1])
         x = self.join(tokens, state)

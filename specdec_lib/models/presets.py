@@ -33,11 +33,7 @@ def pair_names() -> list[str]:
 
 
 def checkpoints_of(name: str | None, target: str | None, draft: str | None, *revisions: str | None) -> list[Checkpoint]:
-    """The given target and draft with their revisions, or those of the preset `name` at their pinned commits.
-
-    Raises:
-        ValueError: no such preset; the known ones are named.
-    """
+    """The given target and draft with their revisions, or those of the preset `name`; ValueError if there is none."""
     if target and draft:
         return [Checkpoint(*each) for each in zip((target, draft), revisions, strict=True)]
     if name not in PRESETS:

@@ -27,14 +27,8 @@ class LanguageModel:
 
     Args:
         model: a Hugging Face causal LM, or a toy with the same few attributes.
-        name: its name in reports.
         feature_layers: layers before the last whose states a draft head reads, each once, in rising order.
         compiled: use the C++ kernels where they can compute this model. Otherwise the model runs eagerly.
-
-    Attributes:
-        active_engine: what computes the passes now: the engine chosen here, or `torch.compile` after `compile()`.
-        why_not_compiled: the reason why `compile()` failed, or None.
-        kept: what decoding keeps for this model between calls.
     """
 
     def __init__(
@@ -62,9 +56,9 @@ class LanguageModel:
         self._parts = self.body, self.head, self.feature_layers, self.context_length
         use_kernels = compiled and KernelEngine.can_compute(self.body)
         self._engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
-        self.active_engine: Engine = self._engine_at_load
-        self.why_not_compiled: str | None = None
-        self.kept: object = None
+        self.active_engine: Engine = self._engine_at_load  # computes the passes; another one after `compile()`
+        self.why_not_compiled: str | None = None  # the reason why `compile()` failed
+        self.kept: object = None  # what decoding keeps for this model between calls
 
     @property
     def engine(self) -> str:

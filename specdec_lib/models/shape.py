@@ -26,10 +26,8 @@ class ModelShape:
     """All that the cost of a pass depends on; counts are of weights, not bytes."""
 
     name: str
-    layer_weights: int  # matrices of all layers without experts; every pass reads them whole
+    layer_weights: int  # matrices of all layers, those of all experts of a mixture among them
     output_weights: int  # of the output layer, tied or not
-    expert_weights: int  # of mixtures of experts; a pass reads the experts that its tokens use
-    expert_share: float  # the share of the experts that one token uses
     num_layers: int
     num_heads: int
     num_key_value_heads: int
@@ -50,19 +48,12 @@ class ModelShape:
             model = AutoModelForCausalLM.from_config(config)
         output = model.get_output_embeddings().weight
         tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-        matrices = {
-            name: weight.numel()
-            for name, weight in model.named_parameters()
-            if weight.dim() >= 2 and weight is not output and id(weight) not in tables
-        }
-        experts = sum(count for name, count in matrices.items() if ".experts." in name)
+        matrices = [w for w in model.parameters() if w.dim() >= 2 and w is not output and id(w) not in tables]
         heads, key_value_heads, head_dim = attention_geometry(config)
         return cls(
             name=name,
-            layer_weights=sum(matrices.values()) - experts,
+            layer_weights=sum(weight.numel() for weight in matrices),
             output_weights=output.numel(),
-            expert_weights=experts,
-            expert_share=_expert_share(config) if experts else 0.0,
             num_layers=config.num_hidden_layers,
             num_heads=heads,
             num_key_value_heads=key_value_heads,
@@ -81,24 +72,19 @@ class ModelShape:
             if hasattr(model.model.config, "model_type"):
                 return cls.from_config(model.model.config, model.name)
             size = model.vocab_size  # a toy has an output layer only
-            return cls(model.name, 0, size * size, 0, 0.0, 1, 1, 1, 1, size, size)
+            return cls(model.name, 0, size * size, 1, 1, 1, 1, size, size)
         config = model.config
         weights = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)
         geometry = config.num_heads, config.num_key_value_heads, config.head_dim, config.hidden_size, config.vocab_size
-        return cls(model.name, weights, config.num_scored * config.hidden_size, 0, 0.0, 1, *geometry)
+        return cls(model.name, weights, config.num_scored * config.hidden_size, 1, *geometry)
 
-    def weights_read(self, rows: int) -> float:
-        """Weights that a pass over `rows` tokens reads; of the experts, the expected number that some token uses."""
-        touched = 1 - (1 - self.expert_share) ** rows
-        return self.layer_weights + self.output_weights + touched * self.expert_weights
+    def weights_read(self) -> int:
+        """Weights that a pass reads and multiplies each token with: half its operations without attention."""
+        return self.layer_weights + self.output_weights
 
     def weights_kept(self) -> int:
         """Weights in memory."""
-        return self.layer_weights + self.output_weights + self.embedding_weights + self.expert_weights
-
-    def weights_multiplied(self) -> float:
-        """Weights that each token is multiplied with: half its arithmetic operations without attention."""
-        return self.layer_weights + self.output_weights + self.expert_share * self.expert_weights
+        return self.weights_read() + self.embedding_weights
 
     def key_values_per_token(self) -> int:
         """Numbers in the cache for each token."""
@@ -117,11 +103,3 @@ def known_shape(name: str) -> ModelShape:
         known = ", ".join(models)
         raise ValueError(f"unknown model {name!r}: choose one of {known}, or add it to hardware/models.yaml")
     return ModelShape.from_config(models[name].config, name)
-
-
-def _expert_share(config: Any) -> float:
-    chosen = getattr(config, "num_experts_per_tok", None)
-    for name in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if chosen and getattr(config, name, None):
-            return chosen / getattr(config, name)
-    raise ValueError(f"{config.model_type} has experts, but its config does not give their number")

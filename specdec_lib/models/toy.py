@@ -16,13 +16,9 @@ from specdec_lib.models.runner import LanguageModel
 
 
 class ToyModel(nn.Module):
-    """Logits of the next token from a table indexed by the last two tokens.
+    """Logits of the next token: `table[a, b]` of `table` `[V, V, V]` after `... a b`. At the first position a is 0."""
 
-    Args:
-        table: `[V, V, V]`; `table[a, b]` are the logits that follow `... a b`. At the first position a is 0.
-    """
-
-    def __init__(self, table: torch.Tensor, context_length: int = 4096):
+    def __init__(self, table: torch.Tensor):
         super().__init__()
         vocab_size = len(table)
         self.table = nn.Parameter(table)
@@ -32,7 +28,7 @@ class ToyModel(nn.Module):
         self.config = SimpleNamespace(
             vocab_size=vocab_size,
             hidden_size=vocab_size,
-            max_position_embeddings=context_length,
+            max_position_embeddings=4096,
             **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"), 1),
         )
 

@@ -64,11 +64,7 @@ def fetch_weights(where: str, revision: str | None) -> Path:
 def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """SHA-256 of each safetensors file in the `folder` that `fetch_weights` gave for `where`.
 
-    Args:
-        known: the SHA-256 that some of them must have. The hub's cache also names each file by its SHA-256 on the hub.
-
-    Raises:
-        ValueError: a file does not have the known SHA-256, or has changed since it was fetched.
+    ValueError if one does not have its `known` SHA-256, or not that by which the hub's cache names it.
     """
     paths = sorted(folder.glob("*.safetensors"))
     with ThreadPoolExecutor() as pool:  # a large model has many files
@@ -86,8 +82,7 @@ def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = Non
 def read_draft(folder: Path, kind: str, target: LanguageModel | None = None) -> dict:
     """The settings of the draft in `folder`, whose weights are those that its config names.
 
-    Raises:
-        ValueError: a file is missing or changed, or the draft is not of this `kind` or was made for another target.
+    ValueError if a file is missing or changed, or the draft is not of this `kind` or was made for another target.
     """
     path = Path(folder) / CONFIG
     check_file(path, None, CHECK_OUT)

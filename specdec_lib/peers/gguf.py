@@ -26,8 +26,7 @@ _FILE_TYPES = {
 def gguf_of(checkpoint: Path, models: Path, dtype: torch.dtype) -> Path:
     """The checkpoint as a GGUF file below `models`, written once: its folder is named by a hash of the checkpoint.
 
-    Raises:
-        ValueError: the checkpoint is no folder, or of a kind that is not converted.
+    ValueError if the checkpoint is no folder, or of a kind that is not converted.
     """
     if not checkpoint.is_dir():
         raise ValueError(f"{checkpoint} is no folder: only checkpoints on this machine are converted")
@@ -45,13 +44,8 @@ def gguf_of(checkpoint: Path, models: Path, dtype: torch.dtype) -> Path:
 def write_gguf(checkpoint: Path, path: Path, dtype: torch.dtype) -> None:
     """Write the checkpoint in a folder (Llama, byte-level BPE) to `path`: norms as float32, matrices in `dtype`.
 
-    From bfloat16 to float16 this is exact, except that weights below 6e-5 are off by at most 3e-8.
-
-    Args:
-        dtype: float16, bfloat16 or float32.
-
-    Raises:
-        ValueError: it is no plain Llama checkpoint, or a weight is too large for float16.
+    From bfloat16 to float16 this is exact, except that weights below 6e-5 are off by at most 3e-8. ValueError if it is
+    no plain Llama checkpoint, or a weight is too large for float16.
     """
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}

@@ -1,28 +1,87 @@
-"""Installed engines as ways to decode: each in a process of its own, which sleeps until it is asked."""
+"""Other engines, each in an environment of its own in the cache folder, in a process that sleeps until it is asked."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
-from specdec_lib.config import SamplingConfig
+from specdec_lib.config import SamplingConfig, cache_folder
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.models.pair import Pair
 from specdec_lib.peers.gguf import gguf_of
-from specdec_lib.peers.install import FOLDER, Engine, known_engines
 from specdec_lib.peers.ways import Decode, Way, settings
 from specdec_lib.study.columns import result_of_arrivals
 
+FOLDER = Path(__file__).resolve().parent / "engines"
 LOAD_S, ANSWER_S = 900.0, 300.0  # compiling a model may take minutes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What is known of an engine; see its file in `engines/`."""
+
+    file: Path
+    name: str  # in tables, and of its folder
+    requirement: str  # what pip installs
+    megabytes: int  # about what that takes on disk
+    methods: tuple[str, ...]  # ways to decode that it offers, by their names in methods.py
+    greedy_only: tuple[str, ...] = ()  # those of them that are compared at temperature 0 only
+    weights: Literal["checkpoint", "gguf", "gguf-float16"] = "checkpoint"  # what it reads; gguf: in the study's dtype
+    unwanted: tuple[str, ...] = ()  # packages that come with the requirement and are removed again
+
+    @property
+    def environment(self) -> Path:
+        """The folder of its environment, which need not exist."""
+        return cache_folder() / "peers" / self.name
+
+    @property
+    def installed(self) -> bool:
+        """Whether the requirement was installed; False after an installation with another pin."""
+        marker = self.environment / "installed"
+        return marker.exists() and marker.read_text(encoding="utf-8").strip() == self.requirement
+
+
+def known_engines() -> list[Engine]:
+    """The engines that have a file, installed or not."""
+    files = sorted(FOLDER.glob("*_engine.py"))
+    return [Engine(file, **import_module(f"specdec_lib.peers.engines.{file.stem}").ENGINE) for file in files]
+
+
+def install_engines() -> dict[str, str]:
+    """Install every engine that is not there yet; one that fails does not stop the others. Returns each outcome."""
+    return {engine.name: _install(engine) for engine in known_engines()}
+
+
+def _install(engine: Engine) -> str:
+    folder = engine.environment
+    if engine.installed:
+        return f"installed before, in {folder}"
+    logger.warning("installing %s (about %d MB) into %s, once", engine.requirement, engine.megabytes, folder)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    commands = [[sys.executable, "-m", "venv", str(folder)], [*pip, "install", engine.requirement]]
+    if engine.unwanted:
+        commands.append([*pip, "uninstall", "--yes", *engine.unwanted])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+    (folder / "installed").write_text(engine.requirement + "\n", encoding="utf-8")
+    return f"installed in {folder}"
 
 
 def installed_ways(
@@ -67,14 +126,7 @@ def _fail(reason: str, *_: object) -> DecodeResult:
 
 
 class EngineProcess:
-    """A loaded engine; the other side is `engines/serve.py`.
-
-    Args:
-        settings: the arguments of the engine's `load`.
-
-    Raises:
-        RuntimeError: the engine could not load; with its reason.
-    """
+    """An engine, loaded with `settings`; the other side is `engines/serve.py`. RuntimeError if it could not load."""
 
     def __init__(self, engine: Engine, settings: Mapping[str, Any]):
         home = engine.environment
@@ -97,11 +149,7 @@ class EngineProcess:
             raise
 
     def decode(self, prompt: torch.Tensor, new_tokens: int, sampling: SamplingConfig, seed: int) -> DecodeResult:
-        """Decode one prompt `[n]`; see `ways.Way`.
-
-        Raises:
-            RuntimeError: the engine answered with an error, died, or took too long and was killed.
-        """
+        """Decode one prompt `[n]`; RuntimeError if it answers with an error, dies, or takes too long and is killed."""
         answer = self._ask(
             {"prompt": prompt.tolist(), "new_tokens": new_tokens, "seed": seed} | vars(sampling), ANSWER_S
         )

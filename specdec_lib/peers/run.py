@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pandas as pd
 import torch
+import transformers
 from tqdm import tqdm
 
 from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
@@ -44,20 +45,12 @@ def run_peers(
     num_prompts: int | None,
     new_tokens: int,
     repetitions: int,
-    gammas: Sequence[int] = (),
 ) -> pd.DataFrame:
     """Time every engine on every prompt at every temperature of the study, and write `folder/peer_rows.parquet`.
 
     Batch 1, a fixed output length, stop tokens off. All engines are loaded and warmed up before the first is timed, and
     none runs while another is timed. On each prompt they follow one another, in a new order at every repetition. The
     file is written anew after every prompt, so a run that is ended leaves what it has.
-
-    Args:
-        num_prompts: how many prompts of the study's prompt set; None takes all.
-        gammas: numbers of draft tokens; empty takes the study's headline.
-
-    Returns:
-        a row for each call; see `read_peers`.
 
     Raises:
         ValueError: the study cannot run here: wrong device, a pair that others cannot load, or prompts that do not fit.
@@ -72,16 +65,17 @@ def run_peers(
     longest = max(len(ids) for _, ids in prompts)
     for model in (pair.target, pair.draft, plain.draft):
         check_context(model, longest, new_tokens)
-    chosen = tuple(gammas) or (params.headline_num_draft_tokens,)
-    with peer_ways.quiet_transformers(), ExitStack() as stack:
+    gammas = (params.headline_num_draft_tokens,)
+    transformers.utils.logging.disable_progress_bar()
+    with ExitStack() as stack:
         exported = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ways = peer_ways.our_ways(pair, plain, params, chosen)
+        ways = peer_ways.our_ways(pair, plain, params, gammas)
         draft = peer_ways.draft_checkpoint(plain, exported)
-        ways += peer_ways.transformers_ways(plain, peer_ways.load_draft(plain, draft), chosen)
+        ways += peer_ways.transformers_ways(plain, peer_ways.load_draft(plain, draft), gammas)
         if params.device == "cpu":
             target = str(embedded_target()) if plain.name in EMBEDDED_DRAFTS else plain.target_id
-            context = longest + new_tokens + max(*chosen, LOOKUP_TOKENS) + 1
-            ways += installed_ways(plain, target, draft, chosen, context, stack)
+            context = longest + new_tokens + max(*gammas, LOOKUP_TOKENS) + 1
+            ways += installed_ways(plain, target, draft, gammas, context, stack)
         for rows in _Run(params, pair, ways, prompts, new_tokens).rows(repetitions):
             _write(rows, folder)
     return read_peers(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -93,12 +92,7 @@ def _ours(pair: Pair, setting: Setting, params: StudyParams) -> Decode:
 
 
 def transformers_ways(plain: Pair, draft: PreTrainedModel, gammas: Sequence[int]) -> list[Way]:
-    """`generate`: plain, with prompt lookup, and assisted by a draft, which also may choose gamma by itself.
-
-    Args:
-        plain: the pair with the target, whose very tensors are used.
-        draft: the draft of that pair, as transformers loads it.
-    """
+    """`generate` of the target of `plain`: alone, with prompt lookup, and with a draft, which also may choose gamma."""
     chosen = list(settings([AUTOREGRESSIVE, "ngram", "draft"], plain.draft_id, gammas))
     chosen.append(("draft", plain.draft_id, None))
     engine = TRANSFORMERS, transformers.__version__, plain.name
@@ -135,17 +129,3 @@ def load_draft(plain: Pair, where: str) -> PreTrainedModel:
         where, dtype=plain.target.dtype, use_safetensors=True, trust_remote_code=False
     )
     return model.to(plain.target.device).eval()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars, and no warnings about options that assisted generation itself passes on."""
-    log = transformers.utils.logging
-    verbosity = log.get_verbosity()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        log.enable_progress_bar()

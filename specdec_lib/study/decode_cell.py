@@ -66,19 +66,12 @@ def decode_cell(
     *,
     max_new_tokens: int,
     seed: int,
-    rows: Sequence[int] | None = None,
 ) -> DecodeResult:
-    """Decode as `cell` says; seed and rows decide every random number.
-
-    Args:
-        prompts: those of the cell, or some of them; 1-D int64 tensors.
-        rows: which rows of the cell the prompts are; by default all. `transformers` draws for all rows together and
-            ignores it.
-    """
+    """Decode the `prompts` of a cell, 1-D int64 tensors, as it says; the seed decides every random number."""
     target, sampling = pair.target, cell.sampling
     if cell.engine == "transformers":
         return transformers_decode(target, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling, "row_numbers": rows}
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampling": sampling}
     given["generator"] = torch.Generator().manual_seed(seed)
     given["stop_token_ids"] = pair.stop_token_ids if cell.stop == NATURAL else ()
     if cell.num_draft_tokens is None:

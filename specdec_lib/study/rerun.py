@@ -22,18 +22,12 @@ MATCHED = (
 
 @dataclass(frozen=True)
 class Rerun:
-    """What running a cell again found.
-
-    Attributes:
-        compared: decoded rows that were compared, over all repetitions.
-        different: those whose tokens differ, each as "repetition r row b".
-        changed: what determines the cell and is not as it was, such as another version of PyTorch.
-    """
+    """What running a cell again found."""
 
     cell_id: str
-    compared: int
-    different: list[str]
-    changed: list[str]
+    compared: int  # decoded rows, over all repetitions
+    different: list[str]  # those whose tokens differ, each as "repetition r row b"
+    changed: list[str]  # what determines the cell and is not as it was, such as another version of PyTorch
 
     def sentence(self) -> str:
         """The verdict in one line."""
@@ -44,26 +38,11 @@ class Rerun:
         return f"{self.cell_id}: different tokens in {len(self.different)} of {self.compared} rows ({where}){changed}"
 
 
-def find_run(outputs: Path, cell_id: str) -> Path:
-    """The folder below `outputs` whose run holds this cell.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for path in sorted(outputs.glob(f"*/cells/{cell_id}.json")):
-        return path.parent.parent
-    raise ValueError(f"no run below {outputs} holds a cell {cell_id}: take a cell_id of a results.parquet there")
-
-
-def rerun(folder: Path, cell_id: str, *, alone: bool = False) -> Rerun:
+def rerun(folder: Path, cell_id: str) -> Rerun:
     """Decode all repetitions of a cell again, without the rest of the sweep, and compare the tokens; writes nothing.
 
-    Args:
-        alone: decode each row of the batch by itself, instead of all rows together.
-
     Raises:
-        ValueError: the folder does not hold the cell whole, this is another device than the run's, or rows were asked
-            for alone of an engine that draws for all of them together.
+        ValueError: the folder does not hold the cell whole, or this is another device than the run's.
     """
     rows = [row for row in read_cell(folder, cell_id) if row["status"] == "ok" and row.get("tokens_sha256")]
     if not rows:
@@ -71,23 +50,16 @@ def rerun(folder: Path, cell_id: str, *, alone: bool = False) -> Rerun:
     facts = read_environment(folder)["runs"][rows[0]["run_id"]]
     params = params_of_run(facts, source=f"{folder.name}/environment.json")
     check_device(params)
-    if alone and (rows[0]["engine"] != "specdec_lib" or params.accepted_per_step):
-        raise ValueError(
-            f"the rows of {cell_id} share their random numbers or acceptance: run it again without --alone"
-        )
     runner = BlockRunner(params, folder, load_study_pair(params))
     cells: list[tuple[Block, Cell]] = [(block, cell) for block in runner.blocks for cell in block.cells]
     block, cell = next(pair for pair in cells if all(getattr(pair[1], name) == rows[0][name] for name in MATCHED))
     prompts = [runner.prompts[block.setting][number][1] for number in block.prompts]
-    whole = list(range(len(prompts)))
     different = []
     for row in rows:
-        found: list[str] = []
-        for batch in [[place] for place in whole] if alone else [whole]:
-            given = {"max_new_tokens": cell.max_new_tokens, "seed": int(str(row["seed"]))}
-            result = decode_cell(runner.pair, cell, [prompts[place] for place in batch], **given, rows=batch)
-            found += fingerprint(result.tokens).split()
-        for place, (one, other) in enumerate(zip(found, str(row["tokens_sha256"]).split(), strict=True)):
+        seed = int(str(row["seed"]))
+        result = decode_cell(runner.pair, cell, prompts, max_new_tokens=cell.max_new_tokens, seed=seed)
+        found, kept = fingerprint(result.tokens).split(), str(row["tokens_sha256"]).split()
+        for place, (one, other) in enumerate(zip(found, kept, strict=True)):
             different += [f"repetition {row['repetition']} row {place}"] * (one != other)
     before, now = facts.get("source", {}), asdict(runner.source)
     changed = [f"{name} from {before[name]} to {now[name]}" for name in now if before.get(name, now[name]) != now[name]]

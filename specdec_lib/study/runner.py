@@ -8,7 +8,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from itertools import product
 from pathlib import Path
 from uuid import uuid4
@@ -21,8 +21,7 @@ from specdec_lib.config import StudyParams
 from specdec_lib.decoding.captured_loop import drop_captured, new_graphs
 from specdec_lib.decoding.checks import check_context
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.machine.engine_facts import compiler_of
-from specdec_lib.machine.environment import device_name
+from specdec_lib.machine.environment import compiler_of, device_name
 from specdec_lib.machine.telemetry import MEMORY, Telemetry
 from specdec_lib.models import host_memory
 from specdec_lib.models.pair import Pair
@@ -84,19 +83,11 @@ class BlockRunner:
         for setting, model in product(self.prompts, (pair.target, pair.draft)):
             check_context(model, max(len(ids) for _, ids in self.prompts[setting]), setting.max_new_tokens)
 
-    def run(
-        self,
-        numbers: Collection[int] | None = None,
-        skip: Collection[str] = (),
-        after_block: Callable[[float], None] = lambda share: None,
-    ) -> None:
+    def run(self, numbers: Collection[int] | None = None, skip: Collection[str] = ()) -> None:
         """Run what is missing of the blocks with these numbers (None: of all), but no cell whose id is in `skip`.
 
         The blocks of every setting are spread over the whole, because the speed of a shared machine changes over time.
         Where steps are captured the blocks of a setting follow one another, because each setting needs its captures.
-
-        Args:
-            after_block: called after each block, with the share of all this that is done.
         """
         chosen = [b for number, b in enumerate(self.blocks) if numbers is None or number in numbers]
         if new_graphs(self.pair.target) is None:
@@ -113,7 +104,6 @@ class BlockRunner:
                 self._run_block(this, cells, skip)
                 done += len(cells)
                 progress.update(len(cells))
-                after_block(done / to_do)
                 if not shown:
                     left = (time.monotonic() - started) / done * (to_do - done)
                     print(f"[{done}/{to_do} cells, about {left / 60:.0f} min left] {this.setting}", flush=True)

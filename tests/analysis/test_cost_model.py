@@ -14,15 +14,14 @@ from transformers import AutoConfig
 from specdec_lib.analysis.cost_model.calibrated import AIM, CalibrationErrors, calibrated_machine, error_table, fit
 from specdec_lib.analysis.cost_model.machine import BYTES, Machine, step_costs
 from specdec_lib.hardware.catalog import load_models
-from specdec_lib.machine import calibration as calibration_module
-from specdec_lib.machine.calibration import attention_rates, products
+from specdec_lib.machine.calibration import products
 from specdec_lib.machine.calibration_file import Calibration, read_calibration, write_calibration
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shape import ModelShape, known_shape
 from specdec_lib.report.captions.comparison import finding_error
 
-SHAPE = ModelShape("m", 10**9, 10**8, 0, 0.0, 20, 16, 4, 64, 1024, 50_000)
-DRAFT = ModelShape("d", 10**8, 10**7, 0, 0.0, 2, 16, 4, 64, 1024, 50_000)
+SHAPE = ModelShape("m", 10**9, 10**8, 20, 16, 4, 64, 1024, 50_000)
+DRAFT = ModelShape("d", 10**8, 10**7, 2, 16, 4, 64, 1024, 50_000)
 FITTED = ("decode_pass_seconds", "verify_pass_seconds", "draft_pass_seconds", "choose_seconds", "verify_seconds")
 
 
@@ -30,9 +29,9 @@ def roofline(**changes):
     """A machine of 1 TB/s and 100 TFLOP/s with 16-bit weights and no overhead."""
 
     def matrix_seconds(shape, rows):
-        return max(shape.weights_read(rows) * 2 / 1e12, 2 * shape.weights_multiplied() * rows / 1e14)
+        return max(shape.weights_read() * 2 / 1e12, 2 * shape.weights_read() * rows / 1e14)
 
-    return Machine("m", matrix_seconds, 1e12, 1e14, 2.0, call_seconds=0.0, calls_per_layer=0, **changes)
+    return Machine("m", matrix_seconds, 1e12, 1e14, 2.0, **changes)
 
 
 @pytest.mark.parametrize("name", load_models())
@@ -43,34 +42,12 @@ def test_the_counted_weights_are_those_of_the_model_card(name):
     assert shape.weights_kept() == pytest.approx(model.parameters, rel=0.01)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt_neox", "gemma2", "mixtral"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt_neox", "gemma2"])
 def test_any_hugging_face_config_has_a_shape(kind):
     shape = ModelShape.from_config(AutoConfig.for_model(kind, num_hidden_layers=1))
     assert shape.num_layers == 1
     assert shape.layer_weights > 0
     assert shape.output_weights == shape.vocab_size * shape.hidden_size or kind == "opt"
-
-
-def test_a_pass_over_more_tokens_reads_more_experts_and_multiplies_as_many():
-    shape = ModelShape.from_config({"model_type": "mixtral", "num_hidden_layers": 1})
-    assert shape.expert_share == 0.25
-    assert shape.weights_read(1) == shape.weights_multiplied()
-    assert shape.weights_read(16) > 3 * shape.weights_read(1) - 3 * shape.layer_weights
-    assert shape.weights_read(16) <= shape.layer_weights + shape.output_weights + shape.expert_weights
-
-
-def test_experts_that_every_token_is_sent_to_are_read_in_every_pass():
-    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2, "first_k_dense_replace": 0}
-    config = {
-        "model_type": "deepseek_v3",
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 2,
-        "n_group": 1,
-        "topk_group": 1,
-    }
-    routed = 8 * 3 * 64 * 32 * 2  # experts, matrices, their sides, layers
-    for shared in (1, 2):
-        assert ModelShape.from_config(config | sizes | {"n_shared_experts": shared}).expert_weights == routed
 
 
 def test_one_token_costs_its_bytes_and_many_cost_their_operations():
@@ -87,12 +64,6 @@ def test_keys_and_values_of_a_long_context_are_read_too():
     for tokens in (1, 5):
         longer = roofline().pass_(SHAPE, 8, tokens, 10_000) - roofline().pass_(SHAPE, 8, tokens, 0)
         assert longer == pytest.approx(read + tokens * computed)
-
-
-def test_keys_and_values_are_read_at_their_own_rate_where_that_was_measured():
-    slow = replace(roofline(), cache_bytes_per_second=1e11)
-    longer = [each.pass_(SHAPE, 8, 1, 10_000) - each.pass_(SHAPE, 8, 1, 0) for each in (roofline(), slow)]
-    assert longer[1] - longer[0] == pytest.approx(9 * 8 * 10_000 * 2 * 20 * 4 * 64 * 2 / 1e12)
 
 
 def test_a_draft_that_a_cache_holds_is_read_from_memory_once_a_step():
@@ -115,7 +86,7 @@ def test_a_draft_of_fewer_bytes_is_read_sooner_but_never_sooner_than_from_a_cach
 
 
 def test_starts_add_to_the_work_or_hide_behind_it():
-    starts = {"call_seconds": 1e-6, "calls_per_layer": 20}
+    starts = {"layer_seconds": 20e-6}
     machine = Machine("m", roofline().matrix_seconds, 1e12, 1e14, 2.0, **starts)
     assert machine.pass_(SHAPE, 1, 1, 0) == pytest.approx(2.2e-3 + 0.4e-3)
     for host, expected in ((2e-4, 4e-3), (2e-5, 2.6e-3)):  # a slow host is waited for, a fast one hidden by the work
@@ -135,9 +106,7 @@ def test_speculation_stops_paying_where_verification_costs():
 def synthetic_calibration():
     """A machine of 50 GB/s whose products cost by the row."""
     rows = (1, 4, 16, 64, 128)
-    return Calibration(
-        "m", "bfloat16", "now", 5e10, rows, tuple(4e-11 + 1e-12 * n for n in rows), 1e-6, 200, SHAPE, DRAFT, False
-    )
+    return Calibration("m", "bfloat16", "now", 5e10, rows, tuple(4e-11 + 1e-12 * n for n in rows), SHAPE, DRAFT, False)
 
 
 def synthetic_costs():
@@ -270,8 +239,6 @@ def test_a_fit_without_its_measurements_is_refused():
 def test_calibrating_a_toy_writes_what_reading_returns(tmp_path):
     calibration = calibrate(load_pair("toy"), rows=(1, 2, 4))
     assert calibration.read_bytes_per_second > 0
-    assert calibration.call_seconds > 0
-    assert calibration.calls_per_pass > 3
     write_calibration(tmp_path, calibration)
     assert read_calibration(tmp_path) == calibration
     assert calibrated_machine(calibration).pass_(calibration.target, 1, 200, 10) > 0  # beyond what was measured
@@ -289,25 +256,6 @@ def test_products_are_timed_into_memory_that_is_used_again():
 
     products([(torch.ones(4, 4),)] * 3, multiply, 2, torch.float32)()
     assert len(made) == 3
-
-
-def test_attention_that_cannot_be_measured_is_null_and_says_why():
-    """A toy attends to nothing, so that what its passes differ by is noise; one with few positions has no context."""
-    pair = load_pair("toy")
-    calibration = calibrate(pair, rows=(1, 2))
-    assert (calibration.cache_bytes_per_second is None) == bool(calibration.attention_missing)
-    pair.target.context_length = 100
-    assert calibrate(pair, rows=(1, 2)).attention_missing == "the model has no 580 positions"
-
-
-def test_attention_is_measured_from_what_longer_contexts_cost():
-    """A pass takes 3 ns for each cached token that it reads, 1 ns for each that a token computes with, and 5 ms."""
-    target = load_pair("toy").target
-    batch = calibration_module.ATTENTION_BATCH
-    seconds = {(m, c): 5e-3 + batch * c * (3 + m) * 1e-9 for m in (1, 4) for c in (64, 576)}
-    rates, shape = attention_rates(target, seconds), ModelShape.of(target)
-    assert rates["cache_bytes_per_second"] == pytest.approx(shape.key_values_per_token() * 4 / 3e-9)
-    assert rates["attention_operations_per_second"] == pytest.approx(shape.attention_operations(1) / 1e-9)
 
 
 def test_four_bits_in_groups_carry_their_scales():

@@ -10,7 +10,6 @@ import yaml
 
 from specdec_lib.config import available_params, load_params
 from specdec_lib.hardware import catalog
-from specdec_lib.hardware.identify import identify
 
 
 def entry(kind: str, name: str) -> dict[str, object]:
@@ -57,7 +56,7 @@ def test_sparse_figure_is_refused(tmp_path: Path) -> None:
 def test_price_without_a_date_is_refused(tmp_path: Path) -> None:
     facts = entry("prices", "cpu-2-vcpu")
     del facts["date"]
-    with pytest.raises(ValueError, match=r"prices.yaml: cpu-2-vcpu has no date: add it"):
+    with pytest.raises(ValueError, match=r"prices.yaml: cpu-2-vcpu: date: Field required"):
         catalog.load_prices(write(tmp_path / "prices.yaml", "cpu-2-vcpu", facts))
 
 
@@ -91,7 +90,7 @@ def test_unsound_price_is_refused(tmp_path: Path, change: dict[str, object], mes
 def test_products_are_told_apart_by_name_memory_and_power_limit(
     name: str, mebibytes: int, watts: float, product: str
 ) -> None:
-    assert identify(name, mebibytes * 2**20, watts) == product
+    assert catalog.identify(name, mebibytes * 2**20, watts) == product
 
 
 @pytest.mark.parametrize(
@@ -106,4 +105,4 @@ def test_products_are_told_apart_by_name_memory_and_power_limit(
 )
 def test_what_is_not_one_known_product_is_refused(name: str, mebibytes: int, watts: float | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        identify(name, mebibytes * 2**20, watts)
+        catalog.identify(name, mebibytes * 2**20, watts)

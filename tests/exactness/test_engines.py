@@ -27,7 +27,7 @@ from specdec_lib.exactness.mutant_battery import LENGTH
 from specdec_lib.exactness.subjects import engine_sampler
 from specdec_lib.kernels import ops as kernels
 from specdec_lib.kernels.build import why_no_kernels
-from specdec_lib.machine.engine_facts import path_of
+from specdec_lib.machine.environment import path_of
 from specdec_lib.models.engines.inductor import InductorEngine
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.runner import LanguageModel

@@ -11,7 +11,7 @@ from transformers import Qwen3ForCausalLM
 
 from specdec_lib import NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
 from specdec_lib.models.engines import inductor as compiled
-from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError, compile_seconds
+from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import toy_model
 
@@ -52,7 +52,6 @@ def decode(model, speculate, temperature):
 def test_compiled_layers_give_the_same_tokens_in_float32(qwen, compiled_qwen, speculate, temperature):
     assert (qwen.engine, compiled_qwen.engine) == ("eager", "inductor")
     assert decode(compiled_qwen, speculate, temperature) == decode(qwen, speculate, temperature)
-    assert compile_seconds() > 0
 
 
 @pytest.mark.slow

@@ -18,8 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specdec_lib.distill import corpus as corpus_module
 from specdec_lib.distill import make
-from specdec_lib.distill.data import Corpus
-from specdec_lib.distill.students import HeadStudent, layers_of_target
+from specdec_lib.distill.students import Corpus, HeadStudent, layers_of_target
 from specdec_lib.distill.train import DistillationLoss, Recipe, held_out_acceptance, start_from_regression, train
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.runner import LanguageModel

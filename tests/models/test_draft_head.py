@@ -67,7 +67,7 @@ def test_training_sees_what_drafting_does(target: LanguageModel, folder: Path) -
 
 
 def batch_of(tokens: torch.Tensor, features: torch.Tensor) -> object:
-    from specdec_lib.distill.data import Batch
+    from specdec_lib.distill.students import Batch
 
     chosen = torch.ones_like(tokens, dtype=torch.bool)
     return Batch(tokens, chosen, chosen, features)

@@ -106,10 +106,7 @@ def test_bad_requests_are_refused(arguments, message):
 
 def test_a_study_is_checked_from_small_files_alone(target, draft):
     study = load_params("smoke").model_copy(update={"pair": "custom", "target": target, "draft": draft})
-    check_study_pair(study)
-    too_long = study.model_copy(update={"prompt_tokens": [100], "max_new_tokens": [29]})
-    with pytest.raises(ValueError, match=r"exceed the context of .*target, 128 tokens"):
-        check_study_pair(too_long)
+    assert check_study_pair(study)[1] == 128
     with pytest.raises(ValueError, match=r"cannot load .*nowhere"):
         check_study_pair(study.model_copy(update={"draft": "./nowhere"}))
 

@@ -57,7 +57,8 @@ def test_assisted_generation_is_that_of_models_loaded_without_us(shape):
 def test_the_certificates_samples_are_those_of_models_loaded_without_us(shape):
     drawn = []
     for target, draft in models(shape):
-        sample = transformers_sampler(target, sampling=SamplingConfig(), length=5, assistant_model=assistant(draft, 2))
+        options = {"sampling": SamplingConfig(), "length": 5, "assistant_model": assistant(draft, 2)}
+        sample = transformers_sampler(LanguageModel(target, "target"), **options)
         drawn.append(sample([PROMPT], 3, seed=0)[0].tolist())
     assert drawn[0] == drawn[1]
 

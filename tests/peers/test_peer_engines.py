@@ -14,9 +14,9 @@ import torch
 from checkpoints import write_grouped_checkpoint
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.peers import install, installed
+from specdec_lib.peers import installed
 from specdec_lib.peers.engines import llama_engine, openvino_engine
-from specdec_lib.peers.install import Engine, known_engines
+from specdec_lib.peers.installed import Engine, known_engines
 
 GREEDY = SamplingConfig(temperature=0)
 CALL = {"new_tokens": 4, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 3}
@@ -57,8 +57,7 @@ def made_up(tmp_path, monkeypatch):
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     (engine.environment / "installed").write_text("made-up==1.0\n")
-    for module in (install, installed):
-        monkeypatch.setattr(module, "known_engines", lambda: [engine])
+    monkeypatch.setattr(installed, "known_engines", lambda: [engine])
     return engine
 
 
@@ -100,9 +99,9 @@ def test_weights_are_converted_for_engines_that_read_gguf_only(tmp_path, monkeyp
 
 def test_what_cannot_be_installed_says_why_and_an_older_pin_does_not_count(made_up, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    assert install.install_engines()["made-up"].startswith("installed before")
+    assert installed.install_engines()["made-up"].startswith("installed before")
     (made_up.environment / "installed").write_text("made-up==0.9\n")
-    outcome = install.install_engines()["made-up"]
+    outcome = installed.install_engines()["made-up"]
     assert outcome.startswith("failed: ERROR: No matching distribution found for made-up==1.0")
     assert not made_up.installed
 

@@ -58,7 +58,7 @@ def test_prompts_that_cannot_be_made_or_leave_no_room_are_refused_before_the_fir
 def test_more_new_tokens_than_the_context_holds_are_refused_before_other_engines_load(study, monkeypatch, capsys):
     monkeypatch.setattr(commands, "load_params", lambda *_: study)
     assert cli.main(["bench-peers", "--gpu", "smoke", "--new-tokens", "500"]) == 2
-    assert "max_new_tokens 500 exceed the context" in capsys.readouterr().err
+    assert "500 new ones exceed the context" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [[], *([command.name] for command in cli.COMMANDS)])

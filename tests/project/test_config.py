@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from specdec_lib import config
-from specdec_lib.cli.params import explained
+from specdec_lib.cli.study import explained
 from specdec_lib.config import (
     PARAMS_FOLDER,
     StudyParams,

@@ -103,7 +103,6 @@ def test_make_help_names_every_target_and_every_command_is_a_target() -> None:
         (["run", "GPU=h100", "SET=batch_sizes=[1,8] seed=1"], 'run --gpu "$GPU" --set "$SET"'),
         (["compare"], "compare"),
         (["compare", "GPU=cpu h100"], "compare --gpu cpu h100"),
-        (["rerun", "CELL=0123"], 'rerun "$CELL"'),
         (["rerun", "CELL=0123", "GPU=cpu"], 'rerun "$CELL" --gpu "$GPU"'),
     ],
 )

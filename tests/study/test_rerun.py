@@ -27,11 +27,10 @@ def run(params, tmp_path_factory):
     return outputs, run_sweep_here(params, outputs / "smoke")
 
 
-@pytest.mark.parametrize("alone", [False, True])
-def test_every_cell_alone_gives_the_tokens_of_the_run(run, alone):
-    """As a batch, and each row of the batch by itself: no other cell has run, and no other row."""
+def test_every_cell_alone_gives_the_tokens_of_the_run(run):
+    """No other cell has run."""
     outputs, rows = run
-    found = [rerun(outputs / "smoke", cell_id, alone=alone) for cell_id in rows["cell_id"].unique()]
+    found = [rerun(outputs / "smoke", cell_id) for cell_id in rows["cell_id"].unique()]
     assert [(one.different, one.changed) for one in found] == [([], [])] * len(found)
     assert sum(one.compared for one in found) == rows["batch_size"].sum()
 
@@ -62,14 +61,14 @@ def test_neither_order_nor_interruption_changes_tokens(params, run, tmp_path, mo
 def test_the_command_says_in_one_line_whether_tokens_are_the_same(run, capsys):
     outputs, rows = run
     folder, row = outputs / "smoke", rows[rows["batch_size"] == 3].iloc[-1]
-    arguments = ["rerun", row["cell_id"], "--outputs", str(outputs)]
+    arguments = ["rerun", row["cell_id"], "--gpu", "smoke", "--outputs", str(outputs)]
     assert main(arguments) == 0
     assert capsys.readouterr().out == f"{row['cell_id']}: same tokens in all 6 decoded rows\n"
     kept = read_cell(folder, row["cell_id"])
     _, *others = kept[1]["tokens_sha256"].split()
     altered = kept[1] | {"tokens_sha256": " ".join(["0" * 16, *others])}
     write_cell(folder, row["cell_id"], [kept[0], altered])
-    assert main([*arguments, "--gpu", "smoke", "--alone"]) == 1
+    assert main(arguments) == 1
     assert capsys.readouterr().out == f"{row['cell_id']}: different tokens in 1 of 6 rows (repetition 1 row 0)\n"
     write_cell(folder, row["cell_id"], kept)
 
@@ -87,7 +86,6 @@ def test_what_changed_since_the_run_is_named(run):
     path.write_text(kept)
 
 
-@pytest.mark.parametrize("gpu", [[], ["--gpu", "smoke"]])
-def test_an_unknown_cell_is_refused(run, gpu, capsys):
-    assert main(["rerun", "0" * 16, *gpu, "--outputs", str(run[0])]) == 2
-    assert "no finished cell 0" in capsys.readouterr().err if gpu else "no run below" in capsys.readouterr().err
+def test_an_unknown_cell_is_refused(run, capsys):
+    assert main(["rerun", "0" * 16, "--gpu", "smoke", "--outputs", str(run[0])]) == 2
+    assert "no finished cell 0" in capsys.readouterr().err

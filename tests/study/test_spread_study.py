@@ -41,11 +41,11 @@ def test_what_cannot_be_spread_is_refused_in_one_line_before_anything_starts(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["certify", "bench-peers"])
+@pytest.mark.parametrize("command", ["certify", "bench-peers --new-tokens 8"])
 def test_commands_of_one_process_refuse_a_spread_target(params, command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(commands, "load_params", lambda *_: params)
-    assert main([command, "--gpu", "smoke", "--outputs", str(tmp_path)]) == 2
-    assert "loads the whole target in one process" in capsys.readouterr().err
+    assert main([*command.split(), "--gpu", "smoke", "--outputs", str(tmp_path)]) == 2
+    assert "needs that many processes, and there are 1" in capsys.readouterr().err
 
 
 def test_a_group_of_blocks_asks_a_cluster_for_all_devices_of_a_target():

@@ -1,12 +1,11 @@
 """The pieces of a step, timed over rows that are done."""
 
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 import pytest
 import torch
-from measured import calibrate, measure_step_costs
+from measured import measure_step_costs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.analysis.statistics import median_interval
@@ -15,13 +14,12 @@ from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers.ngram import NgramProposer
 from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
 from specdec_lib.machine import step_costs
-from specdec_lib.machine.calibration_file import read_calibration
 from specdec_lib.machine.step_costs import write_step_costs
-from specdec_lib.machine.stopwatch import Rounds, Stopwatch
+from specdec_lib.machine.stopwatch import Stopwatch
 from specdec_lib.methods import METHODS, RULES, Method, make_proposer, pieces
 from specdec_lib.models.pair import load_pair
 from specdec_lib.study import machine_measurement as machine
-from specdec_lib.study.machine_measurement import MachineMeasurement
+from specdec_lib.study.machine_measurement import measure_machine
 from specdec_lib.study.runner import BlockRunner
 
 
@@ -151,26 +149,8 @@ def test_the_machine_is_measured_again_only_when_something_else_computes(tmp_pat
     monkeypatch.setattr(machine.step_costs, "write_step_costs", lambda folder, costs: written.append(costs))
     for software in ("kernels a", "kernels a", "kernels b"):
         runner.source = replace(runner.source, software=software)
-        MachineMeasurement(runner).finish()
+        measure_machine(runner)
     assert len(written) == 2
-
-
-def test_after_each_block_as_much_of_the_machine_is_measured_as_is_done_of_the_sweep(tmp_path, monkeypatch):
-    """Of calibration and of the costs of a step alike, in parts of a second; the files come at the end."""
-    runner, order = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy")), []
-    costs = Rounds([partial(order.append, f"cost {n}") for n in range(4)], list)
-    known = calibrate(runner.pair, rows=(1, 2))
-    calibrating = Rounds([partial(order.append, f"calibration {n}") for n in range(2)], lambda: known)
-    monkeypatch.setattr(machine, "_step_costs", lambda *_: costs)
-    monkeypatch.setattr(machine.calibration, "calibration_in_rounds", lambda *_: calibrating)
-    measurement = MachineMeasurement(runner)
-    taken = [measurement.take(share) or len(order) for share in (0.1, 0.5, 0.5, 1.0)]
-    assert taken == [1, 3, 3, 6]
-    assert order == ["cost 0", "calibration 0", "cost 1", "cost 2", "calibration 1", "cost 3"]
-    assert not (tmp_path / "step_costs.json").exists()
-    measurement.finish()
-    assert read_calibration(tmp_path) == known
-    assert len(order) == 6
 
 
 def test_intervals_of_passes_are_known_at_every_batch_size(tmp_path, monkeypatch):
@@ -178,7 +158,7 @@ def test_intervals_of_passes_are_known_at_every_batch_size(tmp_path, monkeypatch
     monkeypatch.setattr(machine, "MAX_TOKENS", 2)
     monkeypatch.setattr(machine, "SPARSE", (1,))
     params = load_params("smoke").model_copy(update={"num_draft_tokens": [1]})
-    MachineMeasurement(BlockRunner(params, tmp_path, load_pair("toy"))).finish()
+    measure_machine(BlockRunner(params, tmp_path, load_pair("toy")))
     costs = read_step_costs(tmp_path)
     assert set(costs["batch_size"]) == {1, 2}
     assert all(
@@ -194,14 +174,12 @@ def test_a_context_without_room_for_the_steps_is_refused():
 
 
 def test_a_failure_while_measuring_the_machine_is_printed_and_stops_only_that(tmp_path, monkeypatch, capsys):
-    def fail():
+    def fail(*_):
         raise RuntimeError("no such instruction")
 
     runner = BlockRunner(load_params("smoke"), tmp_path, load_pair("toy"))
-    monkeypatch.setattr(machine, "_step_costs", lambda *_: Rounds([fail], list))
-    measurement = MachineMeasurement(runner)
-    measurement.take(1.0)
-    measurement.finish()
+    monkeypatch.setattr(machine, "_step_costs", fail)
+    assert measure_machine(runner)
     assert "not measured: RuntimeError: no such instruction" in capsys.readouterr().out
     assert read_step_costs(tmp_path).empty
-    assert MachineMeasurement(runner).needed
+    assert measure_machine(runner), "it is tried again"

@@ -69,7 +69,7 @@ def test_files_that_do_not_say_called_all_pieces(tmp_path):
 def test_a_calibration_is_captured_too_and_says_so(recorder, tmp_path):
     calibration = calibrate(load_pair("toy"), rows=(1, 2))
     assert calibration.replayed
-    assert recorder.captures == 2 * 2 + 4 + 2  # products of target and draft, attention; reading, and starts
+    assert recorder.captures == 2 * 2 + 1  # products of target and draft; reading
     write_calibration(tmp_path, calibration)
     assert read_calibration(tmp_path) == calibration
 

@@ -1,7 +1,7 @@
 """A worker that real faults befall: `python faulty_worker.py FAULTS ...`, then as the worker itself.
 
 FAULTS is JSON: for the name of a cell, what happens to the process when it decodes it; for "machine", what happens when
-it measures the machine, after one of the blocks.
+it measures the machine.
 """
 
 import ctypes
@@ -17,7 +17,6 @@ import torch
 from quick_worker import hurry
 
 from specdec_lib.machine import calibration
-from specdec_lib.machine.stopwatch import Rounds
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import worker
 
@@ -64,7 +63,7 @@ def befall(faults):
 
     BlockRunner._decode = decode
     if fault := faults.get("machine"):
-        calibration.calibration_in_rounds = lambda *_: Rounds([FAULTS[fault]], lambda: None)
+        calibration.calibrate = lambda *_: FAULTS[fault]()
 
 
 if __name__ == "__main__":

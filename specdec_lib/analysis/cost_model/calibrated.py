@@ -89,11 +89,7 @@ def calibrated_errors(run: Run) -> CalibrationErrors:
 def fit(calibration: Calibration, costs: pd.DataFrame, rows: pd.DataFrame, num_draft_tokens: int) -> FittedModel:
     """Fit the engine's overhead at batch 1, the shortest context and one gamma.
 
-    The baseline's whole calls say how much longer these take than their pieces.
-
-    Args:
-        costs: step costs of the machine.
-        rows: results of a sweep on it; only the baseline at batch 1 is used.
+    The baseline's whole calls at batch 1 say how much longer these take than their pieces.
 
     Raises:
         ValueError: the costs lack batch 1 or that gamma, or `step_table.why_unused` rejects costs or calibration.
@@ -116,10 +112,6 @@ def error_table(model: FittedModel, costs: pd.DataFrame, rows: pd.DataFrame) -> 
 
     Acceptance is taken as measured, row by row: the model predicts time, not text. `measured_ms_low` and `_high` are a
     95 % interval of the median over the times of a piece, or over the rows of a line; NaN where these were not kept.
-
-    Args:
-        costs: step costs of the machine.
-        rows: results of a sweep on it.
     """
     table = pd.DataFrame([*_passes(model, costs), *_lines(model, _timed(rows))], columns=COLUMNS)
     return table.assign(error=table["predicted_ms"] / table["measured_ms"] - 1)
@@ -135,11 +127,8 @@ def calibrated_machine(calibration: Calibration) -> Machine:
         draft_matrix_seconds=_from_table(rows, again)[0] if again else None,
         draft_bytes=(calibration.draft_bytes_per_weight or BYTES[calibration.dtype]) / BYTES[calibration.dtype],
         read_bytes_per_second=calibration.read_bytes_per_second,
-        operations_per_second=calibration.attention_operations_per_second or 2 / last_slope,
-        cache_bytes_per_second=calibration.cache_bytes_per_second,
+        operations_per_second=2 / last_slope,
         bytes_per_number=BYTES[calibration.dtype],
-        call_seconds=calibration.call_seconds,
-        calls_per_layer=calibration.calls_per_pass / calibration.target.num_layers,
     )
 
 
@@ -153,7 +142,7 @@ def _from_table(rows: Sequence[int], seconds_per_weight: Sequence[float]) -> tup
 
     def matrix_seconds(shape: ModelShape, count: int) -> float:
         beyond = max(count - rows[-1], 0) * slope
-        return float(np.interp(count, rows, per_weight) + beyond) * shape.weights_read(count)
+        return float(np.interp(count, rows, per_weight) + beyond) * shape.weights_read()
 
     return matrix_seconds, slope
 

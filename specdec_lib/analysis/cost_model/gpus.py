@@ -81,8 +81,8 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str = "g
     split = 2 * ALL_REDUCE_SECONDS / GAPS_PER_LAYER if num_gpus > 1 else 0.0
 
     def matrix_seconds(shape: ModelShape, rows: int) -> float:
-        reading = shape.weights_read(rows) * BYTES[dtype] / read
-        return max(reading, 2 * shape.weights_multiplied() * rows / operations)
+        reading = shape.weights_read() * BYTES[dtype] / read
+        return max(reading, 2 * shape.weights_read() * rows / operations)
 
     return Machine(
         name=gpu.product,
@@ -90,8 +90,7 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str = "g
         read_bytes_per_second=read,
         operations_per_second=operations,
         bytes_per_number=2.0,
-        call_seconds=corner.gap_seconds + split,
-        calls_per_layer=GAPS_PER_LAYER,
+        layer_seconds=(corner.gap_seconds + split) * GAPS_PER_LAYER,
         host_layer_seconds=corner.start_seconds * ENGINES[engine].kernels_per_layer,
     )
 
@@ -101,9 +100,7 @@ def predict(params: StudyParams, price: Price, acceptance: Range = ACCEPTANCE) -
 
     Columns `*_low` and `*_high` are the band. The acceptance is given, not measured, and the output length the first.
     As in measured lines, throughput, dollars and joules are of whole calls, the prefills of target and draft included.
-
-    Raises:
-        ValueError: the price is of no GPU, or the pair's geometry is unknown.
+    ValueError if the price is of no GPU, or the pair's geometry is unknown.
     """
     gpus = load_gpus()
     if price.gpu not in gpus:

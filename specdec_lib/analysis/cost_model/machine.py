@@ -31,9 +31,7 @@ class Machine:
     read_bytes_per_second: float
     operations_per_second: float  # of attention
     bytes_per_number: float  # of cached keys and values
-    call_seconds: float  # between one operation and the next
-    calls_per_layer: float
-    cache_bytes_per_second: float | None = None  # of cached keys and values, where these are read at another rate
+    layer_seconds: float = 0.0  # between the operations of a layer; where it is fitted, a part of what the engine adds
     host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
     decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row, or a prefill
     verify_pass_seconds: float = 0.0  # the same over `verify_tokens`, and over more
@@ -59,7 +57,7 @@ class Machine:
 
     def prefill(self, shape: ModelShape, batch: int, tokens: int) -> float:
         """Seconds to read prompts of `tokens` tokens, and the output layer for the last of each."""
-        layers, output = replace(shape, output_weights=0), replace(shape, layer_weights=0, expert_weights=0)
+        layers, output = replace(shape, output_weights=0), replace(shape, layer_weights=0)
         reading = self._bare(layers, batch, tokens, tokens / 2)
         return reading + self.matrix_seconds(output, batch) + self.decode_pass_seconds
 
@@ -83,11 +81,10 @@ class Machine:
         """Products, attention and starts: what follows from counts alone."""
         cached = batch * context * shape.key_values_per_token() * self.bytes_per_number
         operations = batch * tokens * shape.attention_operations(context)
-        reading = cached / (self.cache_bytes_per_second or self.read_bytes_per_second)
-        attention = reading + operations / self.operations_per_second
-        starts = self.call_seconds * self.calls_per_layer * shape.num_layers
+        attention = cached / self.read_bytes_per_second + operations / self.operations_per_second
         products = (matrix_seconds or self.matrix_seconds)(shape, batch * tokens)
-        return max(products + attention + starts, self.host_layer_seconds * shape.num_layers)
+        on_device = products + attention + self.layer_seconds * shape.num_layers
+        return max(on_device, self.host_layer_seconds * shape.num_layers)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ COLUMNS = ["point", "measure", "setting", "published", "predicted", "predicted_l
 COLUMNS += ["source", "note"]
 
 
-def published_table(points: dict[str, Published] | None = None) -> pd.DataFrame:
+def published_table() -> pd.DataFrame:
     """One line per published result: what it is, its source, the published and the predicted value, and their ratio.
 
     `predicted_low` and `predicted_high` are the band of the assumptions.
     """
     lines = []
-    for name, point in (points if points is not None else load_published()).items():
+    for name, point in load_published().items():
         band = predicted(point)
         facts = {"point": name} | point.model_dump(include={"measure", "setting", "note"})
         facts |= {"published": point.value, "source": point.source + " (secondary)" * point.secondary}

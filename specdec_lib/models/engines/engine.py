@@ -25,12 +25,7 @@ class Step:
 
 
 class Engine:
-    """Computes hidden states and logits of one model.
-
-    Args:
-        body, head: the model without its output layer, and that layer.
-        feature_layers: layers before the last whose output states belong to the features.
-    """
+    """Computes hidden states and logits of one model: its body, and its output layer `head`."""
 
     name: str
 
@@ -41,8 +36,7 @@ class Engine:
     def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
         """Run `tokens` `[B, m]` after each row's committed length, and commit nothing.
 
-        Args:
-            counts: `[B]`, how many of each row's tokens matter. The rest is padding, which an engine may leave out.
+        Only `counts` `[B]` of each row's tokens matter. The rest is padding, which an engine may leave out.
         """
         raise NotImplementedError
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -101,12 +100,3 @@ class InductorEngine(Engine):
                 reason = " ".join(str(error).strip().splitlines()[:2])
                 raise NotCompiledError(f"{type(error).__name__}: {reason}") from error
         return [*outputs[1:-1], self.body.norm(outputs[-1])]
-
-
-def compile_seconds() -> float:
-    """The seconds that `torch.compile` has taken in this process so far."""
-    if "torch._dynamo" not in sys.modules:
-        return 0.0
-    from torch._dynamo.utils import compilation_time_metrics
-
-    return sum(compilation_time_metrics.get("_compile.compile_inner", []))

@@ -90,10 +90,8 @@ def run_blocks_on_cluster(
 ) -> None:
     """Run what is missing of a study on a Ray cluster; cells and environment are in `folder` afterwards.
 
-    Args:
-        address: of the cluster, as Ray takes it; "auto" for the one that this machine belongs to.
-        device: what each task asks for; by default what the params say.
-        limit_s, command: as for `supervisor.run_blocks`, which runs on the machines.
+    Each task asks for `device`, by default what the params say. `address`, `limit_s` and `command` are as Ray and
+    `supervisor.run_blocks` take them.
 
     Raises:
         ValueError: Ray is not installed, there is no cluster, it has no such device, or the study cannot run there.
@@ -161,11 +159,7 @@ def _run_groups(
 
 
 def count_devices(ray: Any, wanted: Device) -> int:
-    """How many devices of the wanted type the cluster has.
-
-    Raises:
-        ValueError: there are none; Ray itself would wait without end.
-    """
+    """How many devices of the wanted type the cluster has; ValueError for none, as Ray would wait without end."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if count := sum(wanted.on(resources) for resources in machines):
         return count
@@ -180,8 +174,7 @@ def count_devices(ray: Any, wanted: Device) -> int:
 def adopt(folder: Path, place: dict[str, object], changes: Changes, sources: list[dict[str, Any]]) -> None:
     """Write what a task reports from `place`, whose source is added to those of the run's other machines.
 
-    Raises:
-        ValueError: its machine computes with something else than the others, so that their numbers do not compare.
+    ValueError if its machine computes with something else than the others, so that their numbers do not compare.
     """
     if environment := changes.pop(run_folder.ENVIRONMENT, None):
         facts = json.loads(environment)
@@ -213,9 +206,7 @@ def _run_on_node(task: GroupTask) -> Iterator[tuple[dict[str, object], Changes]]
 def run_group(task: GroupTask) -> Iterator[Changes]:
     """Run a task's blocks on this machine, and report each file of its folder that changes.
 
-    Raises:
-        ValueError: the study cannot run here: another version of the library, the wrong device, damaged weights.
-        RuntimeError: the folder cannot be written, or workers die before their first cell.
+    ValueError if the library here is another one; else the errors of `run_blocks`.
     """
     if code_hash() != task.code:
         raise ValueError(f"{socket.gethostname()} has another specdec_lib: check out the same commit on every machine")

@@ -81,11 +81,7 @@ def run_blocks(
 
 
 def _run_worker(task: WorkerTask, command: Sequence[str], limit_s: float | None) -> tuple[str | None, Heartbeat]:
-    """Start a worker, relay its output, and end it if it passes a limit or this process is interrupted.
-
-    Returns:
-        The reason if it did not finish, and where it was.
-    """
+    """Run a worker to its end, which comes too if it passes a limit; the reason if it did not finish, and where."""
     heartbeat.remove_heartbeat(task.folder)
     places = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     start = launch.in_processes(command, task.params.tensor_parallel)

@@ -58,11 +58,7 @@ class Team:
         return made
 
     def check(self, error: object) -> None:
-        """End this process if it failed and others share the target with it.
-
-        Raises:
-            LostError: naming the process and `error`.
-        """
+        """End this process by a LostError if it failed and others share the target with it."""
         if error and self.size > 1:
             raise LostError(f"process {self.rank} of {self.size} failed: {error}")
 
@@ -70,8 +66,7 @@ class Team:
 def join(params: StudyParams) -> Team:
     """The team of this process, by the environment that torchrun made; takes the device of this process.
 
-    Raises:
-        ValueError: the study needs another number of processes, or more devices than there are.
+    ValueError if the study needs another number of processes, or more devices than there are.
     """
     if params.tensor_parallel == 1:
         return Team()

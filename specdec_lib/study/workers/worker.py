@@ -15,7 +15,6 @@ import contextlib
 import faulthandler
 import io
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,12 +25,11 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from specdec_lib.config import StudyParams
-from specdec_lib.machine.engine_facts import engine_facts
-from specdec_lib.machine.environment import check_device, check_product, describe_environment
+from specdec_lib.machine.environment import check_device, check_product, describe_environment, engine_facts
 from specdec_lib.machine.files import writing
 from specdec_lib.models.pair import load_study_pair
 from specdec_lib.study import transcripts
-from specdec_lib.study.machine_measurement import MachineMeasurement
+from specdec_lib.study.machine_measurement import measure_machine
 from specdec_lib.study.run_folder import add_facts, write_environment
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import heartbeat
@@ -41,19 +39,13 @@ from specdec_lib.study.workers.team import LostError, Team, join
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker does.
-
-    Attributes:
-        blocks: numbers of blocks in the study's plan; None for all.
-        skip: ids of cells not to be tried.
-        machine: also measure calibration, costs of a step and transcripts.
-    """
+    """What a worker does."""
 
     params: StudyParams
     folder: Path
-    blocks: tuple[int, ...] | None = None
-    skip: tuple[str, ...] = ()
-    machine: bool = True
+    blocks: tuple[int, ...] | None = None  # their numbers in the study's plan; None for all
+    skip: tuple[str, ...] = ()  # ids of cells not to be tried
+    machine: bool = True  # also measure calibration, costs of a step and transcripts
 
     def to_json(self) -> str:
         return TypeAdapter(WorkerTask).dump_json(self).decode()
@@ -62,10 +54,7 @@ class WorkerTask:
 def work(task: WorkerTask) -> None:
     """Do a task in this process; the rows are in its folder afterwards.
 
-    Raises:
-        ValueError: the study cannot run here at all: wrong device, a price of another product, damaged weights, prompts
-            that do not fit the models.
-        RuntimeError: the folder cannot be written, or another process of the team was lost.
+    ValueError if the study cannot run here at all, RuntimeError if the folder cannot be written or a process was lost.
     """
     team = join(task.params)
     if not team.leads:
@@ -83,14 +72,11 @@ def _work(task: WorkerTask, team: Team) -> None:
         if team.leads:
             # The supervisor notes the end of this run by its id, even if nothing is left to run.
             heartbeat.write_heartbeat(folder, heartbeat.LOAD, runner.run_id)
-        machine = MachineMeasurement(runner) if task.machine else None
-        runner.run(task.blocks, task.skip, machine.take if machine else lambda share: None)
+        if task.machine and (measure_machine(runner) or not (folder / transcripts.FILE).exists()):
+            transcripts.measure_transcripts(runner)
+        runner.run(task.blocks, task.skip)
         if team.leads:
             add_facts(folder, runner.run_id, **engine_facts(runner.pair))  # what was compiled and captured by now
-        if machine:
-            machine.finish()
-            if machine.needed or not (folder / transcripts.FILE).exists():
-                transcripts.measure_transcripts(runner)
 
 
 def _load(task: WorkerTask, team: Team) -> BlockRunner:
@@ -102,10 +88,8 @@ def _load(task: WorkerTask, team: Team) -> BlockRunner:
             heartbeat.write_heartbeat(folder, heartbeat.LOAD)
     facts = describe_environment(params)
     check_product(params, (facts["cuda"] or {}).get("product"))
-    started = time.monotonic()
     pair = load_study_pair(params)
-    facts |= {"load_s": round(time.monotonic() - started, 2)} | engine_facts(pair)
-    facts |= {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
+    facts |= engine_facts(pair) | {"target_id": pair.target_id, "draft_id": pair.draft_id, "files": pair.files}
     runner = BlockRunner(params, folder, pair, team)
     with writing(folder):
         if team.leads:

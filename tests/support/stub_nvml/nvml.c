@@ -29,11 +29,6 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, Device *device) {
     return SUCCESS;
 }
 
-int nvmlDeviceGetUUID(Device device, char *text, unsigned int length) {
-    strncpy(text, device == &part ? "MIG-5555" : "GPU-1111", length);
-    return SUCCESS;
-}
-
 int nvmlDeviceGetName(Device device, char *text, unsigned int length) {
     strncpy(text, device == &part ? "NVIDIA A100-SXM4-80GB MIG 1g.10gb" : "NVIDIA A100-SXM4-80GB", length);
     return SUCCESS;
@@ -65,8 +60,7 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(Device device, unsigned long long 
     return SUCCESS;
 }
 
-int nvmlDeviceGetClockInfo(Device device, int type, unsigned int *mhz) { *mhz = type == 2 ? 1593 : 1410; return SUCCESS; }
-int nvmlDeviceGetMaxClockInfo(Device device, int type, unsigned int *mhz) { *mhz = 1410; return SUCCESS; }
+int nvmlDeviceGetClockInfo(Device device, int type, unsigned int *mhz) { *mhz = 1410; return SUCCESS; }
 int nvmlDeviceGetEnforcedPowerLimit(Device device, unsigned int *milliwatts) { *milliwatts = 330000; return SUCCESS; }
 
 int nvmlDeviceGetPowerManagementDefaultLimit(Device device, unsigned int *milliwatts) {
@@ -85,6 +79,3 @@ int nvmlDeviceGetComputeRunningProcesses_v3(Device device, unsigned int *count, 
     if (running == 2) processes[1] = (Process){4242, 1 << 28, 0, 0};
     return SUCCESS;
 }
-
-int nvmlDeviceIsMigDeviceHandle(Device device, unsigned int *is_part) { *is_part = device == &part; return SUCCESS; }
-int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(Device device, Device *gpu) { *gpu = &whole; return SUCCESS; }
