@@ -112,14 +112,11 @@ def certify(options: Options) -> int:
 
     Runs the exactness tests of a study alone and writes <outputs>/<NAME>/exactness.json.
     """
-    import logging
-
     params = study_params(options)
     check_study(params)
     from specdec_lib.exactness.certificate import FILE
     from specdec_lib.exactness.certify import certify
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = options.outputs / params.gpu
     certificate = certify(params, folder, options.thorough)
     print(certificate.sentence())

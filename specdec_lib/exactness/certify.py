@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ PROMPTS = ("Monday, Tuesday, Wednesday,", "yes, no, yes, no, yes,")  # few token
 GAMMA = 2  # draft tokens per step in the sampling tests
 FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
 FEWER = 4  # the pair's settings but the first take that part of the samples
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,8 +164,8 @@ def sampling_name(sampling: SamplingConfig) -> str:
 
 @contextmanager
 def _level(name: str) -> Iterator[None]:
-    """Log that a level begins, and how many seconds it took."""
-    logger.info("certificate: %s ...", name)
+    """Say that a level begins, and how many seconds it took."""
+    print(f"certificate: {name} ...", flush=True)
     started = time.monotonic()
     yield
-    logger.info("certificate: %s took %.0f s", name, time.monotonic() - started)
+    print(f"certificate: {name} took {time.monotonic() - started:.0f} s", flush=True)

@@ -23,7 +23,7 @@ CONTRACT = [
     *("peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "device_memory_used_bytes"),
     *("process_peak_rss_bytes", "gpu_utilization_percent", "energy_joules_per_token", "throttled"),
     "cost_usd_per_million_tokens",
-]  # the list of DESIGN.md
+]  # the columns that every run promises
 
 
 def a_row(**changes):
