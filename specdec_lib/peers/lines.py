@@ -16,7 +16,7 @@ RATIOS = {  # the time per token of every way over that of an engine without spe
 }
 
 
-def peer_lines(rows: pd.DataFrame) -> pd.DataFrame:
+def peer_lines(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One line per way and temperature: time per token, and its ratios to our baseline and to transformers' generate.
 
     A way that did not decode every prompt has no line.
@@ -38,7 +38,7 @@ def peer_lines(rows: pd.DataFrame) -> pd.DataFrame:
         line |= {"engine_version": here["engine_version"].iloc[0], "prompts": len(tpot)}
         line["tpot_ms"] = float(np.exp(np.log(tpot).mean()))
         for name, (engine, _) in RATIOS.items():
-            estimate = _ratio(tpot, plain.get((engine, line["temperature"])))
+            estimate = _ratio(tpot, plain.get((engine, line["temperature"])), seed)
             line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         line["same_tokens"] = None if line["temperature"] else _agreement(here, good[good["temperature"] == 0])
         lines.append(line)
@@ -48,10 +48,10 @@ def peer_lines(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _ratio(tpot: pd.Series, reference: pd.Series | None) -> Estimate:
+def _ratio(tpot: pd.Series, reference: pd.Series | None, seed: int) -> Estimate:
     if reference is None:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    return geometric_mean((tpot / reference).to_numpy(), np.random.default_rng(0))
+    return geometric_mean((tpot / reference).to_numpy(), np.random.default_rng(seed))
 
 
 def _agreement(way: pd.DataFrame, greedy: pd.DataFrame) -> float | None:
