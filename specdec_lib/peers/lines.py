@@ -19,7 +19,7 @@ RATIOS = {  # the time per token of every way over that of an engine without spe
 HEADINGS = {"tpot_ms": "TPOT (ms)"} | {name: heading for name, (_, heading) in RATIOS.items()}
 
 
-def peer_lines(rows: pd.DataFrame) -> pd.DataFrame:
+def peer_lines(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """One line per way and temperature: time per token, and its ratios to our baseline and to transformers' generate.
 
     From the rows of `rows.read_peers`. A way that did not decode every prompt has no line.
@@ -42,7 +42,7 @@ def peer_lines(rows: pd.DataFrame) -> pd.DataFrame:
         mean = geometric_mean(tpot.to_numpy(), np.random.default_rng(0))
         line |= {"tpot_ms": mean.value, "tpot_ms_low": mean.low, "tpot_ms_high": mean.high}
         for name, (engine, _) in RATIOS.items():
-            estimate = _ratio(tpot, plain.get((engine, line["temperature"])))
+            estimate = _ratio(tpot, plain.get((engine, line["temperature"])), seed)
             line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         line["evidence"] = "measured"
         line["same_tokens"] = None if line["temperature"] else _agreement(here, good[good["temperature"] == 0])
@@ -66,10 +66,10 @@ def best_lines(lines: pd.DataFrame) -> pd.DataFrame:
     return best.assign(fastest=fastest).sort_values(["temperature", "fastest", "tpot_ms"]).drop(columns="fastest")
 
 
-def _ratio(tpot: pd.Series, reference: pd.Series | None) -> Estimate:
+def _ratio(tpot: pd.Series, reference: pd.Series | None, seed: int) -> Estimate:
     if reference is None:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    return geometric_mean((tpot / reference).to_numpy(), np.random.default_rng(0))
+    return geometric_mean((tpot / reference).to_numpy(), np.random.default_rng(seed))
 
 
 def _agreement(way: pd.DataFrame, greedy: pd.DataFrame) -> float | None:
