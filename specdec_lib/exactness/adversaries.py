@@ -20,7 +20,7 @@ from specdec_lib.decoding.verification import Verify
 from specdec_lib.exactness.enumeration import enumerate_output, tolerance
 from specdec_lib.exactness.target_law import target_law
 from specdec_lib.machine.environment import path_of
-from specdec_lib.methods import METHODS, make_proposer
+from specdec_lib.methods import METHODS, RULES, make_proposer
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
@@ -39,6 +39,8 @@ SETTINGS: Settings = (
 )
 THOROUGH_SETTINGS: Settings = (*SETTINGS, (2, PLAIN), *((3, sampling) for sampling in FILTERS), (4, FILTERS[1]))
 
+OTHER_RULES: Settings = SETTINGS[:5]  # of the rules that the study does not use
+
 ENGINES = ("eager", "kernels", "inductor")
 ENGINE_SETTINGS: Settings = ((1, PLAIN), (2, FILTERS[1]), (2, SamplingConfig(2.0, top_p=0.9)))
 VOCABULARY = 4  # the least that the kernels multiply
@@ -53,20 +55,23 @@ def enumeration_table(
 ) -> pd.DataFrame:
     """Enumerate every method: on all adversarial pairs if only the pair's draft proposes, else on the random one.
 
-    The first method is enumerated with a tiny Llama too, on each of the `engines` that this machine has. Each line is
-    that of `enumeration_line`, with the method.
+    The first method is enumerated with every other rule too, and with a tiny Llama on each of the `engines` that this
+    machine has. Each line is that of `enumeration_line`, with the method and the rule.
     """
     pairs = adversarial_pairs()
     drafts = [name for name in methods if METHODS[name].pieces == (name,) and METHODS[name].uses_pair_draft]
-    runs = [(method, pairs["random"], settings) for method in methods]
-    runs += [(method, pair, settings) for method in drafts for name, pair in pairs.items() if name != "random"]
-    runs += [(methods[0], pair, ENGINE_SETTINGS) for pair in engine_pairs(device, engines)]
+    runs = [(method, verification, pairs["random"], settings) for method in methods]
+    runs += [(methods[0], rule, pairs["random"], OTHER_RULES) for rule in RULES if rule != verification]
+    runs += [
+        (method, verification, pair, settings) for method in drafts for name, pair in pairs.items() if name != "random"
+    ]
+    runs += [(methods[0], verification, pair, ENGINE_SETTINGS) for pair in engine_pairs(device, engines)]
     lines = []
-    for method, pair, chosen in runs:
+    for method, rule, pair, chosen in runs:
         for gamma, sampling in chosen:
             prompts = PROMPTS[: 1 if gamma > 2 else None]  # longer drafts have many paths
-            line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, verification)
-            lines.append({"method": method} | line)
+            line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, rule)
+            lines.append({"method": method, "verification": rule} | line)
     return pd.DataFrame(lines)
 
 

@@ -28,6 +28,7 @@ from specdec_lib.study.prompts import encode_prompts, load_prompts, random_promp
 PROMPTS = ("Monday, Tuesday, Wednesday,", "yes, no, yes, no, yes,")  # few tokens may follow, and lookup finds drafts
 GAMMA = 2  # draft tokens per step in the sampling tests
 FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
+GREEDY_GAMMAS, GREEDY_TOKENS = (1, 4), 32
 FEWER = 4  # the pair's settings but the first take that part of the samples
 
 
@@ -41,11 +42,12 @@ class Effort:
     pair: int = 1  # times the params' correctness_samples, of the study's pair
     engines: Sequence[str] = ENGINES  # on which a tiny Llama is enumerated, where this machine has them
     settings: Settings = SETTINGS  # draft lengths and filters that are enumerated
+    gammas: Sequence[int] = GREEDY_GAMMAS  # draft lengths of greedy output
 
 
 QUICK = Effort(toy=4000, mutants=1000, tiny=100, engines=ENGINES[:2])  # for the toy pair: a smoke test
 STANDARD = Effort(toy=20_000, mutants=4000, tiny=200)
-THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings=THOROUGH_SETTINGS)
+THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings=THOROUGH_SETTINGS, gammas=(1, 4, 8))
 
 
 def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> Certificate:
@@ -56,20 +58,26 @@ def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> 
         pairs += [load_study_pair(params)] if params.dtype != "float32" else []
     with _level("enumeration of every path"):
         enumeration = enumeration_table(
-            params.methods, params.verification, params.device, effort.engines, effort.settings
+            params.methods, params.verification, params.device, _engines(effort, pairs), effort.settings
         )
     with _level("mutants"):
         mutants = mutant_table(effort.mutants, params.seed)
     with _level("joint law of sampled tokens"):
         tests, cells = joint_law(params, pairs, effort)
     with _level("greedy output"):
-        agreement, divergences = greedy(params, pairs)
+        agreement, divergences = greedy(params, pairs, effort.gammas)
     with _level("transformers' assisted generation"):
         subjects = _subjects(params, effort.tiny)
     facts = describe_environment(params)
     certificate = Certificate(enumeration, tests, cells, mutants, agreement, divergences, subjects, facts)
     write_certificate(certificate, folder)
     return certificate
+
+
+def _engines(effort: Effort, pairs: list[Pair]) -> list[str]:
+    """The engines to enumerate: `torch.compile` takes long to compile, so only where a pair runs through it."""
+    used = {pair.target.engine for pair in pairs}
+    return [name for name in effort.engines if name != "inductor" or name in used or effort is THOROUGH]
 
 
 def joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -112,14 +120,16 @@ def joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[p
     return decide(pd.concat(tests, ignore_index=True)), pd.concat(cells, ignore_index=True)
 
 
-def greedy(params: StudyParams, pairs: list[Pair]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def greedy(
+    params: StudyParams, pairs: list[Pair], gammas: Sequence[int] = GREEDY_GAMMAS
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Greedy agreement of each precision of the pair."""
     tables, divergences = [], []
     for pair in pairs:
         proposers = {method: make_proposer(method, pair) for method in params.methods}
         options: dict[str, Any] = {
-            "num_draft_tokens": (1, 4, 8),
-            "max_new_tokens": 32,
+            "num_draft_tokens": gammas,
+            "max_new_tokens": GREEDY_TOKENS,
             "verification": params.verification,
         }
         table, found = greedy_agreement(pair.target, proposers, greedy_prompts(pair, params), **options)

@@ -30,7 +30,6 @@ from specdec_lib.models.runner import LanguageModel
 
 GAMMA = 2
 LENGTH = GAMMA + 2  # leaves the first step room for all of its draft
-SAMPLING = SamplingConfig(temperature=0.7, top_k=2)
 GREEDY = SamplingConfig(temperature=0)
 LEVEL = 1e-9  # of the joint-law test of one mutant at one position
 
@@ -45,15 +44,19 @@ def mutant_table(samples: int, seed: int) -> pd.DataFrame:
     """
     exact = systems(_toys(torch.float64))
     quick, same = systems(_toys(torch.float32)), systems(_toys(torch.float32, draft_noise=0.0))
-    laws = [target_law(exact[SOUND].target, prompt, SAMPLING, LENGTH) for prompt in PROMPTS]
+    laws_at = {
+        sampling: [target_law(exact[SOUND].target, prompt, sampling, LENGTH) for prompt in PROMPTS]
+        for sampling in dict.fromkeys(system.sampling for system in exact.values())
+    }
     lines = []
     for name, system in exact.items():
+        laws = laws_at[system.sampling]
         options: dict[str, Any] = {
             "max_new_tokens": LENGTH,
             "num_draft_tokens": GAMMA,
             "verification": system.verification,
         }
-        found = enumerate_output(system.target, system.proposer, PROMPTS, sampling=SAMPLING, **options)
+        found = enumerate_output(system.target, system.proposer, PROMPTS, sampling=system.sampling, **options)
         levels = {
             "by_yield": not _yields_all(same[name]),
             "by_greedy": not _greedy_equal(quick[name]),
@@ -83,12 +86,12 @@ def _biased(system: SystemUnderTest, laws: Sequence[Law], samples: int, seed: in
         system.target,
         system.proposer,
         num_draft_tokens=GAMMA,
-        sampling=SAMPLING,
+        sampling=system.sampling,
         length=LENGTH,
         batch_size=4096 * len(PROMPTS),
         verification=system.verification,
     )
-    options: dict[str, Any] = {"sampling": SAMPLING, "length": LENGTH, "samples": samples, "seed": seed}
+    options: dict[str, Any] = {"sampling": system.sampling, "length": LENGTH, "samples": samples, "seed": seed}
     tests, _ = put_to_test(sample, system.target, PROMPTS, laws=laws, **options)
     return bool((tests["p_value"] < LEVEL).any())
 

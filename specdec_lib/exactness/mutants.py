@@ -27,6 +27,8 @@ from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 
 Filter = Callable[[Tensor, SamplingConfig], Tensor]  # logits to probabilities
+TWO_TOKENS = SamplingConfig(temperature=0.7, top_k=2)  # quick, and enough for most bugs
+THREE_TOKENS = SamplingConfig(temperature=0.7)  # of two, a residual is one token whatever its weights are
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class SystemUnderTest:
     target: LanguageModel
     proposer: Proposer
     verification: Verify
+    sampling: SamplingConfig = TWO_TOKENS  # at which its law is taken
 
 
 Count = Callable[[Tensor], Tensor]  # tests passed [B, gamma] to the number accepted [B]
@@ -235,6 +238,8 @@ def systems(pair: Pair) -> dict[str, SystemUnderTest]:
         "uniform and residual draw share a stream": one_stream,
         "off-by-one target row": row_too_early,
         "one row's acceptance for the whole batch": first_row_for_all,
+    }
+    blocks: dict[str, Verify] = {
         "block verification with the residual of a token": block_with_token_residual,
         "block verification with an uncut joint ratio": block_with_uncut_joint,
     }
@@ -246,6 +251,7 @@ def systems(pair: Pair) -> dict[str, SystemUnderTest]:
     return {
         SOUND: sound,
         **{name: replace(sound, verification=rule) for name, rule in rules.items()},
+        **{name: replace(sound, verification=rule, sampling=THREE_TOKENS) for name, rule in blocks.items()},
         **{name: replace(sound, proposer=MisreportingProposer(draft, *pair)) for name, pair in misreports.items()},
         "draft draw and residual draw share a stream": SystemUnderTest(
             target, remembering, Rule(number=remembering.number)

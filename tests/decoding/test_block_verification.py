@@ -29,7 +29,7 @@ def test_the_law_of_every_path_is_the_target_s(name, method):
 def test_its_mutants_are_biased(rule):
     pair = adversarial_pairs()["random"]
     line = enumeration_line(pair, ModelProposer(pair.draft), PROMPTS, 2, SamplingConfig(), rule)
-    assert line["largest_error"] > 1e-3
+    assert line["largest_error"] > 1e-4
 
 
 def laws(seed):
@@ -71,4 +71,4 @@ def test_with_one_draft_token_it_keeps_it_as_often_as_token_by_token():
     target, draft = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]]]), torch.tensor([[[0.8, 0.1, 0.1]]])
     joint = joint_chances(target, draft, torch.tensor([[0]]))
     assert joint[0, 1] == pytest.approx(0.5 / 0.8)
-    assert keep_chances(remainders(target, draft, joint), joint)[0, 1] == joint[0, 1]
+    assert keep_chances(remainders(target, draft, joint), joint)[0, 1] == pytest.approx(float(joint[0, 1]))

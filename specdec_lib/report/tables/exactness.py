@@ -39,7 +39,9 @@ def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
     """One line per pair, method, way to compute and draft length: paths and the largest error over the filters."""
     if table.empty:
         return table
-    keys = [key for key in ("pair", "method", "path", "num_draft_tokens") if key in table]  # old runs name no method
+    keys = [
+        key for key in ("pair", "method", "verification", "path", "num_draft_tokens") if key in table
+    ]  # old runs have fewer
     lines = table.groupby(keys, sort=False).agg(
         filters=("pair", "size"),
         prompts=("prompts", "max"),
