@@ -41,6 +41,7 @@ def make_reports(params: StudyParams, output_root: Path) -> Path:
         with locked(folder, "run"):
             for file in (TABLE, CERTIFICATE):  # with these the folder would count as finished, and be read only
                 (folder / file).unlink(missing_ok=True)
+            write_index(params, folder)
             rows = run_first_blocks(params, folder)
             if rows is not None:
                 print(f"after the first prompts: {in_short(rows, params)}", flush=True)

@@ -55,12 +55,12 @@ def run_sweep(
 def run_first_blocks(params: StudyParams, folder: Path) -> pd.DataFrame | None:
     """Measure what gives a first headline, and return the table so far; `run_sweep` measures the rest.
 
-    None where there is nothing to gain: on a cluster, and of a study that has begun.
+    None where there is nothing to gain: on a cluster, of a study that has begun, and where all prompts are needed.
 
     Raises:
         ValueError, RuntimeError: as `run_sweep` does.
     """
-    if read_environment(folder):
+    if read_environment(folder) or params.num_prompts <= params.num_axis_prompts:
         return None
     from specdec_lib.study.workers import cluster, supervisor  # they load PyTorch
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.cli.commands import check_study
-from specdec_lib.config import CUSTOM_PAIR, SamplingConfig, available_params, load_params
+from specdec_lib.config import CUSTOM_PAIR, SamplingConfig, load_params
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.methods import make_proposer
@@ -94,14 +94,12 @@ def write_pair(folder, preset):
 
 
 def test_every_gpu_study_has_a_miniature_and_every_architecture_is_in_one():
-    """A GPU study of another pair, or a pair of another architecture, is not left out."""
+    """A pair of another architecture is not left out."""
 
     def kinds(presets):
         configs = [config_of(name) for preset in presets for name in PRESETS[preset]]
         return {(config.model_type, config.tie_word_embeddings) for config in configs}
 
-    on_gpus = [study for study in map(load_params, available_params()) if study.device == "cuda"]
-    assert {study.pair for study in on_gpus} <= {pair for _, pair in STUDIES}
     assert kinds(PRESETS) == kinds(preset for _, preset in STUDIES)
     assert {name.rsplit("-", 1)[0] for pair in PRESETS.values() for name in pair} == FAMILY.keys()
     assert FAMILY.keys() <= {name.rsplit("-", 1)[0] for name in load_models()}
