@@ -26,10 +26,17 @@ def headline(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
 
 
 def same_prompts(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of those prompt groups that count at every temperature at which any of them does."""
-    counted = undisturbed(rows)
-    groups = [set(of_one) for _, of_one in counted.groupby("temperature")["prompt_group"]]
+    """The rows of those prompt groups that count with all settings that any group has, at every temperature."""
+    settings = (
+        undisturbed(rows).groupby(["temperature", "prompt_group"])[["method", "num_draft_tokens"]].apply(_distinct)
+    )
+    whole = settings[settings == settings.groupby("temperature").transform("max")]
+    groups = [set(of_one.index.get_level_values("prompt_group")) for _, of_one in whole.groupby("temperature")]
     return rows[rows["prompt_group"].isin(set.intersection(*groups))] if groups else rows
+
+
+def _distinct(rows: pd.DataFrame) -> int:
+    return len(rows.drop_duplicates())
 
 
 def headline_over_transformers(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:

@@ -134,11 +134,13 @@ def _pooled(group: pd.DataFrame) -> dict[str, float]:
     """Counters summed over the outputs of a line, each counted once, and the rates that follow from them."""
     outputs = distinct_outputs(group)
     counts = {name: outputs[name].sum(min_count=1) for name in COUNTERS}
-    accepted = np.nan if (group["verification"] == GIVEN).any() else counts["accepted_tokens"]
+    given = (group["verification"] == GIVEN).any()
+    accepted = np.nan if given else counts["accepted_tokens"]
+    emitted = np.nan if given else counts["new_tokens"] - outputs["batch_size"].sum()  # by passes, not by the prefill
     return counts | {
         "acceptance_rate": _ratio(accepted, counts["tested_tokens"]),
         "draft_efficiency": _ratio(accepted, counts["drafted_tokens"]),
-        "mean_acceptance_length": 1 + _ratio(accepted, counts["steps"]),
+        "mean_acceptance_length": _ratio(emitted, counts["steps"]),
     }
 
 

@@ -21,15 +21,17 @@ COLUMNS += ["speedup", "speedup_low", "speedup_high", "num_prompts", "evidence"]
 def stop_lines(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """Two lines per method and temperature at the headline setting: up to the first stop token, and after it.
 
-    `tokens_share` is the part's share of the emitted tokens. Speedups are paired by prompt and repetition, as the
-    headline is. Above temperature 0 the two texts differ, and so may the places of their stops.
+    Both parts are of the same calls: those that reached a stop, and whose baseline did, with tokens left after it.
+    `tokens_share` is the part's share of their tokens. Speedups are paired by prompt and repetition, as in the headline.
+    Above temperature 0 the two texts differ, and so do the places of their stops.
 
     Args:
         rows: the results table of a run; without counts up to a stop there is no line.
     """
     counted = undisturbed(at_headline(rows, params))
-    counted = counted[counted["tokens_to_stop"].notna()]
-    if counted.empty or (counted["stopped_prompts"] == 0).all():
+    stopped = (counted["stopped_prompts"] == counted["batch_size"]) & counted["tpot_past_stop_ms"].notna()
+    counted = counted[stopped.fillna(False).astype(bool) & counted["tpot_to_stop_ms"].notna()]
+    if counted.empty:
         return pd.DataFrame(columns=COLUMNS)
     baseline = counted.loc[counted["method"] == AUTOREGRESSIVE, [*PAIRED_BY, *(f"tpot_{part}_ms" for part in PARTS)]]
     paired = counted.merge(baseline, on=PAIRED_BY, suffixes=("", "_reference"))

@@ -10,7 +10,7 @@ import pandas as pd
 from specdec_lib.analysis.crossover import measured_crossovers
 from specdec_lib.analysis.headline import along, at_headline, every_gamma, headline, same_prompts
 from specdec_lib.analysis.metrics import speedups, undisturbed
-from specdec_lib.config import StudyParams, load_params
+from specdec_lib.config import StudyParams, available_params, load_params
 from specdec_lib.methods import AUTOREGRESSIVE
 
 
@@ -41,7 +41,7 @@ def verdicts(rows: pd.DataFrame, params: StudyParams) -> list[Verdict]:
     Args:
         rows: the results table of a run, which may be unfinished.
     """
-    lines, every = headline(rows, params), speedups(_prompts_of_all(every_gamma(rows, params)))
+    lines, every = headline(rows, params), speedups(same_prompts(every_gamma(rows, params)))
     crossovers = measured_crossovers(along(rows, params, "batch_size"), params.gpu, params.seed)
     found = []
     for line in lines[lines["method"] == params.methods[0]].itertuples():
@@ -56,12 +56,6 @@ def verdicts(rows: pd.DataFrame, params: StudyParams) -> list[Verdict]:
     return found
 
 
-def _prompts_of_all(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the prompt groups that decode with the most settings: only on these can settings be compared."""
-    settings = rows.groupby("prompt_group")["cell_id"].nunique()
-    return rows[rows["prompt_group"].isin(settings.index[settings == settings.max()])]
-
-
 def command_for(line: Any, params: StudyParams) -> str:
     """The command that measures one setting of a run again, with whatever the run had changed in its params file."""
     chosen = {
@@ -73,10 +67,9 @@ def command_for(line: Any, params: StudyParams) -> str:
         "prompt_tokens": params.prompt_tokens[:1],
         "max_new_tokens": params.max_new_tokens[:1],
     }
-    try:
-        file = load_params(params.gpu)
-    except ValueError:  # its params file is not in params/
+    if params.gpu not in available_params():
         return f'make run GPU=<params file of {params.gpu}> SET="{_settings(chosen)}"'
+    file = load_params(params.gpu)
     changed = {key: value for key, value in params if value != getattr(file, key)} | chosen
     differing = {key: value for key, value in changed.items() if value != getattr(file, key)}
     return f'make run GPU={params.gpu} SET="{_settings(differing)}"'

@@ -23,7 +23,7 @@ from specdec_lib.cli.commands import (
     study_name,
     study_params,
 )
-from specdec_lib.config import StudyParams
+from specdec_lib.config import StudyParams, finished_run
 
 
 @command(
@@ -41,9 +41,16 @@ def run(options: Options) -> int:
     Executes the notebooks with the params of one GPU. Table, reports and index go to <outputs>/<NAME>. Finished cells
     are kept: the same command goes on where it stopped.
     """
+    if folder_of_run := finished_run(options.gpu):
+        raise ValueError(
+            f"{folder_of_run} is the folder of a run, and run measures a study: give the name or the file of its "
+            "params, or make report GPU=<folder> to render it"
+        )
     params = study_params(options)
     check_study(params)
+    from specdec_lib.report.captions.verdict import in_short
     from specdec_lib.report.pages import make_reports
+    from specdec_lib.study.table import read_results
 
     if options.cluster:
         os.environ["SPECDEC_CLUSTER"] = options.cluster  # the sweep runs in a notebook's kernel
@@ -54,18 +61,9 @@ def run(options: Options) -> int:
         failed = _failed_cells(options.outputs / params.gpu)
         for line in failed:
             print(f"failed cell: {line}", file=sys.stderr)
-    print(_verdict(options.outputs / params.gpu, params))
+    print(in_short(read_results(options.outputs / params.gpu), params))
     print(f"report: {index.resolve()}")
     return 1 if failed else 0
-
-
-def _verdict(folder: Path, params: StudyParams) -> str:
-    """What the run found, in a line for each temperature."""
-    from specdec_lib.analysis.verdicts import verdicts
-    from specdec_lib.report.captions.verdict import verdict_sentence
-    from specdec_lib.study.table import read_results
-
-    return "\n".join(map(verdict_sentence, verdicts(read_results(folder), params)))
 
 
 def _failed_cells(folder: Path) -> list[str]:

@@ -56,7 +56,8 @@ def measure_step_costs(
         One row per `model`, `batch_size`, `context_tokens`, `num_tokens` and `temperature`. `samples_ms` holds for
         every repetition the median of three times, and `ms` their geometric mean, as the times of rows are averaged.
         "target" is a pass of the target over `num_tokens` tokens of each row, logits included. The name of a method is
-        its proposal of `num_tokens` tokens. "sampling" is the rest of a step whose pass took `num_tokens` tokens.
+        its proposal of `num_tokens` tokens. "sampling" is the rest of a step whose pass took `num_tokens` tokens,
+        by the rule "token" whatever the study's is.
         `replayed` says whether they were captured and replayed, as the steps of rows with the same mark.
 
     Raises:

@@ -52,7 +52,8 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
         for name in (*KEPT, *([TEXTS] if not is_prompt_file(params.prompt_set) else [])):
             if (folder / name).exists():
                 shutil.copy(folder / name, copy)
-        _without_paths(copy / "environment.json")
+        for name in ("environment.json", CERTIFICATE):
+            _without_paths(copy / name)
         render_reports(copy)
         shutil.rmtree(copy / "notebooks")
         (copy / "run.lock").unlink(missing_ok=True)
@@ -81,14 +82,16 @@ def _check(params: StudyParams, folder: Path) -> None:
         raise ValueError(f"{path} does not pass ({problem}): run the study until it passes, then publish")
 
 
-def _without_paths(environment: Path) -> None:
-    """Keep only the name of a prompt file in a run's facts: its path says nothing to others."""
-    facts = json.loads(environment.read_text(encoding="utf-8"))
-    for each in (facts, *facts.get("runs", {}).values()):
+def _without_paths(file: Path) -> None:
+    """Keep only the name of a prompt file in the params that a run noted: its path says nothing to others."""
+    if not file.exists():
+        return
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    for each in (facts, facts.get("environment", {}), *facts.get("runs", {}).values()):
         kept = each.get("params", {})
         if is_prompt_file(kept.get("prompt_set", "")):
             kept["prompt_set"] = Path(kept["prompt_set"]).name
-    write_atomically(environment, json.dumps(facts, indent=2) + "\n")
+            write_atomically(file, json.dumps(facts, separators=(",", ":")) + "\n")
 
 
 def with_headline(text: str, published: Path) -> str:

@@ -75,6 +75,7 @@ def run_page(params: StudyParams, folder: Path, titles: dict[str, str]) -> str:
         "run.html.j2",
         params=params.model_dump(),
         facts={name: shown.get(name) for name in FIRST_FACTS},
+        complete=facts.get("complete", True),
         more_facts=json.dumps(hidden, indent=2),
         reports=[(f"reports/{name}.html", title, report_state(params, folder, name)) for name, title in titles.items()],
         exactness=_exactness(folder, params),

@@ -133,7 +133,7 @@ def prompt_groups(params: StudyParams, setting: Setting) -> list[list[int]]:
 
 
 def _axis_groups(params: StudyParams, batch_size: int) -> int:
-    """How many groups decode with more than the headline's gamma; two at least, from which an interval can be drawn."""
+    """How many groups decode with more than the headline's gamma; two at least."""
     return max(-(-min(params.num_axis_prompts, params.num_prompts) // batch_size), 2)
 
 
@@ -202,11 +202,13 @@ def num_blocks(params: StudyParams) -> int:
 def first_blocks(params: StudyParams) -> list[int]:
     """Numbers of the blocks from which a first headline can be read within minutes: few cells, and few prompts.
 
-    They are the last `num_axis_prompts` of the headline setting, which decode with the headline's gamma alone.
+    They are the last `num_axis_prompts` of the headline setting, which decode with the headline's gamma alone; none
+    where the axes take more than half of its prompts.
     """
+    few = _axis_groups(params, params.batch_sizes[0])
     headline = [(number, group) for number, (setting, group, _) in enumerate(_places(params)) if setting.headline]
     last = 1 + max(group for _, group in headline)
-    return [number for number, group in headline if group >= last - _axis_groups(params, params.batch_sizes[0])]
+    return [number for number, group in headline if group >= last - few] if last >= 2 * few else []
 
 
 def _places(params: StudyParams) -> list[tuple[Setting, int, list[int]]]:

@@ -101,7 +101,10 @@ def _prompts_of(entry: dict[str, Any], turns: str) -> list[Prompt]:
 def _id(entry: dict[str, Any], key: str) -> str:
     """An id, which may be a whole number."""
     value = entry[key]
-    return str(value) if type(value) is int else _text(value, key, "a text in quotes or a whole number")
+    name = str(value) if type(value) is int else _text(value, key, "a text in quotes or a whole number")
+    if any(map(str.isspace, name)):
+        raise ValueError(f"{key} is {name!r}: write it without spaces")
+    return name
 
 
 def _text(value: Any, name: str, wanted: str = "a text in quotes") -> str:

@@ -183,8 +183,13 @@ def check_prompts(params: StudyParams, tokenizer: transformers.PreTrainedTokeniz
         context_length: of the target or the draft, whichever is shorter, in tokens.
 
     Raises:
-        ValueError: naming the length and what would fit.
+        ValueError: fewer prompts than `num_prompts`; or naming the length and what would fit.
     """
+    if (known := len(load_prompts(params.prompt_set, params.turns))) < params.num_prompts:
+        raise ValueError(
+            f"num_prompts is {params.num_prompts}, and {params.prompt_set} has {known} prompts: lower num_prompts, "
+            "as a prompt that is decoded twice counts once"
+        )
     for setting in settings(params):
         prompts = study_prompts(params, setting, tokenizer, 0)
         longest, name = max((len(ids), prompt.id) for prompt, ids in prompts)

@@ -44,7 +44,7 @@ def whole_runs(rows: list[Row]) -> list[Row]:
 def write_environment(folder: Path, facts: dict[str, object], run_id: str) -> None:
     """Write the facts of the latest run, and under `runs` those of every run with rows here.
 
-    `ended` is null until `stamp_end`: a run that was killed has no end. `complete` is false until the table is written
+    A run that was killed has no `ended`. `complete` is false until the table is written
     and holds every cell.
     """
     facts = facts | {"ended": None, "complete": False}

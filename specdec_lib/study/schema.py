@@ -75,7 +75,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("draft_efficiency", NUMBER, "accepted / drafted"),
     Column("mean_acceptance_length", NUMBER, "tokens emitted by a target pass", "tokens"),
     Column("stopped_prompts", INTEGER, "prompts whose text holds a stop token; this and the next: where stop is fixed"),
-    Column("tokens_to_stop", INTEGER, "emitted tokens up to the first stop token of each prompt", "tokens"),
+    Column(
+        "tokens_to_stop",
+        INTEGER,
+        "emitted tokens up to the step with the first stop token of each prompt, that step included",
+        "tokens",
+    ),
     Column("tested_to_stop", INTEGER, "draft tokens accepted or rejected up to there", "tokens"),
     Column("accepted_to_stop", INTEGER, "draft tokens emitted up to there", "tokens"),
     Column("tpot_to_stop_ms", NUMBER, "tpot up to there, mean over the batch", "ms"),

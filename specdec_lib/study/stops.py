@@ -13,23 +13,27 @@ from specdec_lib.study.schema import Row
 def stop_columns(result: DecodeResult, stop_token_ids: Collection[int]) -> Row:
     """The counts and times of a call up to the first stop token of each prompt, and its time per token after it.
 
-    A step belongs to the part in which it began. Counts of draft tokens are null for the baseline, and all are null
-    where no stop token is known.
+    A step is not divided: what it emitted and tested, and its time, belong to the part in which it began. Counts of
+    draft tokens are null for the baseline, and all are null where no stop token is known.
     """
     if not stop_token_ids:
         return {}
-    ends = [_first_stop(tokens.tolist(), stop_token_ids) for tokens in result.tokens]
-    tested = accepted = 0
-    for row, end in enumerate(ends):
+    stops = [_first_stop(tokens.tolist(), stop_token_ids) for tokens in result.tokens]
+    ends, tested, accepted = [], 0, 0  # tokens of each row at the end of the step that emitted its stop
+    for row, stop in enumerate(stops):
         known = 1  # the prefill's token
-        for emitted, decided in zip(result.step_tokens, result.step_tested, strict=False):
-            if known < end and emitted[row]:
-                tested += decided[row]
-                accepted += min(decided[row], emitted[row] - 1)
+        for step, emitted in enumerate(result.step_tokens):
+            if known >= stop:
+                break
             known += emitted[row]
-    stopped = sum(int(row[end - 1]) in stop_token_ids for row, end in zip(result.tokens, ends, strict=True))
+            if result.steps:
+                tested += result.step_tested[step][row]
+                accepted += min(result.step_tested[step][row], max(emitted[row] - 1, 0))
+        ends.append(known)
     columns: Row = {
-        "stopped_prompts": stopped,
+        "stopped_prompts": sum(
+            int(row[stop - 1]) in stop_token_ids for row, stop in zip(result.tokens, stops, strict=True)
+        ),
         "tokens_to_stop": sum(ends),
         **_times(result, ends),
     }
@@ -42,7 +46,7 @@ def _first_stop(tokens: list[int], stop_token_ids: Collection[int]) -> int:
 
 
 def _times(result: DecodeResult, ends: list[int]) -> Row:
-    """Milliseconds per token up to the stop and after it, a mean over prompts; null where no prompt has two tokens."""
+    """Milliseconds per token up to the end of that step and after it, a mean over prompts; null where there is none."""
     before, after = [], []
     for row, end in enumerate(ends):
         times = np.array(result.emission_times(row)) * 1e3

@@ -60,7 +60,7 @@ def run_first_blocks(params: StudyParams, folder: Path) -> pd.DataFrame | None:
     Raises:
         ValueError, RuntimeError: as `run_sweep` does.
     """
-    if read_environment(folder) or params.num_prompts <= params.num_axis_prompts:
+    if read_environment(folder) or not first_blocks(params):
         return None
     from specdec_lib.study.workers import cluster, supervisor  # they load PyTorch
 

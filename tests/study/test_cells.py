@@ -51,6 +51,7 @@ def test_a_first_headline_needs_the_prompts_with_the_fewest_cells(params):
     assert {each.setting.temperature for each in first} == set(study.temperatures)
     assert [each.prompts for each in first] == [[3], [4]] * 2
     assert all(each.setting.headline for each in first)
+    assert first_blocks(params.model_copy(update={"num_prompts": 3, "num_axis_prompts": 2})) == []
 
 
 def test_texts_that_stop_by_themselves_are_cells_of_their_own_and_not_compared_with_transformers(params):

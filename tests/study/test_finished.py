@@ -106,12 +106,12 @@ def test_a_run_without_transcripts_has_none(tmp_path):
 
 
 def test_the_first_blocks_give_a_table_that_is_not_finished_and_the_sweep_goes_on(tmp_path, capsys):
-    params = toy_params().model_copy(update={"num_prompts": 3, "num_axis_prompts": 2, "temperatures": [0.0]})
+    params = toy_params().model_copy(update={"num_prompts": 4, "num_axis_prompts": 2, "temperatures": [0.0]})
     rows = sweep.run_first_blocks(params, tmp_path)
-    assert set(rows["prompt_group"]) == {1, 2}
+    assert set(rows["prompt_group"]) == {2, 3}
     assert not sweep.is_finished(params, tmp_path)
     assert sweep.run_first_blocks(params, tmp_path) is None, "a study that has begun"
     capsys.readouterr()
-    assert set(sweep.run_sweep(params, tmp_path)["prompt_group"]) == {0, 1, 2}
-    assert "6 are finished, 3 to run" in capsys.readouterr().out
+    assert set(sweep.run_sweep(params, tmp_path)["prompt_group"]) == {0, 1, 2, 3}
+    assert "6 are finished, 6 to run" in capsys.readouterr().out
     assert sweep.is_finished(params, tmp_path)

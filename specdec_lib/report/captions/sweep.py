@@ -87,12 +87,12 @@ def finding_batches(gains: pd.DataFrame) -> str:
 def finding_stops(lines: pd.DataFrame) -> str:
     """How much of the output lies after a text's own stop, and what that does; from `stops.stop_lines`."""
     if lines.empty:
-        return "No text reached a stop token within its fixed length, or none is known, so nothing lies after one."
+        return "No text ran on after a stop token of its own, or this was not measured here."
+    most = int(lines["num_prompts"].max())
     after = lines[lines["part"] == PARTS["past_stop"]]
     drafted = lines[lines["num_draft_tokens"].notna()].dropna(subset=["acceptance_rate"])
-    said = [
-        f"Texts of fixed length run on after their own stop: {span(after['tokens_share'], '{:.0%}')} of the tokens."
-    ]
+    share = span(after["tokens_share"], "{:.0%}")
+    said = [f"Up to {most} prompts reached a stop and ran on after it, for {share} of their tokens."]
     for temperature, here in drafted.groupby("temperature"):
         rates = here.pivot_table("acceptance_rate", "method", "part", observed=True).dropna()
         changes = [

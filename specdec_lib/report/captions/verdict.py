@@ -14,7 +14,7 @@ from specdec_lib.report.captions.phrases import temperature_name
 
 YES, NO, UNCLEAR = "yes", "no", "unclear"
 _STOPS = {
-    crossover.CROSSES: "It stops paying near batch {batch:.2g}.",
+    crossover.CROSSES: "It stops paying near batch {batch:.2g}, interpolated between the sizes tried.",
     crossover.ALWAYS: "It pays at every batch size tried, up to {largest}.",
     crossover.NEVER: "It pays at no batch size from {smallest} to {largest}.",
     crossover.LATER: "It pays at a larger batch only.",
@@ -37,12 +37,12 @@ def why(line: Any) -> str:
     return " (too few prompts for an interval)" if pd.isna(line.speedup_low) else " (the interval holds 1)"
 
 
-def speedup_text(line: Any) -> str:
-    """A speedup with its 95 % interval, in short."""
-    if pd.isna(line.speedup):
+def speedup_text(line: Any, name: str = "speedup") -> str:
+    """A speedup with its 95 % interval, in short; `name` is its column."""
+    value, low, high = (getattr(line, f"{name}{end}") for end in ("", "_low", "_high"))
+    if pd.isna(value):
         return "–"
-    known = pd.notna(line.speedup_low) and line.speedup_low != line.speedup_high
-    return f"{line.speedup:.2f}×" + (f" ({line.speedup_low:.2f} to {line.speedup_high:.2f})" if known else "")
+    return f"{value:.2f}×" + (f" ({low:.2f} to {high:.2f})" if pd.notna(low) and low != high else "")
 
 
 def verdict_sentence(verdict: Verdict) -> str:
@@ -51,13 +51,15 @@ def verdict_sentence(verdict: Verdict) -> str:
     said = f"{answer(line).capitalize()}{why(line)} at batch {line.batch_size}, {temperature_name(line.temperature)}"
     if pd.isna(line.speedup):
         return f"{said}."
-    evidence = f"{speedup_text(line)} by {label(line.method)}, γ = {line.num_draft_tokens}, chosen before measuring"
-    return f"{said}: {evidence}.{_batches(verdict)}"
+    evidence = f"{speedup_text(line)} over {line.num_prompts} prompts, whole calls {line.e2e_speedup:.2f}×"
+    method = f"by {label(line.method)}, γ = {line.num_draft_tokens}, fixed before the run"
+    return f"{said}: {evidence}, {method}.{_batches(verdict)}"
 
 
 def in_short(rows: pd.DataFrame, params: StudyParams) -> str:
     """The verdicts of a run, finished or not, for the last lines of a command."""
-    return " ".join(map(verdict_sentence, verdicts(rows, params))) or "nothing could be measured."
+    said = "\n".join(map(verdict_sentence, verdicts(rows, params)))
+    return said or f"no row of {label(params.methods[0])} counts, so that there is no verdict."
 
 
 def best_sentence(verdict: Verdict) -> str:

@@ -37,7 +37,7 @@ def _numbers_of(line: Any) -> list[str]:
     """Speedup of the time per token and of whole calls, time per token, acceptance, and tokens of a target pass."""
     values = [
         (line.speedup, speedup_text(line)),
-        (line.e2e_speedup, f"{line.e2e_speedup:.2f}×"),
+        (line.e2e_speedup, speedup_text(line, "e2e_speedup")),
         (line.tpot_ms, f"{line.tpot_ms:.2f}"),
         (line.acceptance_rate, f"{line.acceptance_rate:.3f}"),
         (line.mean_acceptance_length, f"{line.mean_acceptance_length:.2f}"),
