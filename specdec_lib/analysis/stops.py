@@ -22,7 +22,7 @@ def stop_lines(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """Two lines per method and temperature at the headline setting: up to the first stop token, and after it.
 
     Both parts are of the same calls: those that reached a stop, and whose baseline did, with tokens left after it.
-    `tokens_share` is the part's share of their tokens. Speedups are paired by prompt and repetition, as in the headline.
+    `tokens_share` is the part's share of their tokens. Speedups are paired by prompt and repetition, like the headline.
     Above temperature 0 the two texts differ, and so do the places of their stops.
 
     Args:
