@@ -45,7 +45,7 @@ def test_the_front_holds_what_no_other_setting_beats_for_one_user_and_for_all():
 
 @pytest.mark.parametrize("width", [None, 3.9])
 def test_settings_on_the_front_are_labelled(width):
-    figure = tradeoff_figure(tradeoff_lines(SETTINGS), columns=1, width=width)
+    figure = tradeoff_figure(tradeoff_lines(SETTINGS), width=width)
     assert {text.get_text() for text in figure.axes[0].texts} == {"B1 γ4", "B8", "B8 γ4"}
 
 

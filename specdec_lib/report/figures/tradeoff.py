@@ -12,14 +12,13 @@ from specdec_lib.report.figures.style import MUTED, faceted, in_house_style, loo
 
 
 @in_house_style
-def tradeoff_figure(lines: pd.DataFrame, columns: int = 2, width: float | None = None) -> Figure:
+def tradeoff_figure(lines: pd.DataFrame, width: float | None = None) -> Figure:
     """Total tokens per second against those of one user, a point for every setting; a line joins the frontier.
 
     A larger mark is a larger batch. Labels at the frontier name batch size B and gamma.
 
     Args:
         lines: from `tradeoff.tradeoff_lines`.
-        columns: most panels in a row; 1 for a narrow page.
         width: of a panel, in inches; 3.9 for a narrow page.
     """
     labels: list[Label] = []
@@ -38,7 +37,7 @@ def tradeoff_figure(lines: pd.DataFrame, columns: int = 2, width: float | None =
         axes.set_ylim(0, 1.12 * lines["tokens_per_second"].max())
 
     figure = faceted(
-        lines, "temperature", "Throughput against latency", draw, named=temperature_name, columns=columns, width=width
+        lines, "temperature", "Throughput against latency", draw, named=temperature_name, columns=2, width=width
     )
     label_points(figure, labels)
     return figure
