@@ -28,7 +28,7 @@ from specdec_lib.study.prompts import encode_prompts, load_prompts, random_promp
 PROMPTS = ("Monday, Tuesday, Wednesday,", "yes, no, yes, no, yes,")  # few tokens may follow, and lookup finds drafts
 GAMMA = 2  # draft tokens per step in the sampling tests
 FILTERS = (SamplingConfig(), SamplingConfig(temperature=0.7, top_k=4), SamplingConfig(temperature=1.3, top_p=0.8))
-GREEDY_GAMMAS, GREEDY_TOKENS = (1, 4), 32
+GREEDY_GAMMAS, GREEDY_TOKENS = (4,), 24
 FEWER = 4  # the pair's settings but the first take that part of the samples
 
 
@@ -46,7 +46,7 @@ class Effort:
 
 
 QUICK = Effort(toy=4000, mutants=1000, tiny=100, engines=ENGINES[:2])  # for the toy pair: a smoke test
-STANDARD = Effort(toy=20_000, mutants=4000, tiny=200)
+STANDARD = Effort(toy=12_000, mutants=4000, tiny=100)
 THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings=THOROUGH_SETTINGS, gammas=(1, 4, 8))
 
 

@@ -45,6 +45,17 @@ def our_attention() -> str:
 
 
 @contextmanager
+def own_attention(model: transformers.PreTrainedModel) -> Iterator[None]:
+    """Within this block the model attends as its own code is written, without a kernel."""
+    ours = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ours)
+
+
+@contextmanager
 def as_transformers_does(
     target: transformers.PreTrainedModel, assistant_model: transformers.PreTrainedModel | None = None
 ) -> Iterator[None]:

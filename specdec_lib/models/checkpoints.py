@@ -23,6 +23,7 @@ from specdec_lib.models.weights import check_weight_files
 
 RANDOM = " (random weights)"  # ends the names of such a pair and of its models
 STANDARD_DEVIATION = 0.02
+LENGTH_DEPENDENT = {"longrope", "dynamic"}  # rotary positions that transformers chooses by the longest row
 
 
 def check_checkpoints(
@@ -58,8 +59,20 @@ def check_architecture(config: Any, where: str) -> None:
         raise ValueError(f"{where} has {', '.join(sorted(kinds))} layers: choose a model with full attention only")
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         raise ValueError(f"{where} attends to a sliding window: choose a model with full attention only")
+    if changing := _rope_types(config) & LENGTH_DEPENDENT:
+        raise ValueError(
+            f"{where} turns its positions by {', '.join(sorted(changing))}, whose angles change with the longest text "
+            "of a batch: a row's tokens would depend on the others; choose a model with fixed angles, such as yarn's"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{where} is an encoder-decoder model: choose a causal language model")
+
+
+def _rope_types(config: Any) -> set[str]:
+    """The kinds of rotary positions that a config names, for all layers or for each kind of layer."""
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    every = [found, *(each for each in found.values() if isinstance(each, dict))]
+    return {str(each.get("rope_type") or each.get("type")) for each in every}
 
 
 def load_language_model(
@@ -76,19 +89,37 @@ def load_language_model(
 
     ValueError if it cannot be loaded, or does more to its logits than an output layer.
     """
-    model = from_hub(
+    model, found = from_hub(
         transformers.AutoModelForCausalLM,
         Checkpoint(where),
         dtype=getattr(torch, dtype),
         use_safetensors=True,
         attn_implementation=our_attention(),
+        output_loading_info=True,
         **loading(tensor_parallel, device),
     )
+    _check_tensors(where, found)
     if tensor_parallel == 1:
         host_memory.move(model)
     language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
     language_model.check_faithful()
     return language_model
+
+
+def _check_tensors(where: str, found: dict[str, Any]) -> None:
+    """Refuse weights that are not all there: transformers would make up what is missing, anew at each load."""
+    problems = {
+        "missing_keys": "lacks",
+        "mismatched_keys": "has in another shape",
+        "unexpected_keys": "has more than its architecture:",
+    }
+    for kind, problem in problems.items():
+        if names := sorted(map(str, found.get(kind) or ())):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(
+                f"{where} {problem} {', '.join(names[:3])}{more}: its files do not fit its config.json; save the model "
+                "again with save_pretrained, or fetch it again"
+            )
 
 
 def from_hub(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
@@ -117,7 +148,9 @@ def refusing(where: str) -> Iterator[None]:
     """Turn every failure of a hub or a file into a ValueError of one line."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, SafetensorError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "check the path or hub id and that its safetensors files are complete; delete and fetch them again"
         raise ValueError(f"cannot load {where}: {reason} - {remedy}") from error

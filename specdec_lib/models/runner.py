@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 import transformers
 
+from specdec_lib.models.attention import own_attention
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.engines.engine import EagerEngine, Engine, Step
 from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError
@@ -122,12 +123,21 @@ class LanguageModel:
 
     @torch.inference_mode()
     def check_faithful(self) -> None:
-        """Refuse, by a ValueError, a model that scales or caps its logits: ours must be its own."""
+        """Refuse, by a ValueError, a model whose logits are not what its own code computes, attention included."""
+        with own_attention(self.model):
+            own = self.model(self._some_tokens(), use_cache=False).logits.float()
         tokens, eager = self._some_tokens(), EagerEngine(self.body, self.head, (), self.context_length)
         theirs = eager.run(self.model, tokens, self.new_cache(*tokens.shape)).logits.float()
         hidden = eager.run(self.body, tokens, self.new_cache(*tokens.shape)).last_hidden_state
         if not torch.allclose(self.head(hidden).float(), theirs, rtol=0.01, atol=0.01):
             raise ValueError(f"{self.name} does more to its logits than an output layer: such models are not supported")
+        limit = 1e-3 if self.dtype == torch.float32 else TOLERANCE
+        has_sinks = any(name.endswith(".sinks") for name, _ in self.model.named_parameters())
+        if has_sinks or _relative_difference(theirs, own) > limit:
+            raise ValueError(
+                f"{self.name} attends in a way of its own (such as sinks, a window or capped logits): such models are "
+                "not supported"
+            )
         ours = self.logits(self.forward(tokens, self.new_cache(*tokens.shape)).hidden)
         difference = _relative_difference(ours, theirs)
         assert difference < TOLERANCE, f"engine {self.engine} computes another model: off by {difference:.1%}"

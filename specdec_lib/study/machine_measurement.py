@@ -38,6 +38,7 @@ def measure_machine(runner: BlockRunner) -> bool:
         return False
     if team.leads:
         heartbeat.write_heartbeat(folder, heartbeat.MACHINE, runner.run_id)
+    print("measuring the machine: calibration and the costs of a step, a few minutes ...", flush=True)
     watch = Stopwatch(runner.pair.target.device, new_graphs(runner.pair.target))
     try:
         measured = calibration.calibrate(runner.pair, watch) if team.size == 1 else None
