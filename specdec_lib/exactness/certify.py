@@ -45,7 +45,9 @@ class Effort:
     gammas: Sequence[int] = GREEDY_GAMMAS  # draft lengths of greedy output
 
 
-QUICK = Effort(toy=4000, mutants=1000, tiny=100, engines=ENGINES[:2])  # for the toy pair: a smoke test
+QUICK = Effort(
+    toy=4000, mutants=1000, tiny=100, engines=ENGINES[:2], gammas=(1, 4, 8)
+)  # for the toy pair: a smoke test
 STANDARD = Effort(toy=12_000, mutants=4000, tiny=100)
 THOROUGH = Effort(toy=400_000, mutants=1_000_000, tiny=40_000, pair=10, settings=THOROUGH_SETTINGS, gammas=(1, 4, 8))
 

@@ -23,7 +23,7 @@ COLUMNS = {
 def test_a_cpu_passes_all_that_needs_no_gpu_and_says_why_the_rest_is_skipped(capsys):
     assert cli.main(["gpu-check", "--gpu", "smoke"]) == 0
     said = capsys.readouterr().out
-    assert "tests of sampled output, 24 greedy rows" in said
+    assert "tests of sampled output, 8 greedy rows" in said
     assert "pass     short sweep in float32" in said
     assert "skipped  telemetry" in said
     assert said.splitlines()[-1] == "verdict: ready for make run GPU=smoke"

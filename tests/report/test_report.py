@@ -95,7 +95,7 @@ def test_index_answers_shows_the_headline_and_escapes(finished_run):
         "Fastest measured",
         "make run GPU=smoke SET=",
         "whole calls, T = 0",
-        "is reading the prompt",
+        "include reading the prompt",
         "p0, p1",
     ):
         assert text in index

@@ -24,7 +24,7 @@ def crossover_figure(crossovers: pd.DataFrame) -> Figure:
     The marker tells the prompts and the temperature. Bars are intervals or bands. Where the curve does not cross 1
     there is no point.
     """
-    crossovers = crossovers.dropna(subset=["crossover_batch"])
+    every, crossovers = crossovers, crossovers.dropna(subset=["crossover_batch"])
     crossovers = crossovers.assign(setting=[_setting(line) for line in crossovers.itertuples()])
     settings = sorted(crossovers["setting"].unique())
 
@@ -44,7 +44,8 @@ def crossover_figure(crossovers: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set(xlabel="number of draft tokens γ", ylabel="batch size B*")
 
-    return faceted(crossovers, "gpu", "Batch size B* where speculation stops paying", draw, columns=2, height=2.5)
+    title = "Batch size B* where speculation stops paying"
+    return faceted(crossovers, "gpu", title, draw, also=every, columns=2, height=2.5)
 
 
 @in_house_style
