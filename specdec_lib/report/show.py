@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?%?( to [\d.,]+| \([\d.,]+ to [
 
 def show(figure: Figure, finding: str = "") -> None:
     """Display a figure as a PNG; the finding, if any, is its caption and part of its alternative text."""
-    data = _png(figure, 200)
+    data = _png(figure, 140)
     alternative = f"{_description(figure)} {finding}".strip()
     metadata = {"alt": alternative, "width": round(figure.get_figwidth() * 96), "caption": finding}
     display({"image/png": data, "text/plain": alternative}, metadata={"image/png": metadata}, raw=True)

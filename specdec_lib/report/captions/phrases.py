@@ -18,7 +18,7 @@ _AXES = {
     "max_new_tokens": "{} output tokens",
 }
 _CROSSOVERS = {
-    crossover.CROSSES: "below batch {batch:.3g}",
+    crossover.CROSSES: "below batch {batch:.2g}, interpolated",
     crossover.ALWAYS: "up to batch {largest}, the largest tried",
     crossover.NEVER: "at no batch from {smallest} to {largest}",
     crossover.LATER: "at some larger batch only",

@@ -6,19 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from specdec_lib.analysis import crossover
 from specdec_lib.analysis.verdicts import Verdict, verdicts
 from specdec_lib.config import StudyParams
 from specdec_lib.methods import label
-from specdec_lib.report.captions.phrases import temperature_name
+from specdec_lib.report.captions.phrases import temperature_name, where_it_pays
 
 YES, NO, UNCLEAR = "yes", "no", "unclear"
-_STOPS = {
-    crossover.CROSSES: "It stops paying near batch {batch:.2g}, interpolated between the sizes tried.",
-    crossover.ALWAYS: "It pays at every batch size tried, up to {largest}.",
-    crossover.NEVER: "It pays at no batch size from {smallest} to {largest}.",
-    crossover.LATER: "It pays at a larger batch only.",
-}
 
 
 def answer(line: Any) -> str:
@@ -72,8 +65,4 @@ def best_sentence(verdict: Verdict) -> str:
 
 
 def _batches(verdict: Verdict) -> str:
-    line = verdict.crossover
-    if line is None:
-        return ""
-    words = _STOPS[line.outcome]
-    return " " + words.format(batch=line.crossover_batch, smallest=line.smallest_batch, largest=line.largest_batch)
+    return "" if verdict.crossover is None else f" It pays {where_it_pays(verdict.crossover)}."
