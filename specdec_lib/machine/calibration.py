@@ -22,7 +22,7 @@ from specdec_lib.models.shape import ModelShape
 
 MATRIX_ROWS = (*range(1, 17), 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)  # kernels work in blocks: their cost has steps
 READ_BYTES = 2**28  # far more than any cache holds
-REPEATS = 7
+REPEATS = 5
 WARM_UP, TIMED = 2, 3  # runs of a piece in each: a pass follows its like, and finds what that left in the caches
 
 Weight = tuple[torch.Tensor, ...]  # [N, K]; of 8 bits with its factors [N]
@@ -34,7 +34,7 @@ Key = tuple[str, int]  # a piece: ("target", rows), ("draft", rows), ("read", 0)
 def calibrate(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -> Calibration:
     """Measure the machine that a pair lives on, with the target's weights as the matrices and these token counts.
 
-    Every piece is timed seven times, each time in another order.
+    Every piece is timed five times, each time in another order.
     """
     seen: dict[Key, list[float]] = defaultdict(list)
     timers = _timers(pair, watch, rows)

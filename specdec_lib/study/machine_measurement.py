@@ -1,6 +1,6 @@
 """What a run measures of its machine next to the rows: the costs of the pieces of a step, and a calibration.
 
-The process that runs the sweep measures both before it begins, and again only if what determines them has changed.
+The process that runs the sweep measures both after it, and again only if what determines them has changed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from specdec_lib.study.workers import heartbeat
 
 MAX_TOKENS = 16
 KEY_FILE = "machine.key"  # a hash of what determined the two files
-PROTOCOL = 4  # how they are measured: files of another protocol are measured again
-SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass away from the headline's batch size
+PROTOCOL = 5  # how they are measured: files of another protocol are measured again
+SPARSE = (1, 2, 3, 5, 9, 16)  # tokens of a pass; between them costs are interpolated
 
 
 def measure_machine(runner: BlockRunner) -> bool:
@@ -37,6 +37,7 @@ def measure_machine(runner: BlockRunner) -> bool:
     if team.decide(lambda: known.exists() and known.read_text(encoding="utf-8") == key):
         return False
     if team.leads:
+        known.unlink(missing_ok=True)
         heartbeat.write_heartbeat(folder, heartbeat.MACHINE, runner.run_id)
     print("measuring the machine: calibration and the costs of a step, a few minutes ...", flush=True)
     watch = Stopwatch(runner.pair.target.device, new_graphs(runner.pair.target))
@@ -58,15 +59,17 @@ def measure_machine(runner: BlockRunner) -> bool:
 
 
 def leave_unmeasured(folder: Path, reason: str) -> None:
-    """Leave calibration and costs of a step empty, and say why."""
+    """Leave calibration and costs of a step empty, and say why; where they are there, what came after them failed."""
+    if (folder / KEY_FILE).exists():
+        print(f"the transcripts were not written: {reason}", flush=True)
+        return
     print(f"the costs of a step were not measured: {reason}", flush=True)
-    for name in (calibration_file.FILE, KEY_FILE):
-        (folder / name).unlink(missing_ok=True)
+    (folder / calibration_file.FILE).unlink(missing_ok=True)
     step_costs.write_step_costs(folder, [])
 
 
 def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> list[step_costs.Row]:
-    """All token counts and contexts at the headline's batch size; some at the others, as the design crosses them.
+    """All contexts and temperatures at the headline's batch size; fewer at the others, as the design crosses them.
 
     Contexts are those halfway through the first output, where the sweep's steps are on average.
     """
@@ -76,6 +79,6 @@ def _step_costs(params: StudyParams, pair: Pair, watch: Stopwatch) -> list[step_
     first, *others = params.batch_sizes
     sparse = sorted({*SPARSE, *(gamma + 1 for gamma in params.num_draft_tokens if gamma < MAX_TOKENS)})
     crossed = contexts if params.design == "factorial" else contexts[:1]
-    every = itertools.product([first], contexts, range(1, MAX_TOKENS + 1), params.temperatures)
+    every = itertools.product([first], contexts, sparse, params.temperatures)
     some = itertools.product(others, crossed, sparse, params.temperatures[:1])
     return step_costs.measure_step_costs(pair, watch, pieces(params.methods), [*every, *some])

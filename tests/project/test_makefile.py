@@ -19,7 +19,9 @@ if [ "$1" = -c ]; then PYTHONPATH=metadata exec "{real}" -S "$@"; fi
 echo "$@" >> asked
 """
 CLEAN = {
-    name: value for name, value in os.environ.items() if not name.startswith(("CONDA_", "MAKE", "MFLAGS", "TORCH"))
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("CONDA_", "MAKE", "MFLAGS", "TORCH")) and name not in ("GPU", "SET", "CELL", "CLUSTER")
 }
 
 pytestmark = pytest.mark.skipif(MAKE is None, reason="make is not installed")

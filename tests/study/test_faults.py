@@ -30,7 +30,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory):
-    """The folder and the table after a sweep in which a fault happens to each of four cells, and one before them."""
+    """The folder and the table after a sweep in which a fault happens to each of four cells, and one after them."""
     folder = tmp_path_factory.mktemp("disturbed")
     faults = {name: fault for name, (fault, _) in REASONS.items()} | {"machine": "killed"}
     return folder, run_sweep(toy_params(), folder, limit_s=12, command=faulty(faults))

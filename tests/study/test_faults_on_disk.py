@@ -39,7 +39,7 @@ def on_a_small_disk(folder, table):
         except RuntimeError as error:
             print(f"refused: {error}", flush=True)
             print(f"cells: {json.dumps(sorted(cells_in(folder / 'smoke')))}", flush=True)
-            remount(folder, "rw,size=72k" if run is run_sweep and "Read-only" in str(error) else "size=64M")
+            remount(folder, "rw,size=48k" if run is run_sweep and "Read-only" in str(error) else "size=64M")
     rows.to_parquet(table)
 
 

@@ -67,8 +67,7 @@ def run_blocks(
             return
         if last.phase == heartbeat.MACHINE:
             leave_unmeasured(folder, reason)
-            task, deaths_outside_cells = replace(task, machine=False), 0
-            continue
+            return  # all cells were done before
         deaths_outside_cells = 0 if last.row else deaths_outside_cells + 1
         if deaths_outside_cells == 2:
             where = "before their first cell" if last.phase == heartbeat.LOAD else "between two cells"

@@ -72,11 +72,11 @@ def _work(task: WorkerTask, team: Team) -> None:
         if team.leads:
             # The supervisor notes the end of this run by its id, even if nothing is left to run.
             heartbeat.write_heartbeat(folder, heartbeat.LOAD, runner.run_id)
-        if task.machine and (measure_machine(runner) or not (folder / transcripts.FILE).exists()):
-            transcripts.measure_transcripts(runner)
         runner.run(task.blocks, task.skip)
         if team.leads:
             add_facts(folder, runner.run_id, **engine_facts(runner.pair))  # what was compiled and captured by now
+        if task.machine and (measure_machine(runner) or not (folder / transcripts.FILE).exists()):
+            transcripts.measure_transcripts(runner)
 
 
 def _load(task: WorkerTask, team: Team) -> BlockRunner:
