@@ -22,6 +22,7 @@ from specdec_lib.report.index import overview_page
 from specdec_lib.report.notebooks import ROOT
 from specdec_lib.report.pages import render_reports
 from specdec_lib.report.run_page import why_no_certificate
+from specdec_lib.report.show import png
 from specdec_lib.report.tables.readable import UNDEFINED
 from specdec_lib.report.tables.sweep import NUMBERS, method_table
 from specdec_lib.study.table import read_results
@@ -57,7 +58,7 @@ def publish(params: StudyParams, folder: Path, published: Path) -> Path:
         render_reports(copy)
         shutil.rmtree(copy / "notebooks")
         (copy / "run.lock").unlink(missing_ok=True)
-        category_heatmap(category_lines(rows, params)).savefig(copy / FIGURE, dpi=160)
+        (copy / FIGURE).write_bytes(png(category_heatmap(category_lines(rows, params)), 160))
         shutil.rmtree(published, ignore_errors=True)
         copy.rename(published)
     for root in (published.parent, published.parent.parent):

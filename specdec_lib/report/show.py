@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import pandas as pd
 from IPython.display import display
 from matplotlib.figure import Figure
+from PIL import Image
 
 from specdec_lib.decoding.transcript import Transcript
 from specdec_lib.report.safe_html import TEMPLATES, escaped
@@ -21,7 +22,7 @@ _NUMBER = re.compile(r"[-+–$]?[\d.,]*(e[-+]\d+)?%?( to [\d.,]+| \([\d.,]+ to [
 
 def show(figure: Figure, finding: str = "") -> None:
     """Display a figure as a PNG; the finding, if any, is its caption and part of its alternative text."""
-    data = _png(figure, 140)
+    data = _in_base64(figure, 140)
     alternative = f"{_description(figure)} {finding}".strip()
     metadata = {"alt": alternative, "width": round(figure.get_figwidth() * 96), "caption": finding}
     display({"image/png": data, "text/plain": alternative}, metadata={"image/png": metadata}, raw=True)
@@ -31,7 +32,15 @@ def show(figure: Figure, finding: str = "") -> None:
 
 def picture_of(figure: Figure, dpi: int = 160) -> dict[str, str]:
     """A figure for a page that no notebook made: its PNG in base64, and its alternative text."""
-    return {"data": _png(figure, dpi), "alt": _description(figure)}
+    return {"data": _in_base64(figure, dpi), "alt": _description(figure)}
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """A figure as a PNG of 256 colours: a fourth of the bytes, and no difference that is seen."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    return small.getvalue()
 
 
 def show_text(text: str) -> None:
@@ -80,10 +89,8 @@ def _display_html(html: str, text: str, **metadata: bool) -> None:
     display({"text/html": html, "text/plain": text}, metadata={"text/html": metadata}, raw=True)
 
 
-def _png(figure: Figure, dpi: int) -> str:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=dpi)
-    return base64.b64encode(picture.getvalue()).decode("ascii")
+def _in_base64(figure: Figure, dpi: int) -> str:
+    return base64.b64encode(png(figure, dpi)).decode("ascii")
 
 
 def _description(figure: Figure) -> str:
