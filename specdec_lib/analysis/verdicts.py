@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from specdec_lib.analysis.crossover import measured_crossovers
 from specdec_lib.analysis.headline import along, at_headline, every_gamma, headline, same_prompts
 from specdec_lib.analysis.metrics import speedups, undisturbed
 from specdec_lib.config import StudyParams, available_params, load_params
@@ -23,7 +23,9 @@ class Verdict:
         best: the fastest measured setting at the headline's batch size and lengths, on the prompts that decode with all
             of these settings; None where nothing was measured.
         tried: how many settings `best` is the best of.
-        crossover: where the headline's method stops paying, from `crossover`; None for a single batch size.
+        there: the headline's own setting on these same prompts; None where it was not measured.
+        batches: lines of the headline's method at each batch size measured, the smallest first, from `speedups`;
+            their `e2e_speedup` is the ratio of total tokens per second.
         command: what measures `best` again.
     """
 
@@ -31,7 +33,8 @@ class Verdict:
     line: Any
     best: Any
     tried: int
-    crossover: Any
+    there: Any
+    batches: list[Any]
     command: str
 
 
@@ -42,18 +45,23 @@ def verdicts(rows: pd.DataFrame, params: StudyParams) -> list[Verdict]:
         rows: the results table of a run, which may be unfinished.
     """
     lines, every = headline(rows, params), speedups(same_prompts(every_gamma(rows, params)))
-    crossovers = measured_crossovers(along(rows, params, "batch_size"), params.gpu, params.seed)
+    by_batch = speedups(along(rows, params, "batch_size")).sort_values("batch_size")
     found = []
     for line in lines[lines["method"] == params.methods[0]].itertuples():
         here = every[(every["temperature"] == line.temperature) & (every["method"] != AUTOREGRESSIVE)]
         timed = here[here["speedup"].notna()].sort_values("speedup", ascending=False)
         best = next(timed.itertuples(), None)
-        crossing = crossovers[
-            (crossovers["method"] == line.method) & (crossovers["temperature"] == line.temperature)
-        ].itertuples()
+        there = next(_same(timed, line, "num_draft_tokens").itertuples(), None)
+        batches = [each for each in _same(by_batch, line).itertuples() if pd.notna(each.speedup)]
         command = command_for(best, params) if best else ""
-        found.append(Verdict(line.temperature, line, best, len(timed), next(crossing, None), command))
+        found.append(Verdict(line.temperature, line, best, len(timed), there, batches, command))
     return found
+
+
+def _same(lines: pd.DataFrame, line: Any, *names: str) -> pd.DataFrame:
+    """The lines of the same method and temperature, and of the same values in these columns."""
+    same = [lines[name] == getattr(line, name) for name in ("method", "temperature", *names)]
+    return lines[np.logical_and.reduce(same)]
 
 
 def command_for(line: Any, params: StudyParams) -> str:
@@ -68,7 +76,7 @@ def command_for(line: Any, params: StudyParams) -> str:
         "max_new_tokens": params.max_new_tokens[:1],
     }
     if params.gpu not in available_params():
-        return f'make run GPU=<params file of {params.gpu}> SET="{_settings(chosen)}"'
+        return f'make run GPU=path/to/{params.gpu}.yaml SET="{_settings(chosen)}"'
     file = load_params(params.gpu)
     changed = {key: value for key, value in params if value != getattr(file, key)} | chosen
     differing = {key: value for key, value in changed.items() if value != getattr(file, key)}

@@ -136,7 +136,9 @@ def finding_against_peers(lines: pd.DataFrame) -> str:
             best = others.loc[others["tpot_ms"].idxmin()]
             name = way_name(best["engine"], best["method"], best["draft_id"], best["num_draft_tokens"])
             ratio = ours["tpot_ms"].min() / best["tpot_ms"]
-            said.append(f"At T = {temperature:g} our fastest takes {ratio:.2f} times as long as the best peer, {name}.")
+            said.append(
+                f"At T = {temperature:g} our time per token is {ratio:.2f} times that of the best peer, {name}."
+            )
     return " ".join(said) or "No other engine decoded every prompt."
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from specdec_lib.analysis.headline import headline
 from specdec_lib.analysis.verdicts import exclusions
 from specdec_lib.config import StudyParams, load_params
@@ -50,7 +52,8 @@ def _run_summary(folder: Path, root: Path) -> dict[str, Any]:
 
 def _verdict(line: Any) -> dict[str, str]:
     """Whether the params' first method pays, with the speedup that says so."""
-    what = f"{label(line.method)}, γ = {line.num_draft_tokens}"
+    whole = f"whole calls {speedup_text(line, 'e2e_speedup')}, " if pd.notna(line.e2e_speedup) else ""
+    what = f"{whole}{label(line.method)}, γ = {line.num_draft_tokens}, batch {line.batch_size}, n = {line.num_prompts}"
     said = f"{answer(line)}{why(line)}"
     return {"answer": said, "tone": TONES.get(answer(line), ""), "speedup": speedup_text(line), "what": what}
 

@@ -22,7 +22,7 @@ from specdec_lib.peers.rows import FILE as PEER_ROWS
 from specdec_lib.peers.rows import read_peers
 from specdec_lib.report.captions.categories import finding_category
 from specdec_lib.report.captions.sweep import finding_transformers
-from specdec_lib.report.captions.verdict import answer, best_sentence, verdict_sentence
+from specdec_lib.report.captions.verdict import answer, best_sentence, evidence_sentence, verdict_sentence
 from specdec_lib.report.figures.categories import category_heatmap
 from specdec_lib.report.figures.passes import passes_histogram
 from specdec_lib.report.figures.sweep import speedup_figure
@@ -38,6 +38,7 @@ CORRECTNESS = "01_correctness"
 SPREAD = "not made: a certificate needs the whole target in one process, and this one is spread over several devices"
 RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
 FIRST_FACTS = ("device_name", "started", "ended", "commit", "benchmark_version", "versions")
+PEERS_APART = "Peers are timed next to ours, but at another time than this page's rows: compare on their own page."
 MOST_NAMED = 30  # prompts
 THUMBNAIL = 2.4  # width of a panel, in inches
 
@@ -53,7 +54,9 @@ GLOSSARY = (
     Glossary("draft, target", "the small model that proposes tokens, and the large one that verifies them in one pass"),
     Glossary("γ", "draft tokens that are proposed in a step"),
     Glossary("speedup", "time per output token without speculation over that with it, on the same prompts"),
-    Glossary("whole calls", "the same of whole calls, the reading of the prompt included"),
+    Glossary("whole calls", "tokens per second of whole calls, prompt included, over those without speculation"),
+    Glossary("batch", "prompts that are decoded together, each for a user of its own"),
+    Glossary("drift", "the time per token without speculation changed by over 20 % within a block of paired calls"),
     Glossary("acceptance", "the share of tested draft tokens that the target accepts"),
     Glossary("tokens per pass", "tokens that one pass of the target yields: accepted ones and one of its own"),
     Glossary("TPOT", "time per output token, after the first"),
@@ -69,7 +72,11 @@ def run_page(params: StudyParams, folder: Path, titles: dict[str, str]) -> str:
         titles: for each report's file name, the text of a link to it.
     """
     facts = read_environment(folder)
-    shown = facts | {"versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())}
+    first = min((run["started"] for run in facts.get("runs", {}).values() if run.get("started")), default=None)
+    shown = facts | {
+        "started": first or facts.get("started"),
+        "versions": ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()),
+    }
     hidden = {name: value for name, value in facts.items() if name not in (*FIRST_FACTS, "params", "runs")}
     return render_template(
         "run.html.j2",
@@ -120,6 +127,7 @@ def _answer(verdict: Verdict) -> dict[str, str]:
     return {
         "word": answer(verdict.line),
         "sentence": verdict_sentence(verdict),
+        "evidence": evidence_sentence(verdict),
         "best": best_sentence(verdict),
         "command": verdict.command,
     }
@@ -153,4 +161,6 @@ def _exactness(folder: Path, params: StudyParams) -> dict[str, Any]:
 
 def _peers(folder: Path) -> str | None:
     """The best way of another engine next to ours; None where none was timed."""
-    return finding_against_peers(peer_lines(read_peers(folder))) if (folder / PEER_ROWS).exists() else None
+    if not (folder / PEER_ROWS).exists():
+        return None
+    return f"{finding_against_peers(peer_lines(read_peers(folder)))} {PEERS_APART}"

@@ -9,7 +9,7 @@ from synthetic_rows import study, synthetic_rows
 from specdec_lib.analysis.headline import headline
 from specdec_lib.analysis.verdicts import command_for, exclusions, prompts_used, verdicts
 from specdec_lib.config import load_params
-from specdec_lib.report.captions.verdict import answer, best_sentence, in_short, verdict_sentence
+from specdec_lib.report.captions.verdict import answer, best_sentence, evidence_sentence, in_short, verdict_sentence
 from specdec_lib.report.tables.sweep import method_table
 
 PARAMS = study(prompt_tokens=[0], max_new_tokens=[48])
@@ -24,14 +24,23 @@ def test_speculation_pays_only_if_the_whole_interval_says_so(low, high, said):
     assert answer(SimpleNamespace(speedup=1.0, speedup_low=low, speedup_high=high)) == said
 
 
-def test_a_verdict_names_batch_method_interval_and_where_it_ends():
+def test_a_verdict_names_method_and_prompts_and_what_larger_batches_gain():
     greedy, sampled = verdicts(ROWS, PARAMS)
-    sentence = verdict_sentence(greedy)
-    assert sentence.startswith("Yes at batch 1, greedy (T = 0): 1.")
-    assert " over 5 prompts, whole calls 1." in sentence
-    assert " by draft model, γ = 4, fixed before the run. It " in sentence
+    assert verdict_sentence(greedy).startswith("Yes at batch 1, greedy (T = 0): 1.")
+    evidence = evidence_sentence(greedy)
+    assert evidence.startswith("By draft model, γ = 4, chosen before the run, over 5 prompts; whole calls 1.")
+    assert evidence.count("× and ") == evidence.count("× at batch ") == len(PARAMS.batch_sizes) - 1
     assert verdict_sentence(sampled) in in_short(ROWS, PARAMS)
-    assert best_sentence(greedy).endswith("best of 8 settings on 5 prompts.")
+
+
+def test_the_fastest_setting_stands_next_to_the_verdicts_on_the_same_prompts():
+    (verdict, _), method = verdicts(ROWS, PARAMS), PARAMS.methods[0]
+    said = best_sentence(verdict)
+    assert said.startswith("Of 8 settings on the 5 prompts that ran all of them, ")
+    if (verdict.best.method, verdict.best.num_draft_tokens) == (method, PARAMS.headline_num_draft_tokens):
+        assert "this is the fastest" in said
+    else:
+        assert f"the verdict's has {verdict.there.speedup:.2f}×" in said
 
 
 def test_the_best_setting_is_chosen_among_settings_with_the_same_prompts():
@@ -57,7 +66,7 @@ def test_the_command_repeats_the_setting_with_what_the_run_had_changed():
     assert said.startswith('make run GPU=cpu SET="num_prompts=12 repetitions=5 methods=[draft] num_draft_tokens=[2] ')
     assert "temperatures=[0]" in said
     assert "prompt_tokens=[0]" in said
-    assert "<params file of synthetic>" in command_for(line, PARAMS)
+    assert "GPU=path/to/synthetic.yaml " in command_for(line, PARAMS)
 
 
 def test_nothing_measured_is_said():

@@ -90,9 +90,9 @@ def test_a_page_is_self_contained_and_leaves_out_params_warnings_and_progress(tm
 
 def test_index_answers_shows_the_headline_and_escapes(finished_run):
     index = index_of(finished_run)
-    assert index.count(", fixed before the run") == len(PARAMS.temperatures)
+    assert index.count(", chosen before the run") == len(PARAMS.temperatures)
     for text in (
-        "Fastest measured",
+        "prompts that ran all of them",
         "make run GPU=smoke SET=",
         "whole calls, T = 0",
         "include reading the prompt",

@@ -44,9 +44,13 @@ def finding_tradeoff(lines: pd.DataFrame) -> str:
         largest = here.loc[here["tokens_per_second"].idxmax()]
         said.append(
             f"At T = {temperature:g} one user gets most from {_setting(fastest)}: "
-            f"{fastest['user_tokens_per_second']:.0f} tokens/s. All users together get most from {_setting(largest)}: "
-            f"{largest['tokens_per_second']:.0f} tokens/s."
+            f"{fastest['user_tokens_per_second']:.0f} tokens/s after the first."
         )
+        if here["batch_size"].nunique() > 1:
+            said.append(
+                f"All users together get most from {_setting(largest)}: {largest['tokens_per_second']:.0f} tokens/s, "
+                "prompts included."
+            )
     return " ".join(said) or NOTHING
 
 

@@ -125,7 +125,11 @@ def finding_waterfall(stages: pd.DataFrame) -> str:
     size = stages["unexplained"].dropna().abs()
     if size.empty:
         return next(iter(stages["note"].dropna()), NO_COSTS)
-    return f"Measured costs leave unexplained: {size.median():.0%} at the median line, {size.max():.0%} at the worst."
+    low, high = stages["unexplained"].min(), stages["unexplained"].max()
+    return (
+        f"Of the speedups shown, measured costs leave {low:+.0%} to {high:+.0%} unexplained, {size.median():.0%} at "
+        "the median. Each step replaces an assumption by a measurement, so that it may also raise the prediction."
+    )
 
 
 def _speculative(lines: pd.DataFrame) -> pd.DataFrame:
