@@ -157,7 +157,7 @@ def test_the_overview_lists_every_run_and_the_published_ones(finished_run):
     assert all(f'href="{name}/index.html"' in text for name in (PARAMS.gpu, "published/cpu", "old"))
     assert text.count('<th scope="row">') == 4
     assert all(f'<th scope="col">T = {temperature:g}</th>' in text for temperature in PARAMS.temperatures)
-    assert text.count("draft model, γ = 4</span>") == 2 * len(PARAMS.temperatures)
+    assert text.count("draft model, γ = 4, batch 1, n = ") == 2 * len(PARAMS.temperatures)
     assert text.count("No numbers: ") == 2
     assert "unknown price &#39;sold-by-nobody&#39;" in text
 
