@@ -36,7 +36,7 @@ PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
 
 .DEFAULT_GOAL := setup
 .PHONY: setup help run params certify test soak lint lab report compare rerun bench-peers peers cluster gpu-check publish
-.PHONY: draft audit pins clean
+.PHONY: speed draft audit pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -58,6 +58,9 @@ test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
 
 soak: $(STAMP) ## sweep toys for MINUTES=60 under real faults: nothing may be lost or doubled, and no process may grow
 	@$(PYTHON) tests/support/soak.py --minutes $(MINUTES)
+
+speed: $(STAMP) ## time the CPU kernels on random models of 1.5 and 0.5 billion weights, next to memory and transformers
+	@$(PYTHON) tests/support/speed.py
 
 lint: $(STAMP) ## check style and formatting with ruff, types with mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

@@ -26,7 +26,8 @@ FORMER_KEYS = ("extra_repetitions", "interval_width")  # in old runs; they never
 
 CUSTOM_PAIR = "custom"
 Positive = Annotated[int, Field(ge=1)]
-Dtype = Literal["float32", "float16", "bfloat16"]
+Dtype = Literal["float32", "float16", "bfloat16", "int8"]
+INT8 = "int8"  # matrices in 8 bits with a factor for each row, all else as with bfloat16; the CPU kernels alone have it
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class StudyParams(BaseModel):
     accepted_per_step: list[Annotated[int, Field(ge=0)]] | None = None
     """with random weights: the numbers of accepted tokens to replay, step by step, such as [2, 0, 4]"""
     dtype: Dtype = "bfloat16"
-    """of weights and activations"""
+    """of weights and activations; int8: matrices in 8 bits, a factor for each row, on the CPU kernels alone"""
 
     plugins: list[str] = []
     """Python modules to import first, which register methods and verification rules of your own"""
@@ -185,6 +186,12 @@ class StudyParams(BaseModel):
     def _toys_are_float32(self) -> StudyParams:
         if self.pair == "toy" and self.dtype != "float32":
             raise ValueError(f"dtype is {self.dtype}: the toy pair computes in float32")
+        return self
+
+    @model_validator(mode="after")
+    def _eight_bits_are_for_cpus(self) -> StudyParams:
+        if self.dtype == INT8 and self.device != "cpu":
+            raise ValueError(f"dtype is int8 on {self.device}: only the CPU kernels have it, give bfloat16")
         return self
 
     @model_validator(mode="after")

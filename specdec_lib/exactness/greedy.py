@@ -65,7 +65,7 @@ def greedy_agreement(
             divergences += found
             lines.append(
                 where
-                | {"dtype": str(target.dtype).removeprefix("torch."), "rows": len(prompts)}
+                | {"dtype": target.precision, "rows": len(prompts)}
                 | {"equal_rows": len(prompts) - len(found), "acceptance_rate": result.acceptance_rate}
                 | {"rounding_bound": bound, "decided": _decided(alone, bound)}
             )

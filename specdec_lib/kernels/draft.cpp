@@ -3,7 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -42,13 +41,11 @@ Tensor scaled_features(const Tensor& features, const Tensor& scale, int64_t widt
 // token, any other inverts with `uniforms` `[B, gamma]`.
 // Returns the tokens `[B, gamma]` and the distributions that they come from, `[B, gamma, V]` float32, zero outside
 // `scored_ids` `[S]`.
-std::tuple<Tensor, Tensor> draft(const Tensor& text, const Tensor& lengths, const Tensor& num_new,
-                                 const Tensor& features, const Tensor& feature_scale,
+std::tuple<Tensor, Tensor> draft(const c10::intrusive_ptr<Layers>& layers, const Tensor& text, const Tensor& lengths,
+                                 const Tensor& num_new, const Tensor& features, const Tensor& feature_scale,
                                  const Tensor& fuse_weight, const Tensor& embeddings, const Tensor& combine_weight,
-                                 at::TensorList layer, at::TensorList layer_factors, at::TensorList cache,
-                                 const Tensor& frequencies, int64_t heads, double eps, double scaling,
-                                 const Tensor& output_norm, const Tensor& output_rows, const Tensor& output_factors,
-                                 const Tensor& scored_ids,
+                                 const Tensor& keys, const Tensor& values, const Tensor& output_norm,
+                                 const Tensor& output_rows, const Tensor& output_factors, const Tensor& scored_ids,
                                  double temperature, const Tensor& uniforms) {
   check(text, at::kLong, "text");
   check(features, at::kBFloat16, "features");
@@ -67,10 +64,8 @@ std::tuple<Tensor, Tensor> draft(const Tensor& text, const Tensor& lengths, cons
   const int64_t *length = lengths.const_data_ptr<int64_t>(), *added = num_new.const_data_ptr<int64_t>();
   const int64_t* ids = scored_ids.const_data_ptr<int64_t>();
   const double* uniform = uniforms.const_data_ptr<double>();
-  const auto run = [&](Tensor& x, const Tensor& slots) {
-    decoder_layers(x, layer, layer_factors, cache.slice(0, 1), cache.slice(1, 1), slots, slots, frequencies, 1.0, heads,
-                   eps, scaling);
-  };
+  const double eps = layers->eps;
+  const auto run = [&](const Tensor& x, const Tensor& slots) { layers->run(x, {keys}, {values}, slots, slots); };
 
   Tensor slots = at::empty({batch, pairs}, lengths.options()), tokens = at::empty({batch * pairs}, text.options());
   for (int64_t b = 0; b < batch; ++b) {
@@ -117,15 +112,6 @@ std::tuple<Tensor, Tensor> draft(const Tensor& text, const Tensor& lengths, cons
     slots.add_(1);
   }
   return {drafted, probs};
-}
-
-TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
-  library.def(
-      "draft(Tensor text, Tensor lengths, Tensor num_new, Tensor features, Tensor feature_scale, Tensor fuse_weight, "
-      "Tensor embeddings, Tensor combine_weight, Tensor[] layer, Tensor[] layer_factors, Tensor(a!)[] cache, "
-      "Tensor frequencies, int heads, float eps, float scaling, Tensor output_norm, Tensor output_rows, "
-      "Tensor output_factors, Tensor scored_ids, float temperature, Tensor uniforms) -> (Tensor, Tensor)",
-      draft);
 }
 
 }  // namespace specdec

@@ -32,4 +32,15 @@ inline void check(const Tensor& t, at::ScalarType dtype, const char* name) {
               " ", t.sizes(), ": it must be a contiguous, not empty CPU tensor of ", dtype);
 }
 
+inline void check_tokens(const Tensor& tokens, int64_t vocabulary) {
+  const int64_t* token = tokens.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < tokens.numel(); ++i)
+    TORCH_CHECK_INDEX(token[i] >= 0 && token[i] < vocabulary, "token ", token[i], " is none of ", vocabulary);
+}
+
+inline __m128 load_4(const BFloat16* p) {
+  const __m128i half = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(half), 16));
+}
+
 }  // namespace specdec

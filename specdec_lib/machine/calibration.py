@@ -16,6 +16,7 @@ from specdec_lib.machine.files import now
 from specdec_lib.machine.stopwatch import Stopwatch, Timer
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.engines import kernels
+from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import ModelShape
@@ -52,7 +53,7 @@ def calibrate(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -
 
     return Calibration(
         device_name=device_name(target.device.type),
-        dtype=str(target.dtype).removeprefix("torch."),
+        dtype=target.precision,
         measured=now(),
         read_bytes_per_second=READ_BYTES / seconds["read", 0],
         matrix_rows=tuple(rows),
@@ -69,6 +70,8 @@ def calibrate(pair: Pair, watch: Stopwatch, rows: Sequence[int] = MATRIX_ROWS) -
 
 def matrix_weights(target: LanguageModel) -> list[Weight]:
     """The matrices `[N, K]` that every pass reads whole: those of the layers, and the output rows."""
+    if isinstance(engine := target.active_engine, KernelEngine):
+        return engine.matrices
     head = target.head.weight
     layers = [
         w for name, w in target.model.named_parameters() if w.dim() == 2 and "embed" not in name and w is not head

@@ -125,8 +125,7 @@ def engine_facts(pair: Pair) -> dict[str, object]:
 
 def path_of(target: LanguageModel) -> str:
     """The way that this model's computations have taken: precision, engine, and whether steps are replays of graphs."""
-    dtype = str(target.dtype).removeprefix("torch.")
-    return f"{dtype}, {target.engine}{', captured steps' if captured_graphs(target) else ''}"
+    return f"{target.precision}, {target.engine}{', captured steps' if captured_graphs(target) else ''}"
 
 
 def compiler_of(target: LanguageModel) -> str:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from specdec_lib.config import CUSTOM_PAIR, StudyParams
+from specdec_lib.config import CUSTOM_PAIR, INT8, StudyParams
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention
@@ -92,18 +92,26 @@ def load_language_model(
     model, found = from_hub(
         transformers.AutoModelForCausalLM,
         Checkpoint(where),
-        dtype=getattr(torch, dtype),
+        dtype=_torch_dtype(dtype),
         use_safetensors=True,
         attn_implementation=our_attention(),
         output_loading_info=True,
         **loading(tensor_parallel, device),
     )
     _check_tensors(where, found)
-    if tensor_parallel == 1:
+    if tensor_parallel == 1 and dtype != INT8:  # which has its matrices in a block of their own
         host_memory.move(model)
     language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
     language_model.check_faithful()
+    if dtype == INT8:
+        language_model.round_to_eight_bits()
     return language_model
+
+
+def _torch_dtype(dtype: str) -> torch.dtype:
+    """In which a checkpoint is read; "int8" rounds what was read in bfloat16."""
+    found: torch.dtype = getattr(torch, "bfloat16" if dtype == INT8 else dtype)
+    return found
 
 
 def _check_tensors(where: str, found: dict[str, Any]) -> None:
@@ -190,12 +198,16 @@ def random_model(name: str, config: Any, device: str, dtype: str, seed: int) -> 
     """A model whose matrices are normal noise: real latency, memory and energy, and text that means nothing."""
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, dtype), attn_implementation=our_attention()
+            config, dtype=_torch_dtype(dtype), attn_implementation=our_attention()
         )
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() >= 2:  # norms stay as they are initialised
                 weight.normal_(0, STANDARD_DEVIATION, generator=generator)
-    host_memory.move(model)
-    return LanguageModel(model, Path(name).name + RANDOM)
+    if dtype != INT8:
+        host_memory.move(model)
+    language_model = LanguageModel(model, Path(name).name + RANDOM)
+    if dtype == INT8:
+        language_model.round_to_eight_bits()
+    return language_model

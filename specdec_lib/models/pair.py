@@ -10,7 +10,8 @@ from typing import get_args
 import torch
 import transformers
 
-from specdec_lib.config import CUSTOM_PAIR, Dtype, StudyParams
+from specdec_lib.config import CUSTOM_PAIR, INT8, Dtype, StudyParams
+from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.models import host_memory
 from specdec_lib.models.checkpoints import (
     RANDOM,
@@ -52,10 +53,10 @@ class Pair:
         return () if token is None else (token,)
 
     def __repr__(self) -> str:
-        target, dtype = self.target, str(self.target.dtype).removeprefix("torch.")
+        target = self.target
         return (
             f"Pair {self.name}: target {self.target_id}, draft {self.draft_id}, vocabulary of {target.vocab_size:,} "
-            f"tokens, context of {target.context_length:,} tokens, {dtype} on {target.device}"
+            f"tokens, context of {target.context_length:,} tokens, {target.precision} on {target.device}"
         )
 
 
@@ -74,14 +75,18 @@ def load_pair(
     """Load a preset by `name`, or two Hugging Face causal LMs by path or hub id. The toy is always float32.
 
     Args:
-        compiled: on a CPU, run Llama-like models in bfloat16 on the C++ kernels, if this machine can compile them; on a
-            GPU, compile layers and capture whole steps in CUDA graphs. False: run models operator by operator.
+        dtype: of weights and activations. "int8" keeps every matrix of target and draft model in 8 bits with a factor
+            for each row, on the C++ kernels alone: a precision of its own, at half the bytes of bfloat16.
+        compiled: on a CPU, run the families that `engines/layers.py` names on the C++ kernels, if this machine can
+            compile them; on a GPU, compile layers and capture whole steps in CUDA graphs. False: run models operator by
+            operator.
         tensor_parallel: the number of devices of this host that the target is spread over. Above 1, every process of
             `torchrun --nproc-per-node <tensor_parallel>` must make the same calls with the same seeds.
 
     Raises:
-        ValueError: an unknown name, dtype or device, damaged weights, vocabularies that differ, an architecture that
-            the ragged cache cannot serve, or heads that so many devices cannot share; one line with the remedy.
+        ValueError: an unknown name, dtype or device, int8 without kernels, damaged weights, vocabularies that differ,
+            an architecture that the ragged cache cannot serve, or heads that so many devices cannot share; one line
+            with the remedy.
     """
     models = (target, draft, target_revision, draft_revision)
     if (name is None and not (target and draft)) or (name is not None and any(models)):
@@ -96,6 +101,8 @@ def load_pair(
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
+    if dtype == INT8:
+        _check_eight_bits(place, compiled=compiled and tensor_parallel == 1)
     _check_spread(name, tensor_parallel)
     if name == TOY:
         generator = torch.Generator().manual_seed(0)
@@ -145,6 +152,13 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         checkpoints = checkpoints_of(params.pair, *models)
     tokenizer, configs = check_checkpoints(checkpoints, params.tensor_parallel)
     return tokenizer, min(config.max_position_embeddings for config in configs)
+
+
+def _check_eight_bits(place: torch.device, *, compiled: bool) -> None:
+    """Refuse weights in 8 bits where the kernels do not run; the ValueError says why."""
+    used = compiled and place.type == "cpu"
+    if reason := why_no_kernels() if used else f"they do not run on {place} with compiled={compiled}":
+        raise ValueError(f"dtype is int8, which only the CPU kernels have, and {reason}: give bfloat16")
 
 
 def _check_spread(name: str | None, tensor_parallel: int, weights: str = "trained") -> None:

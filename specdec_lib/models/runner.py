@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 import transformers
 
+from specdec_lib.config import INT8
+from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.models.attention import own_attention
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.engines.engine import EagerEngine, Engine, Step
@@ -54,6 +56,7 @@ class LanguageModel:
             raise ValueError(
                 f"feature_layers are {feature_layers}: name layers before the last, each once, in rising order"
             )
+        self.precision = str(self.dtype).removeprefix("torch.")  # or "int8", after `round_to_eight_bits`
         self._parts = self.body, self.head, self.feature_layers, self.context_length
         use_kernels = compiled and KernelEngine.can_compute(self.body)
         self._engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
@@ -100,6 +103,17 @@ class LanguageModel:
             self.active_engine = engine
         except NotCompiledError as error:
             self._stop_compiling(error)
+
+    def round_to_eight_bits(self) -> None:
+        """Round every matrix to 8 bits with a factor for each row, for good: another model, at half the bytes.
+
+        ValueError unless the kernels compute this model.
+        """
+        if not isinstance(self._engine_at_load, KernelEngine):
+            reason = why_no_kernels() or "they do not compute its architecture"
+            raise ValueError(f"dtype is int8, which only the CPU kernels have, and {reason}: give bfloat16")
+        self._engine_at_load.round_to_eight_bits()
+        self.precision = INT8
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
+from specdec_lib.config import BENCHMARK_VERSION, INT8, SamplingConfig, StudyParams
 from specdec_lib.decoding.checks import check_context
 from specdec_lib.machine.environment import check_device, device_name
 from specdec_lib.models.embedded import embedded_target
@@ -53,9 +53,12 @@ def run_peers(
     file is written anew after every prompt, so a run that is ended leaves what it has.
 
     Raises:
-        ValueError: the study cannot run here: wrong device, a pair that others cannot load, or prompts that do not fit.
+        ValueError: the study cannot run here: wrong device or dtype, a pair that others cannot load, or prompts that do
+            not fit.
     """
     check_device(params)
+    if params.dtype == INT8:
+        raise ValueError("dtype is int8: other engines do not have these weights, give --set dtype=bfloat16")
     pair = load_study_pair(params)
     if pair.tokenizer is None:
         raise ValueError(f"other engines cannot load the pair {pair.name}: choose one with checkpoints")

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from specdec_lib.config import BENCHMARK_VERSION, SamplingConfig, StudyParams
+from specdec_lib.config import BENCHMARK_VERSION, INT8, SamplingConfig, StudyParams
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.study.run_folder import read_cell, whole_runs
 
@@ -143,7 +143,7 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
     gammas = setting.num_draft_tokens if on_axis else (params.headline_num_draft_tokens,)
     variants: list[tuple[str, str, int | None]] = [("specdec_lib", AUTOREGRESSIVE, None)]
     variants += [("specdec_lib", method, gamma) for method in params.methods for gamma in gammas]
-    if setting.headline and on_axis and params.compare_transformers and params.stop == FIXED:
+    if setting.headline and on_axis and params.compare_transformers and params.stop == FIXED and params.dtype != INT8:
         variants.append(("transformers", AUTOREGRESSIVE, None))
     given = tuple(params.accepted_per_step) if params.accepted_per_step else None
     rule = GIVEN if given else params.verification

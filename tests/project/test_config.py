@@ -50,7 +50,11 @@ def test_every_key_is_explained_and_printed_with_its_mark():
         ({"temperatures": [float("inf")]}, "temperatures.0: .*finite number"),
         ({"batch_sizes": []}, "batch_sizes: "),
         ({"batch_sizes": [1, 1]}, "name each value once"),
-        ({"dtype": "int8"}, "dtype: "),
+        ({"dtype": "int4"}, "dtype: "),
+        (
+            {"dtype": "int8", "device": "cuda", "pair": "qwen3-8b"},
+            "dtype is int8 on cuda: only the CPU kernels have it, give bfloat16",
+        ),
         ({"headline_num_draft_tokens": 9}, "choose one of num_draft_tokens"),
         ({"repetitions": "3"}, "repetitions: .*integer"),
         ({"methods": ["drafd"]}, "methods: unknown name 'drafd': choose one of draft, ngram, .*: did you mean draft?"),

@@ -128,7 +128,7 @@ def calibrated_machine(calibration: Calibration) -> Machine:
         draft_bytes=(calibration.draft_bytes_per_weight or BYTES[calibration.dtype]) / BYTES[calibration.dtype],
         read_bytes_per_second=calibration.read_bytes_per_second,
         operations_per_second=2 / last_slope,
-        bytes_per_number=BYTES[calibration.dtype],
+        bytes_per_number=max(BYTES[calibration.dtype], BYTES["bfloat16"]),  # keys and values are never in 8 bits
     )
 
 

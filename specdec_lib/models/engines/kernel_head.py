@@ -7,28 +7,13 @@ their weights are far larger than the others of their row.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.draft_head import DraftHead, HeadConfig
-from specdec_lib.models.engines.kernels import KernelLayers, as_rows, can_multiply, linear
-
-
-class EightBits(NamedTuple):
-    """A weight `[N, K]` in 8 bits: row i is factors[i] times integers from -127 to 127."""
-
-    numbers: torch.Tensor  # [N, K] int8
-    factors: torch.Tensor  # [N] float32
-
-    @classmethod
-    def of(cls, weight: torch.Tensor) -> EightBits:
-        """Round `weight` `[N, K]` to the nearest."""
-        exact = weight.float()
-        factors = (exact.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        return cls((exact / factors[:, None]).round().to(torch.int8), factors)
+from specdec_lib.models.engines.kernels import as_rows, can_multiply, linear, places_in
+from specdec_lib.models.engines.layers import DecoderLayer, DecoderLayers, EightBits, named
 
 
 class KernelHead(DraftHead):
@@ -36,7 +21,7 @@ class KernelHead(DraftHead):
 
     @staticmethod
     def can_compute(config: HeadConfig) -> bool:
-        return can_multiply(config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size)
+        return can_multiply(config.hidden_size, config.head_dim, config.intermediate_size)
 
     @property
     def fused(self) -> KernelHead:
@@ -54,15 +39,10 @@ class KernelHead(DraftHead):
             self.down.weight,
             self.embeddings[self.scored_ids],
         ]
-        rounded = [EightBits.of(weight) for weight in matrices]
-        places = host_memory.zeros([each.numbers.shape for each in rounded], torch.int8, self.device)
-        pairs = zip(places, rounded, strict=True)
-        *self.block, self.output = (EightBits(place.copy_(each.numbers), each.factors) for place, each in pairs)
-        none = torch.empty(0)  # norms stay as they are
-        attention, mlp = (self.attention_norm.data, none), (self.mlp_norm.data, none)
-        weights, factors = zip(attention, *self.block[:4], mlp, *self.block[4:], strict=True)
-        geometry = config.num_heads, config.norm_eps, size**-0.5, self.inverse_frequencies()
-        self.layers = KernelLayers(list(weights), *geometry, factors=list(factors))
+        *self.block, self.output = EightBits.of_all(matrices)
+        norms = {"attention_norm": self.attention_norm.data, "mlp_norm": self.mlp_norm.data}  # these stay as they are
+        block = DecoderLayer(norms | named(self.block), self.inverse_frequencies())
+        self.layers = DecoderLayers([block], config.num_heads, config.norm_eps, size**-0.5)
 
     @property
     def matrices(self) -> list[tuple[torch.Tensor, ...]]:
@@ -77,7 +57,7 @@ class KernelHead(DraftHead):
         positions, states, weight = cache.place(tokens.shape[1]), as_rows(state).float(), self.combine.weight
         ids, eps = tokens.flatten().contiguous(), self.config.norm_eps
         x = torch.ops.specdec_lib.join(ids, self.embeddings, states, eps, weight)
-        self.layers(x, positions, cache)
+        self.layers.native.run(x, *places_in(cache, positions))
         return x.view(state.shape)
 
     @torch.inference_mode()
@@ -97,10 +77,8 @@ class KernelHead(DraftHead):
         uniforms: torch.Tensor,  # [B, gamma] float64
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, gamma], [B, gamma, V]
         """All gamma draft tokens and their distributions in one call."""
-        layers, scale, fuse = self.layers, self.feature_scale.data, self.fuse_features.weight.data
-        inputs = features, scale, fuse, self.embeddings, self.combine.weight.data
-        block = layers.weights, layers.factors, [*cache.keys, *cache.values], layers.inverse_frequencies
-        outputs = layers.heads, layers.eps, layers.scaling, self.output_norm.data, *self.output, self.scored_ids
-        return torch.ops.specdec_lib.draft(
-            text, lengths, num_new, *inputs, *block, *outputs, temperature, uniforms.contiguous()
-        )
+        weights = self.feature_scale.data, self.fuse_features.weight.data, self.embeddings, self.combine.weight.data
+        outputs = self.output_norm.data, *self.output, self.scored_ids
+        kept = cache.keys[0], cache.values[0]
+        given = text, lengths, num_new, features, *weights, *kept, *outputs, temperature, uniforms.contiguous()
+        return self.layers.native.draft(*given)
