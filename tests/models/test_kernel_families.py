@@ -10,6 +10,7 @@ from tiny_models import SHAPE, needs_kernels, seeded
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.decoding.proposers.model import ModelProposer
+from specdec_lib.machine.calibration import matrix_weights
 from specdec_lib.machine.environment import path_of
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.checkpoints import load_language_model
@@ -146,6 +147,7 @@ def test_models_loaded_in_8_bits_say_so_and_speculate_losslessly(tmp_path):
         tiny("qwen3", "eager", seed=len(name)).save_pretrained(tmp_path / name)
     target, draft = (load_language_model(str(tmp_path / name), "cpu", "int8", name) for name in ("target", "draft"))
     assert (target.precision, path_of(target)) == ("int8", "int8, kernels")
+    assert {numbers.dtype for numbers, _ in matrix_weights(target)} == {torch.int8}  # what calibration times
     prompts = [torch.arange(5), torch.arange(9)]
     given = {"max_new_tokens": 12, "sampling": SamplingConfig(temperature=0)}
     expected = autoregressive_decode(target, prompts, **given).tokens

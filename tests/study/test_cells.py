@@ -64,6 +64,14 @@ def test_texts_that_stop_by_themselves_are_cells_of_their_own_and_not_compared_w
     assert {cell.engine for cell in natural} == {"specdec_lib"}
 
 
+def test_weights_in_8_bits_are_not_compared_with_transformers_which_does_not_have_them(params):
+    """And the cells say so: an id and a column of their own."""
+    study = params.model_copy(update={"dtype": "int8", "compare_transformers": True})
+    cells = block(study, replace(SOURCE, dtype="int8"), settings(params)[0], 0)
+    assert {(cell.engine, cell.source.dtype) for cell in cells} == {("specdec_lib", "int8")}
+    assert not {cell.id for cell in cells} & {cell.id for cell in block(params, SOURCE, settings(params)[0], 0)}
+
+
 def test_the_cell_id_depends_on_everything_that_determines_the_cell(params):
     setting = settings(params)[0]
     cells = block(params, SOURCE, setting, 0) + block(params, SOURCE, setting, 1)
