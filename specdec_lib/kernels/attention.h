@@ -24,7 +24,7 @@ void rotate(const float* x, const float* cosine, const float* sine, int64_t dim,
   }
 }
 
-// e^(x - the greatest) of the scores `begin` to `end` of `padded`, in place and 0 in the others; returns 1 / their sum.
+// e^(x - the greatest) of scores `begin` to `end` of `padded`, in place, and 0 in the others; returns 1 / their sum.
 inline float exponentials(float* scores, int64_t begin, int64_t end, int64_t padded) {
   std::fill(scores, scores + begin, -INFINITY);
   std::fill(scores + end, scores + padded, -INFINITY);
@@ -40,8 +40,8 @@ inline float exponentials(float* scores, int64_t begin, int64_t end, int64_t pad
 }
 
 // R queries `[R, dim]` against keys and values `[capacity, dim]`, of which query r sees the positions begin[r] to end[r];
-// dim is a multiple of 32. Keys and values are read once for all queries, and fetched before: they lie in pieces too short
-// for the processor to foresee. Result r goes to to(r).
+// dim is a multiple of 32. Keys and values are read once for all queries, and fetched before: they lie in pieces too
+// short for the processor to foresee. Result r goes to to(r).
 template <int R, typename To>
 void attend(const Number* query, const BFloat16* keys, const BFloat16* values, const int64_t* begin, const int64_t* end,
             int64_t dim, float scaling, std::vector<float>& scores, const To& to) {

@@ -1,8 +1,8 @@
 // A decoder for a few rows at a time on CPUs: what `Layers` describes, for any family of models.
 //
-// All layers run in one parallel region with a barrier between phases. States are float32; what is multiplied with weights
-// is rounded to bfloat16. A row's result does not depend on how many other rows are computed with it: verifying gamma + 1
-// tokens at once gives bit for bit the logits of decoding them one at a time.
+// All layers run in one parallel region with a barrier between phases. States are float32; inputs of products are
+// rounded to bfloat16. A row does not depend on how many others are computed with it: verifying gamma + 1 tokens at once
+// gives bit for bit the logits of decoding them one at a time.
 
 #include "decoder.h"
 
@@ -60,10 +60,13 @@ void Layers::add(c10::Dict<std::string, Tensor> weights, const Tensor& frequenci
   layer.mlp_out_norm = norm("mlp_out_norm", width, false);
   TORCH_CHECK(weights.empty(), "a layer has no place for '", weights.begin()->key(), "'");
   const auto type = (layers.empty() ? layer : layers[0]).query.rows.scalar_type();
-  for (const Weight* each : {&layer.query, &layer.key, &layer.value, &layer.attention_out, &layer.gate, &layer.up, &layer.down})
-    TORCH_CHECK(each->rows.scalar_type() == type, "all matrices must be of one type");
+  for (const Weight& each :
+       {layer.query, layer.key, layer.value, layer.attention_out, layer.gate, layer.up, layer.down})
+    TORCH_CHECK(each.rows.scalar_type() == type, "all matrices must be of one type");
   TORCH_CHECK(layers.empty() || (layer.gate.rows.sizes() == layers[0].gate.rows.sizes() &&
-                              layer.key.rows.sizes() == layers[0].key.rows.sizes()), "layers must be of one size");
+                                 layer.query.rows.sizes() == layers[0].query.rows.sizes() &&
+                                 layer.key.rows.sizes() == layers[0].key.rows.sizes()),
+              "layers must be of one size");
   layer.window = window;
   const auto same = [&](const Rotary& each) {
     return each.scaling == rotary_scaling && each.frequencies.equal(frequencies);
@@ -73,17 +76,17 @@ void Layers::add(c10::Dict<std::string, Tensor> weights, const Tensor& frequenci
   layers.push_back(std::move(layer));
 }
 
-// Run the layers over B rows of m tokens: x `[B * m, H]` float32 in place. Keys and values `[B, kv_heads, capacity, D]`, one
-// of each a layer; slots `[B, m]` says where each token goes in them, and positions `[B, m]` how it is turned. `columns[l]`
-// is the column of `features` `[B * m, F]` bfloat16 that layer l's output goes to, or -1.
+// Run the layers over B rows of m tokens: x `[B * m, H]` float32 in place. Keys and values `[B, kv_heads, capacity, D]`,
+// one of each a layer; slots `[B, m]` says where each token goes in them, and positions `[B, m]` how it is turned.
+// `columns[l]` is the column of `features` `[B * m, F]` bfloat16 that layer l's output goes to, or -1.
 static void run_layers(const Layers& of, const Tensor& x, const std::vector<Tensor>& keys,
                        const std::vector<Tensor>& values, const Tensor& slots, const Tensor& positions,
                        const std::vector<int64_t>& columns, const Tensor& features) {
   check(x, at::kFloat, "x");
   check(slots, at::kLong, "slots");
   check(positions, at::kLong, "positions");
-  TORCH_CHECK(!of.layers.empty() && keys.size() == of.layers.size() && values.size() == of.layers.size(), "keys of ", keys.size(),
-              " layers do not fit ", of.layers.size());
+  TORCH_CHECK(!of.layers.empty() && keys.size() == of.layers.size() && values.size() == of.layers.size(), "keys of ",
+              keys.size(), " layers do not fit ", of.layers.size());
   const Layer& first_layer = of.layers[0];
   const int64_t tokens = slots.size(1), rows = x.size(0), batch = rows / tokens, width = x.size(1), heads = of.heads;
   const int64_t capacity = keys[0].size(2), inner = first_layer.gate.rows.size(0);
@@ -93,14 +96,15 @@ static void run_layers(const Layers& of, const Tensor& x, const std::vector<Tens
   for (const auto* each : {&keys, &values})
     for (const Tensor& cache : *each) {
       check(cache, at::kBFloat16, "a cache");
-      TORCH_CHECK(cache.sizes() == at::IntArrayRef(kept), "a cache is ", cache.sizes(), " instead of ", at::IntArrayRef(kept));
+      TORCH_CHECK(cache.sizes() == at::IntArrayRef(kept), "a cache is ", cache.sizes(), ", not ", at::IntArrayRef(kept));
     }
   TORCH_CHECK(capacity % 4 == 0, "keys of ", capacity, " positions: attention reads four at a time");
   TORCH_CHECK(first_layer.query.rows.size(1) == width && positions.sizes() == slots.sizes() && slots.numel() == rows,
-              "states ", x.sizes(), ", slots ", slots.sizes(), " and positions ", positions.sizes(), " do not fit layers of ",
-              first_layer.query.rows.size(1));
+              "states ", x.sizes(), ", slots ", slots.sizes(), " and positions ", positions.sizes(),
+              " do not fit layers of ", first_layer.query.rows.size(1));
   const int64_t *place = slots.const_data_ptr<int64_t>(), *position = positions.const_data_ptr<int64_t>();
-  const int64_t angles = rows * dim / 2, group = heads / kv_heads, queries = tokens * group;  // of a row and a head of keys
+  const int64_t angles = rows * dim / 2, group = heads / kv_heads;
+  const int64_t queries = tokens * group;  // of a row and a head of keys
   const int64_t tiles = (queries + kTile - 1) / kTile, feature_size = features.size(1);
   const bool few = rows <= kFewRows;
   const float eps = of.eps, offset = of.norm_offset;
@@ -181,7 +185,7 @@ static void run_layers(const Layers& of, const Tensor& x, const std::vector<Tens
                    [&](int64_t r, __m128 y) { _mm_storeu_ps(qkv + r * projected + i, y); });
         }
 #pragma omp barrier
-        for (int64_t unit = thread; unit < rows * (heads + kv_heads); unit += threads) {  // norm and turn queries and keys
+        for (int64_t unit = thread; unit < rows * (heads + kv_heads); unit += threads) {  // queries and keys
           const int64_t r = unit / (heads + kv_heads), head = unit % (heads + kv_heads), b = r / tokens;
           float* from = qkv + r * projected + head * dim;
           const Tensor& head_norm = head < heads ? layer.query_norm : layer.key_norm;

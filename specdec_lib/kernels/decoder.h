@@ -39,12 +39,13 @@ struct Layers : torch::CustomClassHolder {
   const double eps, norm_offset;  // a norm multiplies with norm_offset + its weight
   const double scaling;  // of the scores of attention
   const double residual;  // of what is added to a state
-  const double slope, curve;  // of the activation x / (1 + e^(-(slope x + curve x^3))), which SiLU and GELU are
+  const double slope, curve;  // of the activation x / (1 + e^-(slope x + curve x^3)), which SiLU and GELU are
   std::vector<Layer> layers;
   std::vector<Rotary> rotaries;
 
   Layers(int64_t heads, double eps, double scaling, double norm_offset, double residual, double slope, double curve)
-      : heads(heads), eps(eps), norm_offset(norm_offset), scaling(scaling), residual(residual), slope(slope), curve(curve) {}
+      : heads(heads), eps(eps), norm_offset(norm_offset), scaling(scaling), residual(residual), slope(slope),
+        curve(curve) {}
   void add(c10::Dict<std::string, Tensor> weights, const Tensor& frequencies, double rotary_scaling, int64_t window);
   void run(const Tensor& x, const std::vector<Tensor>& keys, const std::vector<Tensor>& values, const Tensor& slots,
            const Tensor& positions) const;
