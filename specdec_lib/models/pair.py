@@ -12,6 +12,7 @@ import transformers
 
 from specdec_lib.config import CUSTOM_PAIR, Dtype, StudyParams
 from specdec_lib.models import host_memory
+from specdec_lib.models.architectures import context_length
 from specdec_lib.models.checkpoints import (
     RANDOM,
     check_checkpoints,
@@ -144,7 +145,7 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         models = (params.target, params.draft, params.target_revision, params.draft_revision)
         checkpoints = checkpoints_of(params.pair, *models)
     tokenizer, configs = check_checkpoints(checkpoints, params.tensor_parallel)
-    return tokenizer, min(config.max_position_embeddings for config in configs)
+    return tokenizer, min(map(context_length, configs))
 
 
 def _check_spread(name: str | None, tensor_parallel: int, weights: str = "trained") -> None:
