@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from specdec_lib.decoding.counters import Counters
 from specdec_lib.decoding.ops import PlainOps
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.uniforms import Uniforms
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.cache import RaggedCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import LanguageModel
 
@@ -36,13 +37,13 @@ class Call:
     rows: Rows
     counters: Counters
     uniforms: Uniforms
-    caches: dict[object, RaggedStaticCache] | None = None
+    caches: dict[object, RaggedCache] | None = None
 
     @property
     def host_may_branch(self) -> bool:
         return self.caches is None and self.rows.tokens.device.type == "cpu"
 
-    def new_cache(self, model: LanguageModel | DraftHead, role: str) -> RaggedStaticCache:
+    def new_cache(self, model: LanguageModel | DraftHead, role: str) -> Any:  # a RaggedCache of that model's kind
         """An empty cache of `model` for these rows; a captured step gets the same one whenever it asks for `role`."""
         if self.caches is None:
             return model.new_cache(self.rows.batch_size, self.rows.capacity)

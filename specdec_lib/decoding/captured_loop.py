@@ -24,7 +24,7 @@ import torch
 from specdec_lib.decoding.progress import Progress
 from specdec_lib.decoding.step import Step
 from specdec_lib.decoding.uniforms import DRAWS_PER_STEP, Uniforms
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.cache import RaggedCache
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import LanguageModel
 
@@ -170,7 +170,7 @@ class KeptSteps:
         self.graphs = graphs
         self.batch_size = self.capacity = 0
         self.drafts: frozenset[Draft] = frozenset()
-        self.caches: dict[object, RaggedStaticCache] = {}
+        self.caches: dict[object, RaggedCache] = {}
         self.steps: dict[Hashable, CapturedStep] = {}
         self.captured = 0
         self.failure: str | None = None
@@ -215,6 +215,8 @@ def why_not_captured(target: LanguageModel) -> str | None:
         return f"no CUDA device, steps run on a {target.device.type}"
     if not target.compiled:
         return "not asked for"
+    if not target.active_engine.capturable:
+        return f"the model is read {target.engine}"
     return target.kept.failure if isinstance(target.kept, KeptSteps) else None
 
 

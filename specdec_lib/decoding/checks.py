@@ -56,7 +56,8 @@ def check_context(model: LanguageModel | DraftHead, prompt_tokens: int, max_new_
     if prompt_tokens + max_new_tokens > model.context_length:
         raise ValueError(
             f"{prompt_tokens} prompt tokens and {max_new_tokens} new ones exceed the context of {model.name}, "
-            f"{model.context_length} tokens: shorten the prompt or lower max_new_tokens"
+            f"{model.context_length} tokens{getattr(model, 'why_shorter', '')}: shorten the prompt or lower "
+            "max_new_tokens"
         )
 
 

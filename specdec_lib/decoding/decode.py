@@ -22,7 +22,7 @@ from specdec_lib.decoding.step import BaselineStep, SpeculativeStep, Step
 from specdec_lib.decoding.uniforms import Uniforms, draws_of_call, table_of_call
 from specdec_lib.decoding.verification import Verify
 from specdec_lib.methods import RULES, VerificationRule
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.cache import RaggedCache
 from specdec_lib.models.runner import LanguageModel
 
 
@@ -157,9 +157,7 @@ class _Request:
             given = table_of_call(generator, numbers, draws, self.width, greedy=greedy)
         return given.to(self.target.device)
 
-    def new_call(
-        self, capacity: int, uniforms: Uniforms, caches: dict[object, RaggedStaticCache] | None = None
-    ) -> Call:
+    def new_call(self, capacity: int, uniforms: Uniforms, caches: dict[object, RaggedCache] | None = None) -> Call:
         """Rows and counters for calls like this one."""
         rows = Rows(
             self.target,

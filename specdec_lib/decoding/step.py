@@ -15,7 +15,7 @@ from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.decoding.verification import Verification
 from specdec_lib.methods import VerificationRule
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.cache import RaggedCache
 from specdec_lib.models.runner import PREFILL_CHUNK
 
 ReadPrompt = Callable[[int, int, torch.Tensor], None]
@@ -74,7 +74,7 @@ class SpeculativeStep:
         call.ops.append(rows, call.counters, draft_tokens, draft_probs, target_probs, verification)
 
 
-def prefill(call: Call, read_prompt: ReadPrompt = lambda start, end, features: None) -> RaggedStaticCache:
+def prefill(call: Call, read_prompt: ReadPrompt = lambda start, end, features: None) -> RaggedCache:
     """Read the prompts in chunks and emit the first token of every row; returns the target's cache.
 
     Args:

@@ -205,6 +205,7 @@ class StaleTarget(LanguageModel):
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         cache = super().new_cache(batch_size, capacity)
+        assert isinstance(cache, RaggedStaticCache)
         for layer in cache.layers:
             assert isinstance(layer, RaggedLayer)
             written = torch.zeros(batch_size, layer.capacity, dtype=torch.bool)

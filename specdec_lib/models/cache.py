@@ -8,14 +8,26 @@ what lies at or after a row's length is never read, and the next pass overwrites
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from specdec_lib.models import host_memory
+from specdec_lib.models.attention import ragged_mask
 
 VIEW_MULTIPLE = 64  # attention reads a prefix of the cache, rounded up to this many positions
+
+
+class LayerShape(NamedTuple):
+    """What a layer keeps of each token: heads and widths of its keys and of its values."""
+
+    key_heads: int
+    key_dim: int
+    value_heads: int
+    value_dim: int
 
 
 @dataclass
@@ -28,7 +40,7 @@ class Placement:
 
 
 class KeysAndValues:
-    """One layer's keys and values, `[B, H, capacity, D]` each, written at the positions of `placement`."""
+    """One layer's keys `[B, H, capacity, D]` and values, written at the positions of `placement`."""
 
     def __init__(self, placement: Placement, keys: torch.Tensor, values: torch.Tensor):
         self.placement, self.keys, self.values = placement, keys, values
@@ -68,47 +80,14 @@ class RaggedLayer(KeysAndValues, CacheLayerMixin):
         return self.capacity
 
 
-class RaggedStaticCache(Cache):
-    """Preallocated keys and values for a ragged batch, usable by any Hugging Face causal language model.
+class RaggedCache:
+    """How many positions of each row are committed, of at most `capacity`."""
 
-    `capacity` are the positions of each row; the longest prompt + new tokens + gamma is always enough.
-    """
-
-    def __init__(
-        self,
-        batch_size: int,
-        capacity: int,
-        num_layers: int,
-        num_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ):
+    def __init__(self, batch_size: int, capacity: int, device: torch.device):
         self.capacity = -(-capacity // VIEW_MULTIPLE) * VIEW_MULTIPLE
         self.device = device
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # committed positions of each row
         self.max_length = 0  # an upper bound of `lengths` that the host knows without asking the device
-        rows = torch.arange(batch_size, device=device)[:, None]
-        self.placement = Placement(rows, rows, view=0)
-        shape = (batch_size, num_heads, self.capacity, head_dim)
-        blocks = host_memory.zeros([shape] * 2 * num_layers, dtype, device)
-        self.keys, self.values = blocks[::2], blocks[1::2]  # [B, num_heads, capacity, head_dim] for each layer
-        layers = [RaggedLayer(self.placement, *of_layer) for of_layer in zip(self.keys, self.values, strict=True)]
-        super().__init__(layers=layers)
-
-    def place(self, num_tokens: int) -> torch.Tensor:  # [B, num_tokens]
-        """Choose where the next `num_tokens` tokens of each row go, and return those positions."""
-        end = self.max_length + num_tokens
-        assert end <= self.capacity, f"cache of {self.capacity} positions cannot take position {end}"
-        self.placement.view = min(-(-end // VIEW_MULTIPLE) * VIEW_MULTIPLE, self.capacity)
-        self.placement.positions = self.lengths[:, None] + torch.arange(num_tokens, device=self.device)
-        return self.placement.positions
-
-    def attention_mask(self, dtype: torch.dtype) -> torch.Tensor:  # [B, 1, m, view], 0 or -inf
-        """Additive mask for the placed tokens: each sees its own row up to and including itself."""
-        seen = torch.arange(self.placement.view, device=self.device) <= self.placement.positions[:, :, None]
-        mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
-        return mask.masked_fill_(~seen, float("-inf"))[:, None]
 
     def commit(self, num_tokens: torch.Tensor | int, at_most: int) -> None:
         """Keep `num_tokens` (`[B]` or one number) of the tokens just written; `at_most` bounds them on the host."""
@@ -119,3 +98,83 @@ class RaggedStaticCache(Cache):
         """Roll every row back (or on) to `lengths` `[B]`, none of which exceeds the host's `max_length`."""
         self.lengths.copy_(lengths)
         self.max_length = max_length
+
+    def check_room(self, num_tokens: int) -> None:
+        """Whether `num_tokens` more fit into each row."""
+        end = self.max_length + num_tokens
+        assert end <= self.capacity, f"cache of {self.capacity} positions cannot take position {end}"
+
+
+class RaggedStaticCache(RaggedCache, Cache):
+    """Preallocated keys and values for a ragged batch, usable by any Hugging Face model that attends by `attention.py`.
+
+    `capacity` are the positions of each row; the longest prompt + new tokens + gamma is always enough. `shapes` has one
+    entry for each layer, None for a layer that reads another one's keys and values.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        capacity: int,
+        shapes: Sequence[LayerShape | None],
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        RaggedCache.__init__(self, batch_size, capacity, device)
+        rows = torch.arange(batch_size, device=device)[:, None]
+        self.placement = Placement(rows, rows, view=0)
+        kept = [shape for shape in shapes if shape is not None]
+        sizes = [(batch_size, *each) for shape in kept for each in _blocks(shape, self.capacity)]
+        blocks = host_memory.zeros(sizes, dtype, device)
+        self.keys, self.values = blocks[::2], blocks[1::2]  # of each layer that keeps any
+        pairs = zip(self.keys, self.values, strict=True)
+        layers = [RaggedLayer(self.placement, *next(pairs)) if shape else DummyLayer() for shape in shapes]
+        Cache.__init__(self, layers=layers)
+
+    def place(self, num_tokens: int) -> torch.Tensor:  # [B, num_tokens]
+        """Choose where the next `num_tokens` tokens of each row go, and return those positions."""
+        self.check_room(num_tokens)
+        end = self.max_length + num_tokens
+        self.placement.view = min(-(-end // VIEW_MULTIPLE) * VIEW_MULTIPLE, self.capacity)
+        self.placement.positions = self.lengths[:, None] + torch.arange(num_tokens, device=self.device)
+        return self.placement.positions
+
+    def attention_mask(self, dtype: torch.dtype) -> torch.Tensor:  # [B, 1, m, view], 0 or -inf
+        """Additive mask for the placed tokens: each sees its own row up to and including itself."""
+        where = self.placement
+        batch_size, count = where.positions.shape
+        return ragged_mask(batch_size, count, where.view, where.positions, dtype=dtype)
+
+    def get_query_offset(self, layer_idx: int = 0) -> torch.Tensor:  # [B, m]
+        """Where the placed tokens are, for the masks that a model's own code asks for."""
+        return self.placement.positions
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.placement.view, 0
+
+
+def _blocks(shape: LayerShape, capacity: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The sizes of a layer's keys and values for one row."""
+    return (shape.key_heads, capacity, shape.key_dim), (shape.value_heads, capacity, shape.value_dim)
+
+
+class ShapesCache(RaggedStaticCache):
+    """A cache for the first token of one row that keeps nothing but the shape of each layer."""
+
+    def __init__(self, device: torch.device):
+        super().__init__(1, 1, [], torch.float32, device)
+        self.found: dict[int, LayerShape] = {}
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        (_, key_heads, _, key_dim), (_, value_heads, _, value_dim) = key_states.shape, value_states.shape
+        self.found[layer_idx] = LayerShape(key_heads, key_dim, value_heads, value_dim)
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0
+
+    def shapes(self) -> list[LayerShape | None]:
+        """One for each layer up to the last that keeps anything."""
+        return [self.found.get(layer) for layer in range(1 + max(self.found, default=-1))]

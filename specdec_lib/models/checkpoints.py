@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from specdec_lib.config import CUSTOM_PAIR, INT8, StudyParams
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
-from specdec_lib.models.attention import our_attention
+from specdec_lib.models.architectures import auto_class, check_architecture
+from specdec_lib.models.attention import our_attention, set_attention
 from specdec_lib.models.presets import PRESETS, Checkpoint
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
@@ -23,7 +24,6 @@ from specdec_lib.models.weights import check_weight_files
 
 RANDOM = " (random weights)"  # ends the names of such a pair and of its models
 STANDARD_DEVIATION = 0.02
-LENGTH_DEPENDENT = {"longrope", "dynamic"}  # rotary positions that transformers chooses by the longest row
 
 
 def check_checkpoints(
@@ -52,29 +52,6 @@ def check_checkpoints(
     return tokenizers[0], configs
 
 
-def check_architecture(config: Any, where: str) -> None:
-    """Refuse attention that does not see the whole context, and models that are not causal LMs, by a ValueError."""
-    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
-    if kinds:
-        raise ValueError(f"{where} has {', '.join(sorted(kinds))} layers: choose a model with full attention only")
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise ValueError(f"{where} attends to a sliding window: choose a model with full attention only")
-    if changing := _rope_types(config) & LENGTH_DEPENDENT:
-        raise ValueError(
-            f"{where} turns its positions by {', '.join(sorted(changing))}, whose angles change with the longest text "
-            "of a batch: a row's tokens would depend on the others; choose a model with fixed angles, such as yarn's"
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{where} is an encoder-decoder model: choose a causal language model")
-
-
-def _rope_types(config: Any) -> set[str]:
-    """The kinds of rotary positions that a config names, for all layers or for each kind of layer."""
-    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    every = [found, *(each for each in found.values() if isinstance(each, dict))]
-    return {str(each.get("rope_type") or each.get("type")) for each in every}
-
-
 def load_language_model(
     where: str,
     device: str,
@@ -87,18 +64,20 @@ def load_language_model(
 ) -> LanguageModel:
     """The causal LM in the folder `where`, ready for ragged batches; with `tensor_parallel`, this process's part of it.
 
-    ValueError if it cannot be loaded, or does more to its logits than an output layer.
+    ValueError if it cannot be loaded, or no engine computes what its own code does.
     """
+    config = from_hub(transformers.AutoConfig, Checkpoint(where))
     model, found = from_hub(
-        transformers.AutoModelForCausalLM,
+        auto_class(config),
         Checkpoint(where),
         dtype=_torch_dtype(dtype),
         use_safetensors=True,
-        attn_implementation=our_attention(),
+        attn_implementation="eager",
         output_loading_info=True,
         **loading(tensor_parallel, device),
     )
     _check_tensors(where, found)
+    set_attention(model, our_attention())
     if tensor_parallel == 1 and dtype != INT8:  # which has its matrices in a block of their own
         host_memory.move(model)
     language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
@@ -197,9 +176,8 @@ def config_of(name: str) -> Any:
 def random_model(name: str, config: Any, device: str, dtype: str, seed: int) -> LanguageModel:
     """A model whose matrices are normal noise: real latency, memory and energy, and text that means nothing."""
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=_torch_dtype(dtype), attn_implementation=our_attention()
-        )
+        model = auto_class(config).from_config(config, dtype=_torch_dtype(dtype), attn_implementation="eager")
+    set_attention(model, our_attention())
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():

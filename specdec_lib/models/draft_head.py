@@ -18,7 +18,7 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import grouped_attention
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.cache import LayerShape, RaggedStaticCache
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import attention_geometry
 from specdec_lib.models.weights import fill_draft, read_draft, save_draft
@@ -128,8 +128,8 @@ class DraftHead(nn.Module):
 
     def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
         """An empty cache for `batch_size` rows of up to `capacity` pairs each."""
-        geometry = 1, self.config.num_key_value_heads, self.config.head_dim
-        return RaggedStaticCache(batch_size, capacity, *geometry, dtype=self.dtype, device=self.device)
+        shape = LayerShape(*[self.config.num_key_value_heads, self.config.head_dim] * 2)
+        return RaggedStaticCache(batch_size, capacity, [shape], dtype=self.dtype, device=self.device)
 
     def fuse(self, features: torch.Tensor) -> torch.Tensor:
         """The target's features of m positions `[B, m, F]` to states `[B, m, H]` (EAGLE-3, section 3.1)."""

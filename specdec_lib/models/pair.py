@@ -13,6 +13,7 @@ import transformers
 from specdec_lib.config import CUSTOM_PAIR, INT8, Dtype, StudyParams
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.models import host_memory
+from specdec_lib.models.architectures import context_length
 from specdec_lib.models.checkpoints import (
     RANDOM,
     check_checkpoints,
@@ -151,7 +152,7 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         models = (params.target, params.draft, params.target_revision, params.draft_revision)
         checkpoints = checkpoints_of(params.pair, *models)
     tokenizer, configs = check_checkpoints(checkpoints, params.tensor_parallel)
-    return tokenizer, min(config.max_position_embeddings for config in configs)
+    return tokenizer, min(map(context_length, configs))
 
 
 def _check_eight_bits(place: torch.device, *, compiled: bool) -> None:

@@ -11,15 +11,17 @@ import transformers
 
 from specdec_lib.config import INT8
 from specdec_lib.kernels.build import why_no_kernels
-from specdec_lib.models.attention import own_attention
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.architectures import context_length, text_config, text_model, why_shorter
+from specdec_lib.models.attention import NAME
+from specdec_lib.models.cache import RaggedCache
 from specdec_lib.models.engines.engine import EagerEngine, Engine, Step
 from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError
 from specdec_lib.models.engines.kernels import KernelEngine
-from specdec_lib.models.shape import attention_geometry
-from specdec_lib.models.tensor_parallel import devices_of
+from specdec_lib.models.engines.row_by_row import ALONE, RowByRowEngine
+from specdec_lib.models.faithful import TOLERANCE, check_kernels, faithful_engine, relative_difference, some_tokens
+from specdec_lib.models.output_layer import output_layer
+from specdec_lib.models.tested_architectures import read_as
 
-TOLERANCE = 0.1  # relative difference of logits between engines: bfloat16 results depend on where they are rounded
 PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
 
 logger = logging.getLogger(__name__)
@@ -44,11 +46,11 @@ class LanguageModel:
     ):
         self.model = model.eval().requires_grad_(False)
         self.name, self.compiled = name, compiled
-        self.body, self.head = model.base_model, model.get_output_embeddings()
-        config = model.config
+        config = text_config(model.config)
+        self.body = text_model(model)
+        self.head, self.hidden_size = output_layer(model)
         self.vocab_size: int = config.vocab_size
-        self.hidden_size: int = config.hidden_size
-        self.context_length: int = config.max_position_embeddings
+        self.context_length, self.why_shorter = context_length(model.config), why_shorter(model.config)
         self.device: torch.device = self.head.weight.device
         self.dtype: torch.dtype = self.head.weight.dtype
         self.feature_layers = tuple(layer % config.num_hidden_layers for layer in feature_layers)
@@ -58,19 +60,22 @@ class LanguageModel:
             )
         self.precision = str(self.dtype).removeprefix("torch.")  # or "int8", after `round_to_eight_bits`
         self._parts = self.body, self.head, self.feature_layers, self.context_length
-        use_kernels = compiled and KernelEngine.can_compute(self.body)
-        self._engine_at_load: Engine = (KernelEngine if use_kernels else EagerEngine)(*self._parts)
+        batched = KernelEngine if compiled and KernelEngine.can_compute(self.body) else EagerEngine
+        alone = ALONE.get(read_as(model.config) or "")
+        if getattr(config, "_attn_implementation", NAME) != NAME:
+            alone = alone or RowByRowEngine
+        self._engine_at_load: Engine = (alone or batched)(*self._parts)
         self.active_engine: Engine = self._engine_at_load  # computes the passes; another one after `compile()`
         self.why_not_compiled: str | None = None  # the reason why `compile()` failed
         self.kept: object = None  # what decoding keeps for this model between calls
 
     @property
     def engine(self) -> str:
-        """The name of the active engine: "kernels" (our C++), "inductor" (`torch.compile`) or "eager"."""
+        """The active engine: "kernels" (our C++), "inductor" (`torch.compile`), "eager", or one of `row_by_row.py`."""
         return self.active_engine.name
 
     @torch.inference_mode()
-    def forward(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
+    def forward(self, tokens: torch.Tensor, cache: RaggedCache, counts: torch.Tensor | None = None) -> Step:
         """What the engine computes for `tokens` `[B, m]`; call `cache.commit` with the number of tokens to keep."""
         try:
             return self.active_engine(tokens, cache, counts)
@@ -83,22 +88,21 @@ class LanguageModel:
         """Hidden states `[..., hidden_size]` to logits `[..., vocab_size]`; float32 from the kernels."""
         return self.active_engine.logits(hidden)
 
-    def new_cache(self, batch_size: int, capacity: int) -> RaggedStaticCache:
+    def new_cache(self, batch_size: int, capacity: int) -> RaggedCache:
         """An empty cache for `batch_size` rows of up to `capacity` tokens each."""
-        config = self.model.config
-        _, heads, head_dim = attention_geometry(config)
-        geometry = config.num_hidden_layers, heads // devices_of(self.model), head_dim
-        return RaggedStaticCache(batch_size, capacity, *geometry, dtype=self.dtype, device=self.device)
+        return self._engine_at_load.new_cache(batch_size, capacity)
 
     @torch.inference_mode()
     def compile(self) -> None:
         """Use `torch.compile` from now on, if it can do this model and computes the same."""
-        tokens = self._some_tokens().view(2, -1)
+        tokens = some_tokens(self).view(2, -1)
         expected = self.forward(tokens, self.new_cache(*tokens.shape)).features
         try:
-            engine = InductorEngine(*self._parts)
+            if not self.active_engine.capturable:
+                raise NotCompiledError(f"it is read {self.engine}")
+            engine: Engine = InductorEngine(*self._parts)
             found = engine(tokens, self.new_cache(*tokens.shape)).features
-            if (difference := _relative_difference(found, expected)) > TOLERANCE:
+            if (difference := relative_difference(found, expected)) > TOLERANCE:
                 raise NotCompiledError(f"compiled layers compute something else: off by {difference:.1%}")
             self.active_engine = engine
         except NotCompiledError as error:
@@ -137,28 +141,9 @@ class LanguageModel:
 
     @torch.inference_mode()
     def check_faithful(self) -> None:
-        """Refuse, by a ValueError, a model whose logits are not what its own code computes, attention included."""
-        with own_attention(self.model):
-            own = self.model(self._some_tokens(), use_cache=False).logits.float()
-        tokens, eager = self._some_tokens(), EagerEngine(self.body, self.head, (), self.context_length)
-        theirs = eager.run(self.model, tokens, self.new_cache(*tokens.shape)).logits.float()
-        hidden = eager.run(self.body, tokens, self.new_cache(*tokens.shape)).last_hidden_state
-        if not torch.allclose(self.head(hidden).float(), theirs, rtol=0.01, atol=0.01):
-            raise ValueError(f"{self.name} does more to its logits than an output layer: such models are not supported")
-        limit = 1e-3 if self.dtype == torch.float32 else TOLERANCE
-        has_sinks = any(name.endswith(".sinks") for name, _ in self.model.named_parameters())
-        if has_sinks or _relative_difference(theirs, own) > limit:
-            raise ValueError(
-                f"{self.name} attends in a way of its own (such as sinks, a window or capped logits): such models are "
-                "not supported"
-            )
-        ours = self.logits(self.forward(tokens, self.new_cache(*tokens.shape)).hidden)
-        difference = _relative_difference(ours, theirs)
-        assert difference < TOLERANCE, f"engine {self.engine} computes another model: off by {difference:.1%}"
-
-    def _some_tokens(self) -> torch.Tensor:  # [1, 64]
-        return torch.randint(self.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0)).to(self.device)
-
-
-def _relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+        """Take the fastest engine that computes what the model's own code does; ValueError, with why, if none does."""
+        kind = faithful_engine(self)
+        if isinstance(self._engine_at_load, KernelEngine) and kind is EagerEngine:
+            check_kernels(self)
+        elif type(self._engine_at_load) is not kind:
+            self._engine_at_load = self.active_engine = kind(*self._parts)

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from specdec_lib.hardware.catalog import load_models
+from specdec_lib.models.architectures import auto_class, field, text_config, text_model
 
 if TYPE_CHECKING:
     from specdec_lib.models.draft_head import DraftHead
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 
 def attention_geometry(config: Any) -> tuple[int, int, int]:
     """The numbers of heads and of key/value heads, and the size of a head, of any Hugging Face config."""
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    return heads, shared, getattr(config, "head_dim", None) or config.hidden_size // heads
+    config = text_config(config)
+    heads = field(config, "num_attention_heads") or 1  # recurrent models have none
+    shared = field(config, "num_key_value_heads") or heads
+    return heads, shared, field(config, "head_dim") or config.hidden_size // heads
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,18 @@ class ModelShape:
     def from_config(cls, config: Any, name: str = "") -> Self:
         """Count the weights of any causal language model without making them, from its config or the fields of it."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         if isinstance(config, Mapping):
             config = AutoConfig.for_model(**config)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = auto_class(config).from_config(config)
+        config = text_config(config)
         output = model.get_output_embeddings().weight
         tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-        matrices = [w for w in model.parameters() if w.dim() >= 2 and w is not output and id(w) not in tables]
+        matrices = [
+            w for w in text_model(model).parameters() if w.dim() >= 2 and w is not output and id(w) not in tables
+        ]
         heads, key_value_heads, head_dim = attention_geometry(config)
         return cls(
             name=name,

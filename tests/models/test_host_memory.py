@@ -15,7 +15,7 @@ from torch import nn
 
 from specdec_lib.distill.students import layers_of_target
 from specdec_lib.models import host_memory
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.cache import LayerShape, RaggedStaticCache
 from specdec_lib.models.checkpoints import load_language_model
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.plain_draft import load_plain_draft
@@ -89,9 +89,7 @@ def test_a_loaded_model_computes_with_the_weights_that_it_has(tmp_path: Path) ->
 
 def test_a_cache_is_zeros_of_its_shape_whatever_its_size() -> None:
     for capacity in (64, 4096):
-        cache = RaggedStaticCache(
-            batch_size=2, capacity=capacity, num_layers=3, num_heads=2, head_dim=64, dtype=torch.bfloat16, device=CPU
-        )
+        cache = RaggedStaticCache(2, capacity, [LayerShape(2, 64, 2, 64)] * 3, dtype=torch.bfloat16, device=CPU)
         kept = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         assert {tuple(tensor.shape) for tensor in kept} == {(2, 2, capacity, 64)}
         assert not any(tensor.any() for tensor in kept)

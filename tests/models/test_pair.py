@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import WORDS, write_checkpoint
-from transformers import AutoTokenizer, LlamaConfig, MistralConfig
+from transformers import AutoTokenizer
 
 from specdec_lib import ModelProposer, NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
 from specdec_lib.config import load_params
-from specdec_lib.models.checkpoints import check_architecture
 from specdec_lib.models.pair import check_study_pair, load_pair
 from specdec_lib.study.transformers_generate import transformers_decode
 
@@ -109,12 +108,3 @@ def test_a_study_is_checked_from_small_files_alone(target, draft):
     assert check_study_pair(study)[1] == 128
     with pytest.raises(ValueError, match=r"cannot load .*nowhere"):
         check_study_pair(study.model_copy(update={"draft": "./nowhere"}))
-
-
-def test_sliding_window_layers_are_refused():
-    config = LlamaConfig()
-    config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(ValueError, match="sliding_attention layers"):
-        check_architecture(config, "somewhere")
-    with pytest.raises(ValueError, match="attends to a sliding window"):
-        check_architecture(MistralConfig(sliding_window=4096), "somewhere")

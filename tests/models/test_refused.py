@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
-from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig
+from tiny_models import tiny_llama
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.llama import modeling_llama
 
-from specdec_lib import load_pair
-from specdec_lib.models.attention import our_attention
-from specdec_lib.models.checkpoints import check_architecture
+from specdec_lib import SamplingConfig, autoregressive_decode, load_pair
+from specdec_lib.models.architectures import check_architecture, context_length
 from specdec_lib.models.runner import LanguageModel
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -50,22 +52,40 @@ def test_weights_that_are_not_those_of_the_config_are_refused_by_name(change, re
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_positions_that_change_with_the_longest_row_are_refused(kind):
+def test_texts_are_refused_where_positions_would_change_with_the_longest_row(kind):
+    """Those of longrope past the original context; those of dynamic scaling only past what the config allows."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
     rope = {"rope_type": kind, "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 64} | factors
-    config = LlamaConfig(hidden_size=16, num_attention_heads=2, max_position_embeddings=128, rope_parameters=rope)
-    with pytest.raises(ValueError, match=f"turns its positions by {kind}"):
-        check_architecture(config, "a model")
-    check_architecture(LlamaConfig(hidden_size=16, num_attention_heads=2), "a model")
+    config = tiny_config("llama", rope_parameters=rope)
+    model = LanguageModel(tiny_model(config), "long")
+    longest = 64 if kind == "longrope" else 128
+    assert model.context_length == context_length(config) == longest
+    with pytest.raises(ValueError, match=f"exceed the context of long, {longest} tokens"):
+        autoregressive_decode(model, [[1] * 60], max_new_tokens=longest - 59, sampling=SamplingConfig(temperature=0))
 
 
-def test_attention_with_sinks_is_refused():
-    """Our attention knows no sinks: it would leave them out."""
-    config = GptOssConfig(
-        vocab_size=48, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=128,
-        layer_types=["full_attention"] * 2, attn_implementation=our_attention(),
-    )  # fmt: skip
-    model = LanguageModel(GptOssForCausalLM(config), "with sinks")
-    with pytest.raises(ValueError, match="with sinks attends in a way of its own"):
+def test_attention_that_we_do_not_know_is_not_taken_for_ours():
+    """Where the element type hides the difference, float32 shows it."""
+
+    def doubled(module, query, key, value, mask, **options):
+        out, weights = own(module, query, key, value, mask, **options)
+        return out * 1.001, weights
+
+    own = modeling_llama.eager_attention_forward
+    model = LanguageModel(tiny_llama().bfloat16(), "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modeling_llama, "eager_attention_forward", doubled)
         model.check_faithful()
+    assert model.engine == "row by row"  # by its own code, not by ours
+
+
+def test_a_model_that_sees_what_follows_is_refused():
+    model = LanguageModel(tiny_model(tiny_config("bert")), "encoder")
+    with pytest.raises(ValueError, match=r"encoder cannot be decoded exactly \(it reads tokens that follow"):
+        model.check_faithful()
+
+
+@pytest.mark.parametrize(("kind", "reason"), [("t5", "an encoder-decoder model"), ("vit", "writes no text by itself")])
+def test_what_is_no_language_model_is_refused_by_its_config(kind, reason):
+    with pytest.raises(ValueError, match=reason):
+        check_architecture(CONFIG_MAPPING[kind](), "a model")

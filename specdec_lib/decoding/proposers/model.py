@@ -34,7 +34,7 @@ class ModelProposer(Proposer):
 
     @property
     def capturable(self) -> bool:
-        return True
+        return not isinstance(self.draft, LanguageModel) or self.draft.active_engine.capturable
 
     def start(self, call: Call) -> Drafting:
         check_context(self.draft, call.rows.max_length, call.rows.max_new_tokens)
@@ -57,8 +57,9 @@ class ModelDrafting(Drafting):
         self.unread = self.width
 
     def read_prompt(self, rows: Rows, start: int, end: int, features: torch.Tensor) -> None:
-        self._forward(rows.tokens[:, start:end])
-        self.cache.commit((rows.prompt_lengths - start).clamp(0, end - start), at_most=end - start)
+        counts = (rows.prompt_lengths - start).clamp(0, end - start)
+        self._forward(rows.tokens[:, start:end], counts)
+        self.cache.commit(counts, at_most=end - start)
 
     def propose(self, rows: Rows, num_draft_tokens: int, uniforms: torch.Tensor) -> Proposal:
         hidden = self._read_new_tokens(rows)  # [B, hidden_size]
@@ -82,9 +83,9 @@ class ModelDrafting(Drafting):
         last = (rows.lengths - 1 - start)[:, None, None]
         return hidden.gather(1, last.expand(-1, 1, hidden.shape[-1]))[:, 0]
 
-    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:  # [B, m] -> [B, m, hidden_size]
+    def _forward(self, tokens: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:  # [B, m, H]
         # A target that pads its vocabulary further may emit an id that the draft has no row for: any other will do.
-        return self.draft.forward(tokens.clamp(max=self.draft.vocab_size - 1), self.cache).hidden
+        return self.draft.forward(tokens.clamp(max=self.draft.vocab_size - 1), self.cache, counts).hidden
 
 
 def fit_vocabulary(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:

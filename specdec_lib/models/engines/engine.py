@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.cache import LayerShape, RaggedCache, RaggedStaticCache, ShapesCache
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,32 @@ class Step:
 
 
 class Engine:
-    """Computes hidden states and logits of one model: its body, and its output layer `head`."""
+    """Computes hidden states and logits of one model: its body, and its output layer `head`.
+
+    Attributes:
+        capturable: whether a pass is operators on tensors alone, so that a CUDA graph can hold it.
+    """
 
     name: str
+    capturable = True
 
     def __init__(self, body: Any, head: Any, feature_layers: tuple[int, ...], context_length: int):
         self.body, self.head = body, head
         self.feature_layers, self.context_length = feature_layers, context_length
+        self._shapes: list[LayerShape | None] | None = None  # of the cache; found when the first one is made
 
-    def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
+    def new_cache(self, batch_size: int, capacity: int) -> RaggedCache:
+        """An empty cache for `batch_size` rows of up to `capacity` tokens each."""
+        weight = self.head.weight
+        if self._shapes is None:
+            probe = ShapesCache(weight.device)
+            token = torch.zeros(1, 1, dtype=torch.int64, device=weight.device)
+            with torch.inference_mode():
+                self.body(input_ids=token, position_ids=probe.place(1), past_key_values=probe, use_cache=True)
+            self._shapes = probe.shapes()
+        return RaggedStaticCache(batch_size, capacity, self._shapes, weight.dtype, weight.device)
+
+    def __call__(self, tokens: torch.Tensor, cache: Any, counts: torch.Tensor | None = None) -> Step:
         """Run `tokens` `[B, m]` after each row's committed length, and commit nothing.
 
         Only `counts` `[B]` of each row's tokens matter. The rest is padding, which an engine may leave out.
@@ -63,13 +80,7 @@ class EagerEngine(Engine):
 
     def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
         self._states.clear()
-        hidden = self.run(self.body, tokens, cache).last_hidden_state
-        return Step.of([*self._states, hidden])
-
-    def run(self, module: Any, tokens: torch.Tensor, cache: RaggedStaticCache) -> Any:
-        """What a transformers module returns for `tokens` `[B, m]` over the ragged cache."""
+        # The model's own code makes the masks that its layers need, by `attention.ragged_mask`.
         positions = self.place(tokens, cache)
-        mask = cache.attention_mask(self.head.weight.dtype)
-        return module(
-            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
+        out = self.body(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
+        return Step.of([*self._states, out.last_hidden_state])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from specdec_lib.config import cache_folder
+from specdec_lib.models.architectures import has_windows
 from specdec_lib.models.cache import KeysAndValues, Placement, RaggedStaticCache
 from specdec_lib.models.engines.engine import Engine, Step
 
@@ -72,6 +73,8 @@ class InductorEngine(Engine):
         super().__init__(body, head, feature_layers, context_length)
         if missing := [name for name in ("embed_tokens", "layers", "norm", "rotary_emb") if not hasattr(body, name)]:
             raise NotCompiledError(f"its body has no {', '.join(missing)}")
+        if has_windows(body.config):
+            raise NotCompiledError("its layers do not all attend to the whole text")
 
     def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
         """As every engine does; NotCompiledError for shapes that cannot be compiled, before anything is committed."""

@@ -1,0 +1,174 @@
+"""Whether an engine computes what a model's own code does, by the model's own attention; and which engine to take.
+
+The trial is a ragged batch, read in pieces, with wrong tokens after the right ones that are rolled back. Windows are
+narrowed for it, so that a short text reaches past their edges. Attention is compared in float32, call by call, whatever
+the element type of the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from specdec_lib.models.architectures import narrow_windows, text_config
+from specdec_lib.models.attention import NAME, NotServedError, attending, compared_with_own, set_attention
+from specdec_lib.models.engines.engine import EagerEngine, Engine
+from specdec_lib.models.engines.row_by_row import RereadingEngine, RowByRowEngine, TokenByTokenEngine
+from specdec_lib.models.tested_architectures import read_as
+
+if TYPE_CHECKING:
+    from specdec_lib.models.runner import LanguageModel
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 0.1  # relative difference of logits between engines: bfloat16 results depend on where they are rounded
+TOLERANCE_FLOAT32 = 1e-3
+LENGTHS = (40, 23, 30)  # tokens of the rows of a trial
+BEFORE = 24  # tokens of the first row, after which its own code goes on with a cache
+PIECES = ((16, 12), (1, 1), (9, 5), (9, 9), (9, 9), (9, 4))  # tokens of a pass, and how many of the first row's stay
+FOREIGN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def faithful_engine(model: LanguageModel) -> type[Engine]:
+    """The first engine, of those from fast to slow, that computes what the model's own code does.
+
+    ValueError, with the reason, if there is none.
+    """
+    texts = [some_tokens(model)[0, : min(length, model.context_length)] for length in LENGTHS]
+    kinds = _kinds(model)
+    reason: Exception | None = None
+    with narrow_windows(model.model.config):
+        try:
+            own = _own_logits(model, texts)
+        except NotServedError as error:
+            raise _refused(model, str(error)) from error
+        except FOREIGN as error:
+            raise _refused(model, f"its own code fails on text alone, {_in_a_line(error)}") from error
+        for kind in kinds:
+            if kind is not EagerEngine:
+                set_attention(model.model, "eager")
+            try:
+                with compared_with_own():
+                    _check(model, kind(model.body, model.head, (), model.context_length), texts, own)
+                return kind
+            except (NotServedError, *FOREIGN) as error:
+                reason = error
+                logger.info("%s is not read %s: %s", model.name, kind.name, _in_a_line(error))
+    raise _refused(model, _in_a_line(reason)) from reason
+
+
+def _kinds(model: LanguageModel) -> list[type[Engine]]:
+    """The engines to try: from the one that read this architecture in the tests, or all of them.
+
+    ValueError for one that has not been tested, in an element type that hides small differences.
+    """
+    config = model.model.config
+    kinds: list[type[Engine]] = [RowByRowEngine, TokenByTokenEngine, RereadingEngine]
+    if text_config(config)._attn_implementation == NAME:
+        kinds.insert(0, EagerEngine)
+    known = read_as(config)
+    if known is None and model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{model.name} is of type {config.model_type}, which has not been tested, and {model.dtype} hides small "
+            "differences: load it with dtype float32, in which it is tried out, or choose a model of docs/models.md"
+        )
+    names = [kind.name for kind in kinds]
+    return kinds[names.index(known) :] if known in names else kinds
+
+
+def _refused(model: LanguageModel, reason: str) -> ValueError:
+    return ValueError(f"{model.name} cannot be decoded exactly ({reason}): choose another model, see docs/models.md")
+
+
+def _in_a_line(error: Exception | None) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        raise error
+    text = " ".join(str(error).split())[:160]
+    return text if isinstance(error, NotServedError) else f"{type(error).__name__}: {text}"
+
+
+def _own_logits(model: LanguageModel, texts: list[torch.Tensor]) -> list[torch.Tensor]:  # [n, V] of each text
+    """By the model's own code and attention, each text alone and without a cache."""
+    with attending(model.model, "eager"):
+        *own, start = (_forward(model.model, text) for text in (*texts, texts[0][:BEFORE]))
+        if not _close(start, own[0][: len(start)], model.dtype):
+            raise NotServedError("it reads tokens that follow, as an encoder does")
+        _check_own_cache(model, texts[0], own[0])
+    return own
+
+
+def _check_own_cache(model: LanguageModel, text: torch.Tensor, own: torch.Tensor) -> None:
+    """NotServedError if the model computes something else with a cache of transformers than without one."""
+    try:
+        cache = DynamicCache(config=text_config(model.model.config))
+        _forward(model.model, text[:BEFORE], past_key_values=cache)
+        found = _forward(model.model, text[BEFORE : BEFORE + 1], BEFORE, past_key_values=cache)
+    except FOREIGN:  # it has a cache of its own kind, or none
+        return
+    if cache.is_initialized and not _close(found, own[BEFORE : BEFORE + 1], model.dtype):
+        raise NotServedError("with a cache of transformers its own code computes something else than without")
+
+
+def _forward(model: Any, text: torch.Tensor, start: int = 0, **cache: object) -> torch.Tensor:  # [n] -> [n, V]
+    """Logits of `text` at positions from `start`, which are handed over as `generate` does."""
+    given: dict[str, Any] = {"use_cache": bool(cache), **cache}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        given["position_ids"] = torch.arange(start, start + len(text), device=text.device)[None]
+    return model(input_ids=text[None], **given).logits[0].float()
+
+
+def _check(model: LanguageModel, engine: Engine, texts: list[torch.Tensor], own: list[torch.Tensor]) -> None:
+    """NotServedError if `engine` gives other logits for these texts."""
+    cache, lengths = engine.new_cache(len(texts), max(LENGTHS) + PIECES[0][0]), [0] * len(texts)
+    ours: list[list[torch.Tensor]] = [[] for _ in texts]
+    wrong = some_tokens(model)[0].flip(0)
+    for width, kept in PIECES:
+        right = [text[done:][: max(kept - row, 1)] for row, (text, done) in enumerate(zip(texts, lengths, strict=True))]
+        tokens = torch.stack([torch.cat([part, wrong[: width - len(part)]]) for part in right])
+        logits = engine.logits(engine(tokens, cache).hidden)
+        for row, part in enumerate(right):
+            ours[row].append(logits[row, : len(part)].float())
+            lengths[row] += len(part)
+        cache.commit(width, at_most=width)
+        cache.set_lengths(torch.tensor(lengths, device=model.device), max(lengths))
+    for found, expected in zip(ours, own, strict=True):
+        if not _close(torch.cat(found), expected, model.dtype):
+            difference = relative_difference(torch.cat(found), expected)
+            raise NotServedError(f"read {engine.name}, its logits are off by {difference:.1%}")
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    return relative_difference(found, expected) <= (TOLERANCE_FLOAT32 if dtype == torch.float32 else TOLERANCE)
+
+
+def check_kernels(model: LanguageModel) -> None:
+    """Whether the kernels compute what PyTorch does with the same model."""
+    tokens, eager = some_tokens(model), EagerEngine(model.body, model.head, (), model.context_length)
+    ours, theirs = (
+        engine.logits(engine(tokens, model.new_cache(*tokens.shape)).hidden) for engine in (model.active_engine, eager)
+    )
+    difference = relative_difference(ours, theirs)
+    assert difference < TOLERANCE, f"engine {model.engine} computes another model: off by {difference:.1%}"
+
+
+def some_tokens(model: LanguageModel) -> torch.Tensor:  # [1, 64]
+    """Tokens of the vocabulary, the same at each call."""
+    return torch.randint(model.vocab_size, (1, 64), generator=torch.Generator().manual_seed(0)).to(model.device)
+
+
+def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The norm of the difference over that of `theirs`."""
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())

@@ -1,0 +1,79 @@
+"""Every architecture: the tokens of transformers' own `generate`, in a ragged batch, past the edge of a window."""
+
+import pytest
+import torch
+from architectures import PAGE, SHAPES, TABLE, VOCABULARY, page, tiny_config, tiny_model
+from transformers import GenerationConfig
+
+from specdec_lib import ModelProposer, SamplingConfig, autoregressive_decode, speculative_decode
+from specdec_lib.decoding.proposers.proposer import Proposer
+from specdec_lib.models.attention import our_attention, set_attention
+from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.tested_architectures import read_as
+
+GREEDY = SamplingConfig(temperature=0)
+NEW_TOKENS, GAMMA = 10, 3
+PROMPTS = [torch.randint(3, VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 13, 9)]
+pytestmark = pytest.mark.slow
+
+
+class KnownTokens(Proposer):
+    """Proposes the tokens to come, but for every fourth, which is wrong; so steps accept from none to all."""
+
+    def __init__(self, tokens: torch.Tensor):  # [B, n]
+        self.tokens = tokens
+
+    def propose(self, rows, num_draft_tokens, uniforms):
+        places = (rows.lengths - rows.prompt_lengths)[:, None] + torch.arange(num_draft_tokens)
+        tokens = self.tokens.gather(1, places.clamp(max=self.tokens.shape[1] - 1))
+        tokens = torch.where(places % 4 == 3, (tokens + 1) % VOCABULARY, tokens)
+        return tokens, torch.nn.functional.one_hot(tokens, rows.vocab_size).float()
+
+
+def generated(model):  # [B, n]
+    """What transformers makes of each prompt alone, with the model's own attention and a cache of its choice."""
+    model.generation_config = GenerationConfig()
+    settings = GenerationConfig(max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0)
+    options = {"generation_config": settings}
+    rows = [model.generate(p[None], attention_mask=torch.ones_like(p[None]), **options)[0, len(p) :] for p in PROMPTS]
+    return torch.stack(rows)
+
+
+def checked(model, name="tiny"):
+    """The model as `load_pair` makes it of a checkpoint."""
+    set_attention(model, our_attention())
+    language_model = LanguageModel(model, name)
+    language_model.check_faithful()
+    return language_model
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES.keys() - {*TABLE["slow"]}))
+def test_tokens_are_those_of_generate(name):
+    model = tiny_model(tiny_config(**SHAPES[name]))
+    expected = generated(model)
+    target = checked(model)
+    options = {"max_new_tokens": NEW_TOKENS, "num_draft_tokens": GAMMA, "sampling": GREEDY}
+    found = speculative_decode(target, KnownTokens(expected), PROMPTS, **options)
+    assert [row.tolist() for row in found.tokens] == expected.tolist()
+    assert 0 < found.accepted < found.drafted
+    assert target.engine == read_as(model.config)  # as fast as docs/models.md says
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt_oss", "deepseek_v3", "gptj", "qwen3_next", "mamba", "openai-gpt"])
+def test_models_of_each_kind_draft(name):
+    """The draft reads what was accepted, past what it drafted in vain, whatever it keeps of a text."""
+    target = checked(tiny_model(tiny_config("llama")))
+    same, other = (checked(tiny_model(tiny_config(**SHAPES[name]), seed)) for seed in (0, 1))
+    options = {"max_new_tokens": NEW_TOKENS, "sampling": GREEDY}
+    expected = autoregressive_decode(target, PROMPTS, **options).tokens
+    options["num_draft_tokens"] = GAMMA
+    found = speculative_decode(target, ModelProposer(other), PROMPTS, **options).tokens
+    assert [row.tolist() for row in found] == [row.tolist() for row in expected]
+    itself = speculative_decode(same, ModelProposer(same), PROMPTS, **options)
+    assert itself.accepted == itself.tested  # what it drafts is what it verifies
+
+
+def test_the_page_of_models_is_current():
+    """If not, run `python tests/support/architectures.py`."""
+    written = PAGE.read_text(encoding="utf-8")
+    assert written == page(written)
