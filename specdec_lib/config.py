@@ -7,8 +7,10 @@ import importlib
 import json
 import os
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +27,7 @@ RUN_FACTS = "environment.json"  # in the folder of a run; holds its params
 FORMER_KEYS = ("extra_repetitions", "interval_width")  # in old runs; they never changed a row's meaning
 
 CUSTOM_PAIR = "custom"
+MODELS = ("target", "draft")  # the keys that name those of a custom pair
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 INT8 = "int8"  # matrices in 8 bits with a factor for each row, all else as with bfloat16; the CPU kernels alone have it
@@ -48,12 +51,13 @@ class SamplingConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}: give 0 for greedy decoding or a positive number")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: give 0 to keep all tokens or a positive number")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: give a number above 0 and at most 1, which keeps all tokens")
+        temperature, top_k, top_p = vars(self).values()  # of whatever types
+        if not isinstance(temperature, Real) or not 0 <= float(temperature) < float("inf"):
+            raise ValueError(f"temperature is {temperature!r}: give 0 for greedy decoding or a positive number")
+        if not isinstance(top_k, Integral) or top_k < 0:
+            raise ValueError(f"top_k is {top_k!r}: give 0 to keep all tokens or a positive number")
+        if not isinstance(top_p, Real) or not 0 < float(top_p) <= 1:
+            raise ValueError(f"top_p is {top_p!r}: give a number above 0 and at most 1, which keeps all tokens")
 
 
 class StudyParams(BaseModel):
@@ -212,10 +216,18 @@ class StudyParams(BaseModel):
 
 
 def cache_folder() -> Path:
-    """Where models and kernels are kept: `SPECDEC_CACHE`, else `specdec_lib` under the user's cache directory."""
-    if chosen := os.environ.get("SPECDEC_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specdec_lib"
+    """Where models and kernels are kept, absolute: `SPECDEC_CACHE`, else `specdec_lib` in the user's cache directory.
+
+    Raises:
+        ValueError: the user has no home directory, and no variable names a folder.
+    """
+    try:
+        if chosen := os.environ.get("SPECDEC_CACHE"):
+            return Path(chosen).expanduser().absolute()
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        raise ValueError("no home directory to keep models in: set SPECDEC_CACHE to a folder you own") from None
+    return caches.absolute() / "specdec_lib"
 
 
 def available_params() -> list[str]:
@@ -232,8 +244,8 @@ def load_params(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
             the name of its study.
         overrides: keys and values that replace those of the file, under the same checks.
 
-    The path of a prompt set is relative to the folder of the params file that gives it, and in overrides to the current
-    directory. It is absolute in the result.
+    A path (prompt_set, target, draft) is relative to the folder of the params file that gives it, in overrides to the
+    current directory. It is absolute in the result.
 
     Raises:
         ValueError: no such file, a file that is not YAML, or a key that is unknown, missing or out of range; one line
@@ -243,14 +255,14 @@ def load_params(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     if path.is_dir():
         params = params_of_run(json.loads((path / RUN_FACTS).read_text(encoding="utf-8")), str(path / RUN_FACTS))
     else:
-        said = _with_absolute_path(_read_yaml(path), path.parent)
+        said = _with_absolute_paths(_read_yaml(path), path.parent)
         params = validate_params({"gpu": path.stem} | said, source=path.name)
         if params.gpu != path.stem:
             raise ValueError(f"{path.name} says gpu: {params.gpu}: write {path.stem}, the name of the file, or nothing")
     if overrides:
         if overrides.get("gpu", params.gpu) != params.gpu:
             raise ValueError(f"overrides: gpu is {overrides['gpu']}: it is the name of the params file, {params.gpu}")
-        said = _with_absolute_path(overrides, Path.cwd())
+        said = _with_absolute_paths(overrides, Path.cwd())
         params = validate_params(params.model_dump() | said, source=f"overrides of {path.name}")
     if not found:
         params._file = str(path.resolve())
@@ -283,7 +295,9 @@ def notebook_parameters(params: StudyParams) -> dict[str, Any]:
     """The `gpu` and `overrides` with which a notebook's `load_params(gpu, overrides)` returns the same params."""
     source = params._file or params.gpu
     loaded = load_params(source)
-    return {"gpu": source, "overrides": {key: value for key, value in params if value != getattr(loaded, key)}}
+    located = {key for key in MODELS if (where := getattr(params, key)) and Path(where).is_absolute()}  # from here
+    overrides = {key: value for key, value in params if value != getattr(loaded, key) or key in located}
+    return {"gpu": source, "overrides": overrides}
 
 
 def parse_overrides(text: str) -> dict[str, Any]:
@@ -335,12 +349,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _with_absolute_path(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The same keys; a path of a prompt set is made absolute, because notebooks are executed in another directory."""
+def _with_absolute_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same keys; paths are made absolute at once, because kernels and workers may run in another directory."""
+    found = dict(data)
     prompt_set = data.get("prompt_set")
     if isinstance(prompt_set, str) and is_prompt_file(prompt_set):
-        return dict(data) | {"prompt_set": str((folder / Path(prompt_set).expanduser()).resolve())}
-    return dict(data)
+        found["prompt_set"] = str((folder / Path(prompt_set).expanduser()).resolve())
+    for key in MODELS:
+        where = data.get(key)
+        if isinstance(where, str) and where and not data.get(f"{key}_revision"):  # a revision is of a hub
+            found[key] = _absolute_model(where, folder)
+    return found
+
+
+def _absolute_model(where: str, folder: Path) -> str:
+    """The absolute path of a folder or GGUF file; a hub id stays what it is, but a folder of that name comes first."""
+    given = Path(where).expanduser()
+    if where.startswith((".", "~", os.sep)) or given.suffix == ".gguf":
+        return str((folder / given).resolve())
+    places = (base / given for base in (folder, Path.cwd()))
+    return next((str(place.resolve()) for place in places if place.is_dir()), where)
 
 
 def params_of_run(facts: Mapping[str, Any], source: str) -> StudyParams:
@@ -364,13 +392,16 @@ def validate_params(data: Mapping[str, Any], source: str) -> StudyParams:
     try:
         return StudyParams.model_validate(dict(data))
     except ValidationError as error:
-        first = error.errors()[0]
+        # an unknown key first: it may be a missing one, misspelt
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             keys = list(StudyParams.model_fields)
             hint = _near(key, keys) or f": remove it; the keys are {', '.join(keys)}"
             raise ValueError(f"{source}: unknown key {key}{hint}") from None
-        raise ValueError(f"{source}: {key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}") from None
+        given = "" if first["type"] in ("value_error", "missing") else f", not {reprlib.repr(first['input'])}"
+        what = f"{key + ': ' if key else ''}{first['msg'].removeprefix('Value error, ')}{given}"
+        raise ValueError(f"{source}: {what}") from None
 
 
 def _check_known(key: str, name: str, known: list[str]) -> None:

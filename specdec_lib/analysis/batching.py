@@ -18,7 +18,7 @@ def batch_gains(lines: pd.DataFrame) -> pd.DataFrame:
         lines: from `headline.along(lines, params, "batch_size")`.
     """
     gains = lines[lines["tokens_per_second"].notna()].sort_values([*CURVE, "batch_size"])
-    after_the_first = 1 - 1 / gains["max_new_tokens"]
+    after_the_first = (1 - 1 / gains["max_new_tokens"]).where(gains["max_new_tokens"] > 1)  # one token is not decoding
     gains["decoding_per_second"] = gains["tokens_per_second"] * after_the_first / (1 - gains["prefill_share"])
     smallest = gains.groupby(CURVE)[["decoding_per_second", "tokens_per_second"]].transform("first")
     gains["decoding_gain"] = gains["decoding_per_second"] / smallest["decoding_per_second"]

@@ -16,7 +16,7 @@ from specdec_lib.config import StudyParams, available_params, load_params, param
 from specdec_lib.hardware.catalog import Price, load_prices, price, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.models.presets import PRESETS
-from specdec_lib.study.table import read_results
+from specdec_lib.study.table import price_of_run, read_results
 
 SKIPPED = ("smoke",)  # toys, which are no measurement of a machine
 BATCHES = [2**power for power in range(10)]  # for predicted crossovers
@@ -68,14 +68,15 @@ def read_run(folder: Path) -> Run:
     params = params_of_run(environment, source=f"{folder.name}/environment.json")
     # The params file's present price: it may change without a new run.
     price_name = load_params(params.gpu).price if params.gpu in available_params() else params.price
-    entry, product = price(price_name), _product(environment, str(rows["device_name"].iloc[0]))
+    entry = price_of_run(params.model_copy(update={"price": price_name}), rows["threads"].max())
+    product = _product(environment, str(rows["device_name"].iloc[0]))
     if params.device == "cuda" and entry.gpu != product.split(" at ")[0]:
         raise ValueError(
             f"{folder.name}: price {price_name} is of {entry.gpu}, but the run was on {product}: "
             f"name a price of that product in params/{params.gpu}.yaml, or add one to hardware/prices.yaml"
         )
     if params.num_devices > 1:
-        product, entry = f"{params.num_devices} x {product}", entry.times(params.num_devices)
+        product = f"{params.num_devices} x {product}"
     return Run(params, product, rows, entry, folder)
 
 

@@ -7,6 +7,7 @@ from numbers import Integral
 
 import torch
 
+from specdec_lib.models.config_checks import how_to_extend
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import LanguageModel
 
@@ -22,8 +23,8 @@ def checked_prompts(
         ValueError: no prompts, an empty one, a token id outside the vocabulary, more tokens than the context holds, or
             what is no list of them.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least 1")
+    if not is_whole(max_new_tokens) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens!r}: ask for at least 1")
     if not isinstance(stop_token_ids, Sequence) or not all(isinstance(token, Integral) for token in stop_token_ids):
         raise ValueError(f"stop_token_ids is {stop_token_ids!r}: give a tuple of token ids, () for none")
     if not isinstance(prompts, list | tuple):
@@ -31,6 +32,11 @@ def checked_prompts(
     if not prompts:
         raise ValueError("there are no prompts: give a list with the token ids of at least one row")
     return [_checked_prompt(target, row, prompt, max_new_tokens) for row, prompt in enumerate(prompts)]
+
+
+def is_whole(value: object) -> bool:
+    """Whether this is a whole number, of whatever library."""
+    return isinstance(value, Integral)
 
 
 def _checked_prompt(
@@ -54,10 +60,11 @@ def _checked_prompt(
 def check_context(model: LanguageModel | DraftHead, prompt_tokens: int, max_new_tokens: int) -> None:
     """Refuse more tokens than `model` has positions for."""
     if prompt_tokens + max_new_tokens > model.context_length:
+        config = getattr(getattr(model, "model", None), "config", None)
         raise ValueError(
             f"{prompt_tokens} prompt tokens and {max_new_tokens} new ones exceed the context of {model.name}, "
             f"{model.context_length} tokens{getattr(model, 'why_shorter', '')}: shorten the prompt or lower "
-            "max_new_tokens"
+            f"max_new_tokens{how_to_extend(config)}"
         )
 
 

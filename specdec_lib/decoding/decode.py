@@ -10,7 +10,7 @@ import torch
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.captured_loop import CapturedStep, KeptSteps, drafts_of, kept_steps
-from specdec_lib.decoding.checks import Prompts, checked_prompts, checked_row_numbers
+from specdec_lib.decoding.checks import Prompts, checked_prompts, checked_row_numbers, is_whole
 from specdec_lib.decoding.counters import Counters
 from specdec_lib.decoding.loop import run_steps
 from specdec_lib.decoding.ops import PlainOps, choose_ops
@@ -95,8 +95,8 @@ def speculative_decode(
         ValueError: gamma below 1, an unknown verification rule, and whatever `autoregressive_decode` or the proposer
             refuses.
     """
-    if num_draft_tokens < 1:
-        raise ValueError(f"num_draft_tokens is {num_draft_tokens}: give at least 1, or use autoregressive_decode")
+    if not is_whole(num_draft_tokens) or num_draft_tokens < 1:
+        raise ValueError(f"num_draft_tokens is {num_draft_tokens!r}: give at least 1, or use autoregressive_decode")
     rule = find_rule(verification)
     batch = checked_prompts(target, prompts, max_new_tokens, stop_token_ids)
     ops = ops or choose_ops(target, sampling)

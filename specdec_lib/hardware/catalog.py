@@ -67,18 +67,29 @@ def _check_known(name: str, known: Mapping[str, object], *others: str) -> str:
 
 
 class Price(Fact):
-    """On-demand dollars for an hour of one GPU, or of one machine if `gpu` is "cpu"."""
+    """On-demand dollars for an hour of one GPU, or of one machine with so many `vcpus` if `gpu` is "cpu"."""
 
     gpu: Annotated[str, AfterValidator(lambda name: _check_known(name, load_gpus(), CPU))]
     usd_per_hour: Positive
     vendor: str
     region: str
     date: datetime.date
+    vcpus: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _a_cpu_has_its_size(self) -> Price:
+        if (self.gpu == CPU) != (self.vcpus is not None):
+            raise ValueError(f"vcpus is {self.vcpus} and gpu {self.gpu}: give vcpus for gpu: {CPU}, and only there")
+        return self
 
     def times(self, number: int) -> Price:
-        """The price of `number` of them."""
-        changes = {"usd_per_hour": self.usd_per_hour * number, "vendor": f"{number} GPUs of {self.vendor}"}
-        return self.model_copy(update=changes) if number > 1 else self
+        """The price of `number` GPUs, or of so many virtual CPUs: vendors price machines of a family by their size."""
+        what = "vCPU" if self.vcpus else "GPUs"
+        changes = {
+            "usd_per_hour": self.usd_per_hour * number / (self.vcpus or 1),
+            "vendor": f"{number} {what} of {self.vendor}",
+        }
+        return self.model_copy(update=changes) if number != (self.vcpus or 1) else self
 
 
 class Model(Fact):
@@ -128,7 +139,8 @@ def _load(path: Path, kind: type[Entry]) -> dict[str, Entry]:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
         return TypeAdapter(dict[str, kind]).validate_python(entries)  # type: ignore[valid-type]
     except ValidationError as error:
-        details: Mapping[str, Any] = error.errors()[0]
+        # an unknown key first: it may be a missing one, misspelt
+        details: Mapping[str, Any] = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         where = ": ".join([path.name, *map(str, details["loc"])])
         raise ValueError(f"{where}: {details['msg'].removeprefix('Value error, ')}") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import shlex
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -61,7 +62,7 @@ def load() -> tuple[Path, None] | tuple[None, str]:
     try:
         library = compiled_library(kind)
         torch.ops.load_library(library)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         message = getattr(error, "stderr", None) or str(error)
         reason = f"the CPU kernels do not compile or load: {message.strip().splitlines()[0]}"
         logger.warning("%s; plain PyTorch is used instead, several times slower", reason)
@@ -71,9 +72,10 @@ def load() -> tuple[Path, None] | tuple[None, str]:
 
 def compiled_library(kind: str) -> Path:
     """The library made of this very code with this very PyTorch for `kind`; compiled if the cache does not hold it."""
-    compiler, flags = cpp_extension.get_cxx_compiler(), FLAGS + FOR[kind]
+    compiler = shlex.split(cpp_extension.get_cxx_compiler()) or ["c++"]  # may be several words: ccache g++
+    flags = FLAGS + FOR[kind]
     code = "".join(path.read_text(encoding="utf-8") for path in [*HEADERS, *SOURCES])
-    determined_by = f"{code} {compiler} {flags} {torch.__version__}"
+    determined_by = f"{code} {shlex.join(compiler)} {flags} {torch.__version__}"
     folder = cache_folder() / "kernels"
     library = folder / f"kernels-{kind}-{hashlib.sha256(determined_by.encode()).hexdigest()[:16]}.so"
     if not library.exists():
@@ -85,8 +87,8 @@ def compiled_library(kind: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as work, ThreadPoolExecutor() as pool:
             made = Path(work) / library.name
             objects = {str(path): str(Path(work) / f"{path.stem}.o") for path in SOURCES}
-            each = [[compiler, *flags, "-c", path, "-o", name, *places] for path, name in objects.items()]
+            each = [[*compiler, *flags, "-c", path, "-o", name, *places] for path, name in objects.items()]
             list(pool.map(run, each))
-            run([compiler, "-shared", "-fopenmp", *objects.values(), "-o", str(made), *libraries])
+            run([*compiler, "-shared", "-fopenmp", *objects.values(), "-o", str(made), *libraries])
             made.rename(library)  # whole or not at all, however many processes compile at once
     return library

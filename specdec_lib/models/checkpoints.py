@@ -17,28 +17,32 @@ from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
 from specdec_lib.models.architectures import auto_class, check_architecture
 from specdec_lib.models.attention import our_attention, set_attention
+from specdec_lib.models.config_checks import check_quantisation, check_rows
 from specdec_lib.models.presets import PRESETS, Checkpoint
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
-from specdec_lib.models.weights import check_weight_files
+from specdec_lib.models.weights import check_weight_files, fetch_small_files, is_local
 
 RANDOM = " (random weights)"  # ends the names of such a pair and of its models
 STANDARD_DEVIATION = 0.02
 
 
 def check_checkpoints(
-    checkpoints: Sequence[Checkpoint], tensor_parallel: int = 1
+    checkpoints: Sequence[Checkpoint], tensor_parallel: int = 1, device: str = "cpu"
 ) -> tuple[transformers.PreTrainedTokenizerBase, list[Any]]:
     """The target's tokenizer and the config of each model, before any weights are read.
 
     Raises:
-        ValueError: missing or truncated files, an unsuitable architecture, or vocabularies that differ.
+        ValueError: missing or truncated files, weights in a form that cannot be read here, an unsuitable architecture,
+            or vocabularies that differ.
     """
     configs, tokenizers = [], []
     for checkpoint in checkpoints:
-        check_weight_files(checkpoint.where)
-        configs.append(from_hub(transformers.AutoConfig, checkpoint))
-        check_architecture(configs[-1], checkpoint.where)
+        shapes = check_weight_files(Path(checkpoint.where)) if is_local(*checkpoint) else {}
+        configs.append(config := from_hub(transformers.AutoConfig, checkpoint))
+        check_quantisation(config, checkpoint.where, device)
+        check_rows(config, shapes, checkpoint.where)
+        check_architecture(config, checkpoint.where)
         tokenizers.append(from_hub(transformers.AutoTokenizer, checkpoint))
     target = tokenizers[0].get_vocab()
     for checkpoint, tokenizer in zip(checkpoints[1:], tokenizers[1:], strict=True):
@@ -74,9 +78,10 @@ def load_language_model(
         use_safetensors=True,
         attn_implementation="eager",
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # `check_tensors` names them
         **loading(tensor_parallel, device),
     )
-    _check_tensors(where, found)
+    check_tensors(where, found)
     set_attention(model, our_attention())
     if tensor_parallel == 1 and dtype != INT8:  # which has its matrices in a block of their own
         host_memory.move(model)
@@ -93,7 +98,7 @@ def _torch_dtype(dtype: str) -> torch.dtype:
     return found
 
 
-def _check_tensors(where: str, found: dict[str, Any]) -> None:
+def check_tensors(where: str, found: dict[str, Any]) -> None:
     """Refuse weights that are not all there: transformers would make up what is missing, anew at each load."""
     problems = {
         "missing_keys": "lacks",
@@ -101,19 +106,28 @@ def _check_tensors(where: str, found: dict[str, Any]) -> None:
         "unexpected_keys": "has more than its architecture:",
     }
     for kind, problem in problems.items():
-        if names := sorted(map(str, found.get(kind) or ())):
+        if names := sorted(map(_tensor, found.get(kind) or ())):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            prefixed = (key for key in sorted(found.get("unexpected_keys") or ()) if key.endswith(f".{names[0]}"))
+            hint = f" (it has {key})" if kind == "missing_keys" and (key := next(prefixed, None)) else ""
             raise ValueError(
-                f"{where} {problem} {', '.join(names[:3])}{more}: its files do not fit its config.json; save the model "
-                "again with save_pretrained, or fetch it again"
+                f"{where} {problem} {', '.join(names[:3])}{more}: its files do not fit its config.json{hint}; save the "
+                "model again with save_pretrained, or fetch it again"
             )
+
+
+def _tensor(key: str | tuple[str, Sequence[int], Sequence[int]]) -> str:
+    """A tensor of transformers' report, with both shapes if they differ."""
+    if isinstance(key, str):
+        return key
+    name, found, wanted = key
+    return f"{name} ({[*found]} instead of {[*wanted]})"
 
 
 def from_hub(auto_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
     """Load a checkpoint with an auto class of transformers; code from a hub is never run."""
-    where, revision = checkpoint
-    with refusing(where), bars_in_a_terminal_only():
-        return auto_class.from_pretrained(where, revision=revision, trust_remote_code=False, **options)
+    with refusing(checkpoint.where), bars_in_a_terminal_only():
+        return auto_class.from_pretrained(str(fetch_small_files(*checkpoint)), trust_remote_code=False, **options)
 
 
 @contextmanager

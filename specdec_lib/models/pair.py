@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import transformers
 
 from specdec_lib.config import CUSTOM_PAIR, INT8, Dtype, StudyParams
 from specdec_lib.kernels.build import why_no_kernels
+from specdec_lib.kernels.threads import fit_threads
 from specdec_lib.models import host_memory
 from specdec_lib.models.architectures import context_length
 from specdec_lib.models.checkpoints import (
@@ -23,14 +25,16 @@ from specdec_lib.models.checkpoints import (
     random_shapes,
     refusing,
 )
+from specdec_lib.models.config_checks import check_rows, how_to_extend
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.embedded import embedded_target
+from specdec_lib.models.gguf_files import SUFFIX, dense_checkpoint, precision_of
 from specdec_lib.models.plain_draft import load_plain_draft
-from specdec_lib.models.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights
+from specdec_lib.models.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights, names_of
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
 from specdec_lib.models.toy import toy_draft, toy_model
-from specdec_lib.models.weights import fetch_weights, read_draft, weight_files
+from specdec_lib.models.weights import CONFIG, check_weight_files, fetch_weights, read_draft, weight_files
 
 DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
 
@@ -46,12 +50,26 @@ class Pair:
     target_id: str
     draft_id: str
     files: dict[str, str]  # SHA-256 of the files with weights; those from a hub are named with their commit
+    configs: str | None = None  # SHA-256 of the config.json of both, which decide what is computed too; of checkpoints
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The tokenizer's end of text; empty for toys, and for a tokenizer without one."""
-        token = None if self.tokenizer is None else self.tokenizer.eos_token_id
-        return () if token is None else (token,)
+        """Tokens that end a text, by the target's generation config, its config and the tokenizer; none for toys.
+
+        What a config class has by default, as 2 for Llama, does not count: nobody said it of this model.
+        """
+        if self.tokenizer is None:
+            return ()
+        config = self.target.model.config.get_text_config(decoder=True)
+        generation = getattr(self.target.model, "generation_config", None)
+        default = getattr(type(config), "eos_token_id", None)
+        said = [self.tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)]
+        if getattr(generation, "_from_model_config", True) and said[1] == default:
+            said.pop()  # no file of its own
+        if (own := getattr(config, "eos_token_id", None)) != default:
+            said.append(own)
+        tokens = {token for each in said for token in _listed(each)}
+        return tuple(sorted(token for token in tokens if 0 <= token < self.target.vocab_size))
 
     def __repr__(self) -> str:
         target = self.target
@@ -64,8 +82,8 @@ class Pair:
 def load_pair(
     name: str | None = None,
     *,
-    target: str | None = None,
-    draft: str | None = None,
+    target: str | Path | None = None,
+    draft: str | Path | None = None,
     target_revision: str | None = None,
     draft_revision: str | None = None,
     device: str = "cpu",
@@ -74,6 +92,9 @@ def load_pair(
     tensor_parallel: int = 1,
 ) -> Pair:
     """Load a preset by `name`, or two Hugging Face causal LMs by path or hub id. The toy is always float32.
+
+    A path is that of a folder, or of a GGUF file, whose weights are dequantised to bfloat16 once. On a CPU, PyTorch
+    gets no more threads than this process may use CPUs.
 
     Args:
         dtype: of weights and activations. "int8" keeps every matrix of target and draft model in 8 bits with a factor
@@ -89,6 +110,7 @@ def load_pair(
             an architecture that the ragged cache cannot serve, or heads that so many devices cannot share; one line
             with the remedy.
     """
+    target, draft = (None if each is None else str(each) for each in (target, draft))  # paths too
     models = (target, draft, target_revision, draft_revision)
     if (name is None and not (target and draft)) or (name is not None and any(models)):
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
@@ -105,6 +127,8 @@ def load_pair(
     if dtype == INT8:
         _check_eight_bits(place, compiled=compiled and tensor_parallel == 1)
     _check_spread(name, tensor_parallel)
+    if place.type == "cpu":
+        fit_threads()
     if name == TOY:
         generator = torch.Generator().manual_seed(0)
         toy = toy_model(16, generator)
@@ -123,6 +147,8 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     dtype = dtype or params.dtype
     if params.weights == "random":
         _check_spread(params.pair, params.tensor_parallel, params.weights)
+        if params.device == "cpu":
+            fit_threads()
         shapes = enumerate(random_shapes(params))
         target, draft = (random_model(name, config, params.device, dtype, seed) for seed, (name, config) in shapes)
         # what decides a cell's numbers, next to the shapes
@@ -133,11 +159,12 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     return load_pair(None if params.pair == CUSTOM_PAIR else params.pair, dtype=dtype, **given)
 
 
-def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokenizerBase, int] | None:
+def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokenizerBase, int, str] | None:
     """Refuse what `load_pair` would, from small files alone: configurations, tokenizers, headers of the weights.
 
     Returns:
-        The target's tokenizer, and the number of tokens that both models can read; None for a pair without a tokenizer.
+        The target's tokenizer, the number of tokens that both models can read, and how that could be more, from
+        `how_to_extend`; None for a pair without a tokenizer.
     """
     _check_spread(params.pair, params.tensor_parallel, params.weights)
     check_devices(params.tensor_parallel, params.device)
@@ -150,9 +177,10 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         checkpoints = [Checkpoint(str(embedded_target()))]
     else:
         models = (params.target, params.draft, params.target_revision, params.draft_revision)
-        checkpoints = checkpoints_of(params.pair, *models)
-    tokenizer, configs = check_checkpoints(checkpoints, params.tensor_parallel)
-    return tokenizer, min(map(context_length, configs))
+        checkpoints, _ = _opened(checkpoints_of(params.pair, *models))
+    tokenizer, configs = check_checkpoints(checkpoints, params.tensor_parallel, params.device)
+    shorter = min(configs, key=context_length)
+    return tokenizer, context_length(shorter), how_to_extend(shorter)
 
 
 def _check_eight_bits(place: torch.device, *, compiled: bool) -> None:
@@ -204,15 +232,35 @@ def _checkpoint_pair(
 ) -> Pair:
     if tensor_parallel > 1:
         check_processes(tensor_parallel, device)
-    tokenizer, _ = check_checkpoints(checkpoints, tensor_parallel)
+    checkpoints, names = _opened(checkpoints)
+    tokenizer, loaded = check_checkpoints(checkpoints, tensor_parallel, device)
     compiled = compiled and tensor_parallel == 1  # messages between processes can be neither compiled nor captured
     files: dict[str, str] = {}
     models: list[LanguageModel] = []
-    for (where, revision), spread in zip(checkpoints, (tensor_parallel, 1), strict=True):  # every process has the draft
+    configs = hashlib.sha256()
+    spreads = tensor_parallel, 1  # every process has the draft
+    for (where, revision), called, config, spread in zip(checkpoints, names, loaded, spreads, strict=True):
         with refusing(where):
             folder = fetch_weights(where, revision)
-        files |= weight_files(where, folder, known_weights(where, folder.name))
+        check_rows(config, check_weight_files(folder), where)
+        files |= weight_files(where, folder, known_weights(where, folder.name), None if called == where else called)
+        configs.update((folder / CONFIG).read_bytes())
         place = str(models[0].device) if models else device  # the draft joins this process's part of the target
         models.append(load_language_model(str(folder), place, dtype, where, compiled=compiled, tensor_parallel=spread))
-    (target, _), (draft, _) = checkpoints
-    return Pair(name, models[0], models[1], tokenizer, target, draft, files)
+    target, draft = models
+    return Pair(name, target, draft, tokenizer, names[0], names[1], files, configs.hexdigest())
+
+
+def _opened(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """The checkpoints, with a folder for each GGUF file, and what rows call them: with the precision of such a file."""
+    opened, names = list(checkpoints), names_of(checkpoints)
+    for place, (where, revision) in enumerate(checkpoints):
+        if revision is None and where.endswith(SUFFIX):
+            folder = dense_checkpoint(Path(where))
+            opened[place], names[place] = Checkpoint(str(folder)), f"{names[place]} ({precision_of(folder)})"
+    return opened, names
+
+
+def _listed(tokens: int | Sequence[int] | None) -> Sequence[int]:
+    """One token id, several or none, as configurations have them."""
+    return () if tokens is None else [tokens] if isinstance(tokens, int) else tokens

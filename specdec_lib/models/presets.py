@@ -1,7 +1,9 @@
-"""The pairs that can be named in a params file."""
+"""The pairs that can be named in a params file, and what rows call the models of others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from specdec_lib.hardware.catalog import load_models
@@ -23,7 +25,7 @@ PRESETS = {  # pairs on the hub: target and draft in hardware/models.yaml
 class Checkpoint(NamedTuple):
     """Where the files of a model are."""
 
-    where: str  # a folder or a hub id
+    where: str  # a folder, a GGUF file or a hub id
     revision: str | None = None  # the hub's commit
 
 
@@ -40,6 +42,21 @@ def checkpoints_of(name: str | None, target: str | None, draft: str | None, *rev
         raise ValueError(f"unknown pair {name!r}: choose one of {', '.join(pair_names())}")
     models = [load_models()[key] for key in PRESETS[name]]
     return [Checkpoint(str(model.hub_id), model.revision) for model in models]
+
+
+def names_of(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """What rows call models: hub ids as they are; folders and files by the shortest ends of their paths that differ."""
+    paths = [Path(where).absolute() for where, revision in checkpoints if revision is None and Path(where).exists()]
+
+    def name(where: str, revision: str | None) -> str:
+        path = Path(where).absolute()
+        if revision is not None or path not in paths:
+            return where
+        ends = [path.parts[-count:] for count in range(1, len(path.parts) + 1)]
+        others = [other for other in paths if other != path]
+        return "/".join(next(end for end in ends if all(other.parts[-len(end) :] != end for other in others)))
+
+    return [name(*checkpoint) for checkpoint in checkpoints]
 
 
 def known_weights(where: str, commit: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch import nn
 if TYPE_CHECKING:
     from specdec_lib.models.runner import LanguageModel
 
-FETCHED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # of a hub's repository; no code, no pickles
+SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]  # of a hub's repository; no code, no pickles
 DUPLICATES = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other forms
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a draft's folder
@@ -39,32 +39,57 @@ def check_file(path: Path, expected: str | None, remedy: str) -> None:
         raise ValueError(f"{path} has SHA-256 {found} instead of {expected}: {remedy}")
 
 
-def check_weight_files(where: str) -> None:
-    """Refuse a folder without safetensors files, or with a truncated one, by a ValueError. Hub ids are not checked."""
-    if not Path(where).is_dir():
-        return
-    files = sorted(Path(where).glob("*.safetensors"))
+def check_weight_files(folder: Path) -> dict[str, list[int]]:
+    """The shape of each tensor in a folder, from the headers of its files.
+
+    ValueError for a folder without safetensors files, with a truncated one, or with an adapter for another model.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder} is an adapter: merge it into its model (merge_and_unload), save that and name it")
+    files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{where} holds no safetensors file: save the model with save_pretrained, or fetch it again")
+        raise ValueError(f"{folder} holds no safetensors file: save the model with save_pretrained, or fetch it again")
+    shapes: dict[str, list[int]] = {}
     for path in files:
         try:
-            with safe_open(path, framework="pt"):
-                pass
+            with safe_open(path, framework="pt") as tensors:
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or truncated ({error}): delete it and fetch it again") from None
+    return shapes
+
+
+def is_local(where: str, revision: str | None) -> bool:
+    """Whether a folder on this machine is meant. A revision is of the hub: with one, a folder of that name is not."""
+    return revision is None and Path(where).is_dir()
 
 
 def fetch_weights(where: str, revision: str | None) -> Path:
     """The folder `where` itself, or its copy in the hub's cache; OSError if the hub cannot give it."""
-    if Path(where).is_dir():
-        return Path(where)
-    return Path(snapshot_download(where, revision=revision, allow_patterns=FETCHED, ignore_patterns=DUPLICATES))
+    return _fetch(where, revision, [*SMALL, "*.safetensors"])
 
 
-def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+def fetch_small_files(where: str, revision: str | None) -> Path:
+    """The same, of a hub without the weights: configurations and tokenizer."""
+    return _fetch(where, revision, SMALL)
+
+
+def _fetch(where: str, revision: str | None, patterns: list[str]) -> Path:
+    path = Path(where)
+    if is_local(where, revision):
+        return path
+    if path.is_absolute() or where.startswith("."):
+        raise ValueError(f"{where} {f'has no revision {revision}' if path.is_dir() else 'is no folder'}")
+    return Path(snapshot_download(where, revision=revision, allow_patterns=patterns, ignore_patterns=DUPLICATES))
+
+
+def weight_files(
+    where: str, folder: Path, known: Mapping[str, str] | None = None, name: str | None = None
+) -> dict[str, str]:
     """SHA-256 of each safetensors file in the `folder` that `fetch_weights` gave for `where`.
 
-    ValueError if one does not have its `known` SHA-256, or not that by which the hub's cache names it.
+    Keys are `name` and file; by default the name is that of the folder, or the hub's id and commit. ValueError if a
+    file does not have its `known` SHA-256, or not that by which the hub's cache names it.
     """
     paths = sorted(folder.glob("*.safetensors"))
     with ThreadPoolExecutor() as pool:  # a large model has many files
@@ -75,7 +100,7 @@ def weight_files(where: str, folder: Path, known: Mapping[str, str] | None = Non
             raise ValueError(f"{path} has changed since it was fetched: delete {stored} and run again")
         if value != (known or {}).get(path.name, value):
             raise ValueError(f"{path} is not the file that this study is pinned to: delete {stored} and run again")
-    name = folder.name if Path(where).is_dir() else f"{where}@{folder.name}"  # named by the commit
+    name = name or (folder.name if folder == Path(where) else f"{where}@{folder.name}")  # named by the commit
     return {f"{name}/{path.name}": value for path, value in found.items()}
 
 

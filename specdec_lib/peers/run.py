@@ -21,8 +21,7 @@ from tqdm import tqdm
 from specdec_lib.config import BENCHMARK_VERSION, INT8, SamplingConfig, StudyParams
 from specdec_lib.decoding.checks import check_context
 from specdec_lib.machine.environment import check_device, device_name
-from specdec_lib.models.embedded import embedded_target
-from specdec_lib.models.pair import EMBEDDED_DRAFTS, Pair, load_study_pair
+from specdec_lib.models.pair import Pair, load_study_pair
 from specdec_lib.peers import ways as peer_ways
 from specdec_lib.peers.installed import installed_ways
 from specdec_lib.peers.rows import FILE, read_peers
@@ -76,7 +75,7 @@ def run_peers(
         draft = peer_ways.draft_checkpoint(plain, exported)
         ways += peer_ways.transformers_ways(plain, peer_ways.load_draft(plain, draft), gammas)
         if params.device == "cpu":
-            target = str(embedded_target()) if plain.name in EMBEDDED_DRAFTS else plain.target_id
+            target = str(plain.target.model.name_or_path)  # the very files, whatever a hub has by now
             context = longest + new_tokens + max(*gammas, LOOKUP_TOKENS) + 1
             ways += installed_ways(plain, target, draft, gammas, context, stack)
         for rows in _Run(params, pair, ways, prompts, new_tokens).rows(repetitions):

@@ -116,7 +116,8 @@ def _generate(pair: Pair, draft: PreTrainedModel, setting: Setting) -> Decode:
 def draft_checkpoint(plain: Pair, folder: Path) -> str:
     """Where other engines find the draft of `plain`; an embedded one is written to `folder` first."""
     if plain.name not in EMBEDDED_DRAFTS:
-        return plain.draft_id
+        assert not isinstance(plain.draft, DraftHead), "a pair of checkpoints has a model for a draft"
+        return str(plain.draft.model.name_or_path)  # the very files, whatever a hub has by now
     export_plain_draft(DRAFTS_FOLDER / EMBEDDED_DRAFTS[plain.name], folder, plain.target)
     assert plain.tokenizer
     plain.tokenizer.save_pretrained(folder)

@@ -12,7 +12,7 @@ from specdec_lib.exactness.certificate import FILE as CERTIFICATE
 from specdec_lib.machine.files import locked, write_atomically, writing
 from specdec_lib.report.captions.verdict import in_short
 from specdec_lib.report.index import COMPARISON, overview_page
-from specdec_lib.report.notebooks import NOTEBOOKS, execute
+from specdec_lib.report.notebooks import NOTEBOOKS, execute, start_timeout
 from specdec_lib.report.render import render_page
 from specdec_lib.report.run_page import CORRECTNESS, run_page, why_no_certificate
 from specdec_lib.study.sweep import run_first_blocks
@@ -31,10 +31,11 @@ def make_reports(params: StudyParams, output_root: Path) -> Path:
     """Run a whole study: measure what is missing and write all pages; returns the index in `output_root/<gpu>`.
 
     Raises:
-        ValueError: another run is at work in that folder.
+        ValueError: another run is at work in that folder, or SPECDEC_START_TIMEOUT is no number of seconds.
         RuntimeError: a notebook did not run to its end, with its error; or the folder cannot be written.
     """
     folder = (Path(output_root) / params.gpu).resolve()
+    start_timeout()  # refused before anything is measured
     names = [name for name in STUDY if name != CORRECTNESS or not why_no_certificate(params)]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

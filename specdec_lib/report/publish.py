@@ -84,14 +84,19 @@ def _check(params: StudyParams, folder: Path) -> None:
 
 
 def _without_paths(file: Path) -> None:
-    """Keep only the name of a prompt file in the params that a run noted: its path says nothing to others."""
+    """Keep only the names of prompt files and models in the params that a run noted: paths say nothing to others."""
     if not file.exists():
         return
     facts = json.loads(file.read_text(encoding="utf-8"))
     for each in (facts, facts.get("environment", {}), *facts.get("runs", {}).values()):
         kept = each.get("params", {})
-        if is_prompt_file(kept.get("prompt_set", "")):
-            kept["prompt_set"] = Path(kept["prompt_set"]).name
+        places = {key: str(kept.get(key) or "") for key in ("prompt_set", "target", "draft")}
+        if named := {
+            key: Path(place).name
+            for key, place in places.items()
+            if Path(place).is_absolute() or (key == "prompt_set" and is_prompt_file(place))
+        }:
+            kept |= named
             write_atomically(file, json.dumps(facts, separators=(",", ":")) + "\n")
 
 

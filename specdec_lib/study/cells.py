@@ -47,7 +47,7 @@ class Source:
     pair: str
     target_id: str
     draft_id: str
-    weights: str  # hash of the weight files' hashes
+    weights: str  # hash of the hashes of weight files, and of the config.json next to them
     software: str  # versions of what computes
     dtype: str
     threads: int  # of the CPU

@@ -20,7 +20,7 @@ from specdec_lib.study.schema import Row
 RATES = ("acceptance_rate", "draft_efficiency", "mean_acceptance_length")
 _ONLY_IN_THE_ID = (  # fields of a cell and of its source
     *("source", "repetitions", "seed", "accepted_per_step"),
-    *("weights", "software", "threads", "prompt_set_hash"),
+    *("weights", "software", "prompt_set_hash"),
 )
 
 Arrival = tuple[float, int]  # seconds since the call, and how many tokens of every row arrived then

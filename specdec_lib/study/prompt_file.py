@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,9 @@ def _prompts_of(entry: dict[str, Any], turns: str) -> list[Prompt]:
     keys = ("question_id", "category", "turns") if spec_bench else ("id", "category", "text")
     for key in keys:
         if key not in entry:
-            raise ValueError(f"no key {key}: write a line such as {SPEC_BENCH if spec_bench else OURS}")
+            near = difflib.get_close_matches(key, entry.keys() - {*keys}, n=1)
+            hint = f", but {near[0]}: did you mean {key}?" if near else ""
+            raise ValueError(f"no key {key}{hint}: write a line such as {SPEC_BENCH if spec_bench else OURS}")
     identifier, category = _id(entry, keys[0]), _text(entry["category"], "category")
     if not spec_bench:
         return [Prompt(identifier, category, _text(entry["text"], "text"))]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import date
+from datetime import datetime
 from itertools import cycle, zip_longest
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
+from transformers.utils import chat_template_utils
 
 from specdec_lib.config import StudyParams, is_prompt_file
 from specdec_lib.study.cells import Setting, prompt_groups, settings
@@ -25,12 +26,18 @@ PACKAGED, HUMANEVAL = "mixed", "humaneval"
 PASSAGE = "passage"  # the category of the paragraphs that prompts of an exact length are cut from
 TASK = "Continue this text.\n\n"
 PLACE = "<<passage>>"  # where the passage goes in the rendered chat template
-TODAY = date(2025, 1, 1)  # for chat templates that print the date
-DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # in such a template
 RAGGED = (3, 9)  # shortest and longest random prompt when no length is asked for, in tokens
 
 
 Encoded = tuple[Prompt, torch.Tensor]  # with its token ids, int64
+
+
+class SameDay(datetime):
+    """The clock of chat templates, which may print the date: a study that runs past midnight keeps its prompts."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> SameDay:
+        return cls(2025, 1, 1, tzinfo=tz)
 
 
 def load_prompts(prompt_set: str, turns: str = "first") -> list[Prompt]:
@@ -122,15 +129,16 @@ def encode_prompts(
     """
     if prompt_tokens < 0:
         raise ValueError(f"prompt_tokens is {prompt_tokens}: give 0 for the prompts as they are or a positive length")
-    template = None if tokenizer.chat_template is None else _undated(tokenizer.get_chat_template())
-    opening = {"add_special_tokens": template is None}
+    plain = tokenizer.chat_template is None
+    opening = {"add_special_tokens": plain}
 
     def rendered(text: str) -> str:  # what the model reads when a user says it, up to where the answer begins
         messages = [{"role": "user", "content": text}]
-        if template is None:
+        if plain:
             return text
         given: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
-        return str(tokenizer.apply_chat_template(messages, chat_template=template, **given))
+        with patch.object(chat_template_utils, "datetime", SameDay, create=True):
+            return str(tokenizer.apply_chat_template(messages, **given))
 
     if prompt_tokens == 0:
         return [torch.tensor(tokenizer(rendered(prompt.text), **opening)["input_ids"]) for prompt in prompts]
@@ -145,11 +153,6 @@ def encode_prompts(
     if prompt_tokens > (most := around + min(map(len, passages))):
         raise ValueError(f"prompt_tokens is {prompt_tokens}: give at most {most}, or add passages to the prompt set")
     return [torch.tensor([*head, *passage[: prompt_tokens - around], *tail]) for passage in passages]
-
-
-def _undated(template: str) -> str:
-    """A chat template that prints the same date on all days, so that a study may run past midnight."""
-    return DATE.sub(lambda call: json.dumps(TODAY.strftime(call[2])), template)
 
 
 def study_prompts(
@@ -176,11 +179,14 @@ def study_prompts(
     return list(zip(prompts, ids, strict=True))
 
 
-def check_prompts(params: StudyParams, tokenizer: transformers.PreTrainedTokenizerBase, context_length: int) -> None:
+def check_prompts(
+    params: StudyParams, tokenizer: transformers.PreTrainedTokenizerBase, context_length: int, remedy: str = ""
+) -> None:
     """Refuse a study whose prompts cannot be made so long, or leave no room for its output; reads no weights.
 
     Args:
         context_length: of the target or the draft, whichever is shorter, in tokens.
+        remedy: how that could be more, from `how_to_extend`.
 
     Raises:
         ValueError: fewer prompts than `num_prompts`; or naming the length and what would fit.
@@ -196,7 +202,7 @@ def check_prompts(params: StudyParams, tokenizer: transformers.PreTrainedTokeniz
         if longest + setting.max_new_tokens > context_length:
             raise ValueError(
                 f"prompts of {longest} tokens and {setting.max_new_tokens} new ones exceed the context of target or "
-                f"draft, {context_length} tokens: lower max_new_tokens or choose shorter prompts than {name}"
+                f"draft, {context_length} tokens: lower max_new_tokens or choose shorter prompts than {name}{remedy}"
             )
 
 

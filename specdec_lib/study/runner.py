@@ -42,13 +42,14 @@ TERMINAL = "SPECDEC_TERMINAL"  # set where output that is no terminal is passed 
 
 def source_of(params: StudyParams, pair: Pair) -> Source:
     """What decides a cell's numbers on this machine with this pair."""
+    weights = pair.files | ({"config.json": pair.configs} if pair.configs else {})
     return Source(
         gpu=params.gpu,
         device_name=device_name(params.device),
         pair=pair.name,
         target_id=pair.target_id,
         draft_id=pair.draft_id,
-        weights=hashlib.sha256(json.dumps(pair.files, sort_keys=True).encode()).hexdigest()[:16],
+        weights=hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()[:16],
         software=f"torch {torch.__version__}, transformers {transformers.__version__}, " + compiler_of(pair.target),
         dtype=params.dtype,
         threads=torch.get_num_threads(),

@@ -49,6 +49,7 @@ COLUMNS: tuple[Column, ...] = (
     _always("top_k", INTEGER, "tokens kept; 0 keeps all", "tokens"),
     _always("top_p", NUMBER, "probability kept; 1 keeps all"),
     _always("dtype", TEXT, "of the weights and activations"),
+    Column("threads", INTEGER, "CPU threads of each process; what a run on a CPU pays for"),
     Column("compiled", BOOLEAN, "whether the target's passes are compiled or C++ kernels"),
     Column("replayed", BOOLEAN, "whether steps were replays of CUDA graphs"),
     _always("batch_size", INTEGER, "rows decoded together"),

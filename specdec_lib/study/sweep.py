@@ -14,7 +14,7 @@ from specdec_lib.hardware.catalog import price
 from specdec_lib.machine.files import locked, now, writing
 from specdec_lib.study.cells import Source, first_blocks, plan
 from specdec_lib.study.run_folder import ENVIRONMENT, add_facts, read_environment
-from specdec_lib.study.table import FILE, read_results, write_results
+from specdec_lib.study.table import FILE, price_of_run, read_results, write_results
 
 LOCK = "sweep"
 
@@ -120,7 +120,7 @@ def gather(params: StudyParams, folder: Path) -> pd.DataFrame:
     ids = [cell.id for block in plan(params, Source(**facts["source"])) for cell in block.cells]
     if others := len({path.stem for path in folder.glob("cells/*.json")} - set(ids)):
         print(f"{others} cells of other params, weights, versions or devices are kept, out of the table", flush=True)
-    rows = write_results(folder, ids, price(params.price).times(params.num_devices).usd_per_hour)
+    rows = write_results(folder, ids, price_of_run(params, facts["source"]["threads"]).usd_per_hour)
     all_ok = set(rows["cell_id"]) == set(ids) and bool((rows["status"] == "ok").all())
     complete = all_ok and (folder / KEY_FILE).exists()
     add_facts(folder, facts["run_id"], cells_of_other_studies=others, complete=complete)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from specdec_lib.hardware.catalog import usd_per_million_tokens
+from specdec_lib.config import StudyParams
+from specdec_lib.hardware.catalog import Price, price, usd_per_million_tokens
 from specdec_lib.study.drift import mark_drift
 from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.schema import BOOLEAN, COLUMNS, INTEGER, INTEGERS, NUMBER, NUMBERS, TEXT, Row, check_columns
@@ -69,3 +71,18 @@ def read_results(folder: Path) -> pd.DataFrame:
     }
     table: pd.DataFrame = pa.table(columns).to_pandas(types_mapper=_NULLABLE.get)
     return table
+
+
+def price_of_run(params: StudyParams, threads: Any) -> Price:
+    """What an hour of a run costs: of its GPUs, or of one virtual CPU for each thread of all its processes.
+
+    Args:
+        threads: of a process, as a row has it; null in rows of earlier versions, which cost what is listed.
+
+    Raises:
+        ValueError: no price of that name.
+    """
+    listed = price(params.price)
+    if listed.vcpus is None:
+        return listed.times(params.num_devices)
+    return listed if pd.isna(threads) else listed.times(int(threads) * params.tensor_parallel)

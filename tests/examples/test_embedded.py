@@ -45,7 +45,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(embedded, "GGUF_SHA256", hashlib.sha256(GGUF_BYTES).hexdigest())
-    monkeypatch.setattr(embedded, "_dequantise", fake_dequantise)
+    monkeypatch.setattr(embedded, "dequantise", fake_dequantise)
     return path.read_bytes()
 
 
@@ -128,7 +128,7 @@ def test_the_slower_of_two_processes_keeps_the_other_result(index: Index, monkey
         fake_dequantise(gguf, other)
         embedded._record_origin(other)
 
-    monkeypatch.setattr(embedded, "_dequantise", overtaken)
+    monkeypatch.setattr(embedded, "dequantise", overtaken)
     assert (embedded.embedded_target() / "model.safetensors").is_file()
     assert len(list(cache_folder().iterdir())) == 1
 

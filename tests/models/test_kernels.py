@@ -204,3 +204,19 @@ def test_without_a_working_compiler_plain_pytorch_is_used_with_a_warning(tmp_pat
 def test_a_processor_without_avx2_is_named_as_the_reason(monkeypatch):
     monkeypatch.setattr(build, "instructions", lambda: None)
     assert build.load.__wrapped__() == (None, "this processor has no AVX2, or PyTorch may not use it")
+
+
+def test_the_compiler_may_be_a_command_of_several_words(monkeypatch, tmp_path):
+    """As `ccache g++`; nothing is compiled here."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        Path(command[command.index("-o") + 1]).touch()
+
+    monkeypatch.setenv("CXX", "ccache 'my g++' -m64")
+    monkeypatch.setenv("SPECDEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(build.subprocess, "run", run)
+    assert build.compiled_library("avx2").parent == tmp_path / "kernels"
+    assert {tuple(command[:3]) for command in commands} == {("ccache", "my g++", "-m64")}
+    assert len(commands) == len(build.SOURCES) + 1

@@ -24,8 +24,8 @@ def with_one_more(tensors):
     return tensors | {"model.layers.1.mlp.side_proj.weight": torch.zeros(2, 2)}
 
 
-def with_a_prefix(tensors):
-    return {f"wrapped.{name}": tensor for name, tensor in tensors.items()}
+def with_a_prefix(prefix):
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def with_another_shape(tensors):
@@ -37,7 +37,12 @@ def with_another_shape(tensors):
     [
         (without_a_tensor, f"lacks {UP}"),
         (with_one_more, "has more than its architecture: model.layers.1.mlp.side_proj.weight"),
-        (with_a_prefix, "lacks .* and .* more: its files do not fit its config.json"),
+        (with_a_prefix("wrapped."), "lacks .* and .* more: its files do not fit its config.json"),
+        (
+            with_a_prefix("module."),
+            "lacks .* and .* more: its files do not fit its config.json .it has module.lm_head.weight.",
+        ),
+        (with_a_prefix("_orig_mod."), "lacks .* and .* more: its files do not fit its config.json"),
         (with_another_shape, "cannot load|another shape"),
     ],
 )

@@ -173,3 +173,63 @@ def test_a_custom_pair_needs_target_and_draft():
     for wrong in ({"pair": "custom"}, both | {"draft": None}, both | {"pair": "toy"}):
         with pytest.raises(ValueError, match="give target and draft with pair: custom"):
             load_params("smoke", wrong)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"gpuu": "smoke"}, "unknown key gpuu: did you mean gpu"),
+        ({"pair": "custom", "target": "a", "draf": "b"}, "unknown key draf: did you mean draft"),
+        ({"gpu": "x", "batch_size": [1], "seed": "7"}, "unknown key batch_size: did you mean batch_sizes"),
+    ],
+)
+def test_a_misspelt_key_is_named_before_what_it_leaves_out(data, message):
+    with pytest.raises(ValueError, match=rf"^test\.yaml: {message}\?$"):
+        validate_params(data, source="test.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_sizes": 4}, "batch_sizes: Input should be a valid list, not 4"),
+        ({"methods": "draft"}, "methods: Input should be a valid list, not 'draft'"),
+        ({"temperatures": ["cold"]}, "temperatures.0: Input should be a valid number.*, not 'cold'"),
+        ({"seed": None}, "seed: Input should be a valid integer, not None"),
+        ({"target": 5}, "target: Input should be a valid string, not 5"),
+        ({"compare_transformers": "no"}, "compare_transformers: Input should be a valid boolean, not 'no'"),
+        ({"prompt_set": ["a"]}, "prompt_set: Input should be a valid string"),
+        ({3: 4}, "3: Keys should be strings"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_key(change, message):
+    with pytest.raises(ValueError, match=f"overrides of smoke.yaml: {message}") as refusal:
+        load_params("smoke", change)
+    assert "\n" not in str(refusal.value)
+
+
+def test_paths_of_models_are_those_of_the_params_file_or_else_of_the_current_directory(tmp_path, monkeypatch):
+    """They are absolute from then on: kernels and workers may run elsewhere. Hub ids stay what they are."""
+    for name in ("study/t", "study/org/small", "shell/t", "shell/plain"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "shell")
+    file = tmp_path / "study" / "mine.yaml"
+
+    def models(target, draft, **more):
+        file.write_text(yaml.safe_dump({"pair": "custom", "target": target, "draft": draft} | more))
+        found = load_params("../study/mine.yaml")
+        given = notebook_parameters(found)
+        monkeypatch.chdir(tmp_path)
+        assert load_params(given["gpu"], given["overrides"]) == found
+        monkeypatch.chdir(tmp_path / "shell")
+        return [
+            str(Path(each).relative_to(tmp_path)) if each.startswith("/") else each
+            for each in (found.target, found.draft)
+        ]
+
+    assert models("./t", "../study/t") == ["study/t", "study/t"]
+    assert models("t", "org/small") == ["study/t", "study/org/small"]
+    assert models("./not-there", "model.gguf") == ["study/not-there", "study/model.gguf"]
+    assert models("plain", "Qwen/Qwen3-0.6B") == ["shell/plain", "Qwen/Qwen3-0.6B"]
+    assert models("org/small", "org/small", draft_revision="abc") == ["study/org/small", "org/small"]
+    overridden = load_params("smoke", {"pair": "custom", "target": "./t", "draft": "org/small"})
+    assert (overridden.target, overridden.draft) == (str(tmp_path / "shell" / "t"), "org/small")

@@ -129,3 +129,15 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(ValueError, match=rf"prompt_set is {path}: .*: give the path of a JSONL file of prompts"):
             load_prompts(str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "1", "categry": "chat", "text": "Hello"}', "no key category, but categry: did you mean category"),
+        ('{"question_id": 1, "category": "chat", "turn": ["Hello"]}', "no key turns, but turn: did you mean turns"),
+    ],
+)
+def test_a_misspelt_key_of_a_line_is_named(written, line, message):
+    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 2: {message}\?: write a line such as"):
+        load_prompts(written(ours("known"), line))

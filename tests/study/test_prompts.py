@@ -92,12 +92,20 @@ def test_another_chat_template_makes_other_cells(tokenizer: PreTrainedTokenizerF
 
 
 @pytest.mark.parametrize("length", [0, 64])
+@pytest.mark.parametrize(
+    "dated",
+    [
+        "{{ strftime_now('%Y-%m-%d') }} ",
+        "{% set form = '%Y-%m-%d' %}{% if strftime_now is defined %}{{ strftime_now(form) }} {% endif %}",
+        "{% macro today() %}{{ strftime_now(format='%Y-%m-%d') }}{% endmacro %}{{ today() }} ",
+    ],
+)
 def test_a_template_that_prints_the_date_prints_the_same_on_all_days(
-    tokenizer: PreTrainedTokenizerFast, length: int
+    tokenizer: PreTrainedTokenizerFast, dated: str, length: int
 ) -> None:
     """Else a study that runs past midnight would decode different prompts under one cell id."""
     tokenizer.add_tokens(["2025-01-01"])
-    tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} " + TEMPLATE
+    tokenizer.chat_template = dated + TEMPLATE
     ids = encode_prompts(load_prompts("mixed"), tokenizer, length)[0]
     assert tokenizer.convert_ids_to_tokens(ids.tolist())[0] == "2025-01-01"
 

@@ -77,10 +77,16 @@ def finding_batches(gains: pd.DataFrame) -> str:
     if sizes.nunique() < 2:
         return "Without speculation fewer than two batch sizes were measured."
     last = baseline[sizes == sizes.max()]
+    calls, reading = span(last["call_gain"]), span(last["prefill_share"], "{:.0%}")
+    share = f"as reading prompts takes {reading} of a call"
+    if last["decoding_gain"].isna().all():  # one output token
+        return (
+            f"Without speculation, whole calls of batch {sizes.max()} yield {calls} times the tokens per second of "
+            f"batch {sizes.min()}, {share}."
+        )
     return (
         f"Without speculation, batch {sizes.max()} decodes {span(last['decoding_gain'])} times the tokens per second "
-        f"of batch {sizes.min()}. Over whole calls it is {span(last['call_gain'])} times, as reading prompts takes "
-        f"{span(last['prefill_share'], '{:.0%}')} of a call."
+        f"of batch {sizes.min()}. Over whole calls it is {calls} times, {share}."
     )
 
 
