@@ -104,7 +104,7 @@ class StudyParams(BaseModel):
     verification: str = "token"
     """the rule that accepts and rejects draft tokens, by its name in methods.py"""
     draft_length: list[str] = Field([FIXED_LENGTH], min_length=1)
-    """which of gamma tokens are drafted: fixed (all), confidence:0.4, acceptance:0.1, batch:32; the first in headlines"""
+    """how many of gamma are drafted: fixed (all), confidence:0.4, acceptance:0.1, batch:32; headlines take the first"""
     num_draft_tokens: list[Positive] = Field([1, 2, 3, 4, 5, 6, 7, 8], min_length=1)
     """gamma: draft tokens a step"""
     headline_num_draft_tokens: Positive = 4
