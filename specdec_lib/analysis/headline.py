@@ -97,5 +97,6 @@ def _at_gamma(table: pd.DataFrame, params: StudyParams) -> pd.Series:
 
 def _at_length(table: pd.DataFrame, params: StudyParams) -> pd.Series:
     """Whether a line has the first draft length of the params; the baseline and old runs name none and count."""
-    first = params.draft_length[0]
-    return table["draft_length"].fillna(first) == first if "draft_length" in table else pd.Series(True, table.index)
+    if "draft_length" not in table:
+        return pd.Series(True, index=table.index)
+    return table["draft_length"].isna() | table["draft_length"].isin(params.draft_length[:1])

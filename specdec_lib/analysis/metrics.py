@@ -105,7 +105,7 @@ def has_fixed_length(table: pd.DataFrame) -> pd.Series:
     """Whether rows or lines draft gamma tokens in every step, as formulas assume; so did all rows of old runs."""
     if "draft_length" not in table:
         return pd.Series(True, index=table.index)
-    return table["draft_length"].fillna(FIXED_LENGTH) == FIXED_LENGTH
+    return table["draft_length"].isna() | table["draft_length"].isin([FIXED_LENGTH])
 
 
 def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:
