@@ -3,6 +3,7 @@ from .decoding.decode import autoregressive_decode, speculative_decode
 from .decoding.proposers.composite import CompositeProposer
 from .decoding.proposers.model import ModelProposer
 from .decoding.proposers.ngram import NgramProposer
+from .decoding.proposers.suffix import SuffixProposer
 from .decoding.recording import Recording
 from .decoding.result import DecodeResult
 from .models.pair import load_pair
@@ -15,6 +16,7 @@ __all__ = [
     "Recording",
     "SamplingConfig",
     "StudyParams",
+    "SuffixProposer",
     "autoregressive_decode",
     "load_pair",
     "load_params",

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from specdec_lib.methods import RULES, speculative_methods
+from specdec_lib.methods import FIXED_LENGTH, RULES, length_policy, speculative_methods
 
 BENCHMARK_VERSION = 3  # raise it when rows measured before and after must not be compared
 PARAMS_FOLDER = Path(__file__).resolve().parent.parent / "params"
@@ -108,6 +108,8 @@ class StudyParams(BaseModel):
     """ways to draft, by their names in methods.py; single comparisons take the first"""
     verification: str = "token"
     """the rule that accepts and rejects draft tokens, by its name in methods.py"""
+    draft_length: list[str] = Field([FIXED_LENGTH], min_length=1)
+    """how many of gamma are drafted: fixed (all), confidence:0.4, acceptance:0.1, batch:32; headlines take the first"""
     num_draft_tokens: list[Positive] = Field([1, 2, 3, 4, 5, 6, 7, 8], min_length=1)
     """gamma: draft tokens a step"""
     headline_num_draft_tokens: Positive = 4
@@ -168,6 +170,13 @@ class StudyParams(BaseModel):
         for name in self.methods:
             _check_known("methods", name, speculative_methods())
         _check_known("verification", self.verification, list(RULES))
+        for text in self.draft_length:
+            policy, _ = length_policy(text)
+            if self.device == "cuda" and not policy.capturable:
+                raise ValueError(
+                    f"draft_length: {text} changes from step to step, which captured steps cannot follow: "
+                    "with device: cuda choose fixed or batch"
+                )
         return self
 
     @model_validator(mode="after")

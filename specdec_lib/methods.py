@@ -1,8 +1,10 @@
-"""The one list of ways to decode and of verification rules. Whatever the project knows of one by name stands here.
+"""The one list of ways to decode, of verification rules and of draft lengths. Whatever the project knows of one by name
+stands here.
 
-A new way to draft is one file in `decoding/proposers/` and one entry below. A new rule is one file in `decoding/` and
-one entry below. A module of one's own calls `register` and `register_rule` when it is imported; params name such
-modules in `plugins`, so that every process of a study imports them.
+A new way to draft is one file in `decoding/proposers/` and one entry below. A new rule is one file in
+`decoding/verification/` and one entry below. A new policy of the draft's length is one class in
+`decoding/draft_length.py` and one entry below. A module of one's own calls `register` and `register_rule` when it is
+imported; params name such modules in `plugins`, so that every process of a study imports them.
 
 Nothing here imports torch: an entry imports what it makes when it makes it.
 """
@@ -14,11 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from specdec_lib.decoding.draft_length import DraftLength
     from specdec_lib.decoding.proposers.proposer import Proposer
     from specdec_lib.decoding.verification import Verify
     from specdec_lib.models.pair import Pair
 
 AUTOREGRESSIVE = "autoregressive"  # the baseline: no drafts, so nothing below but a label and a colour
+FIXED_LENGTH = "fixed"  # gamma tokens in every row and step
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,28 @@ class VerificationRule:
     kernel: str | None = None
 
 
+@dataclass(frozen=True)
+class LengthPolicy:
+    """A policy that decides how many of gamma tokens a row drafts in a step.
+
+    Attributes:
+        name: in params and tables, where its number follows after a colon: confidence:0.4.
+        label: for readers; {} stands for the number.
+        make: the policy with its number, which the fixed length ignores.
+        number: what the number is; empty for the fixed length, which has none.
+        above, below: the number lies between.
+        capturable: whether steps that are captured in CUDA graphs can follow it.
+    """
+
+    name: str
+    label: str
+    make: Callable[[float], DraftLength]
+    number: str = ""
+    above: float = 0.0
+    below: float = 1.0
+    capturable: bool = True
+
+
 def _draft(pair: Pair) -> Proposer:
     from specdec_lib.decoding.proposers.model import ModelProposer
 
@@ -88,6 +114,19 @@ def _composite(pair: Pair) -> Proposer:
     return CompositeProposer(_draft(pair))
 
 
+def _suffix(pair: Pair) -> Proposer:
+    from specdec_lib.decoding.proposers.suffix import SuffixProposer
+
+    return SuffixProposer()
+
+
+def _suffix_or_draft(pair: Pair) -> Proposer:
+    from specdec_lib.decoding.proposers.composite import CompositeProposer
+    from specdec_lib.decoding.proposers.suffix import SuffixProposer
+
+    return CompositeProposer(_draft(pair), SuffixProposer(shortest=2))
+
+
 def _token() -> Verify:
     from specdec_lib.decoding.verification import verify
 
@@ -95,9 +134,33 @@ def _token() -> Verify:
 
 
 def _block() -> Verify:
-    from specdec_lib.decoding.block_verification import verify_block
+    from specdec_lib.decoding.verification.block import verify_block
 
     return verify_block
+
+
+def _fixed(_: float) -> DraftLength:
+    from specdec_lib.decoding.draft_length import FIXED
+
+    return FIXED
+
+
+def _confident(least: float) -> DraftLength:
+    from specdec_lib.decoding.draft_length import ConfidentLength
+
+    return ConfidentLength(least)
+
+
+def _accepted(cost: float) -> DraftLength:
+    from specdec_lib.decoding.draft_length import AcceptedLength
+
+    return AcceptedLength(cost)
+
+
+def _batch(budget: float) -> DraftLength:
+    from specdec_lib.decoding.draft_length import BatchLength
+
+    return BatchLength(budget)
 
 
 METHODS: dict[str, Method] = {
@@ -107,6 +170,8 @@ METHODS: dict[str, Method] = {
         Method("draft", "draft model", "#0072B2", "o", _draft, ("draft",), capturable=True),
         Method("ngram", "n-gram lookup", "#D55E00", "^", _ngram, ("ngram",), uses_pair_draft=False, capturable=True),
         Method("composite", "lookup or draft", "#009E73", "D", _composite, ("draft", "ngram"), capturable=True),
+        Method("suffix", "suffix lookup", "#E69F00", "v", _suffix, ("suffix",), uses_pair_draft=False),
+        Method("suffix_or_draft", "suffix or draft", "#CC79A7", "P", _suffix_or_draft, ("draft", "suffix")),
     )
 }
 RULES: dict[str, VerificationRule] = {
@@ -114,6 +179,16 @@ RULES: dict[str, VerificationRule] = {
     for rule in (
         VerificationRule("token", "token by token", _token, kernel="verify"),
         VerificationRule("block", "block", _block),
+    )
+}
+_COST = "what a draft token costs, drafted and verified, over an ordinary step"
+LENGTHS: dict[str, LengthPolicy] = {
+    policy.name: policy
+    for policy in (
+        LengthPolicy(FIXED_LENGTH, "always γ", _fixed),
+        LengthPolicy("confidence", "while likely ({})", _confident, "the least chance of a draft", capturable=False),
+        LengthPolicy("acceptance", "by acceptance so far ({})", _accepted, _COST, capturable=False),
+        LengthPolicy("batch", "{} in a batch", _batch, "draft tokens of a step, over all rows", 0, 2**31),
     )
 }
 
@@ -138,6 +213,49 @@ def register_rule(rule: VerificationRule) -> None:
     if RULES.get(rule.name, rule) != rule:
         raise ValueError(f"there is a verification rule {rule.name!r} already: choose another name")
     RULES[rule.name] = rule
+
+
+def length_policy(text: str) -> tuple[LengthPolicy, float]:
+    """The policy that `text` names, such as fixed or confidence:0.4, and its number.
+
+    Raises:
+        ValueError: no such policy, or no number that it could have.
+    """
+    name, colon, number = text.partition(":")
+    policy = LENGTHS.get(name)
+    if policy is None:
+        known = ", ".join(map(_with_number, LENGTHS.values()))
+        raise ValueError(f"unknown draft length {text!r}: choose one of {known}")
+    if not policy.number and not colon:
+        return policy, 0.0
+    try:
+        value = float(number) if policy.number else float("nan")
+    except ValueError:
+        value = float("nan")
+    if not policy.above < value < policy.below:
+        between = f", a number between {policy.above:g} and {policy.below:g}" if policy.number else ""
+        raise ValueError(f"draft length {text!r}: write {_with_number(policy)}{between}")
+    return policy, value
+
+
+def _with_number(policy: LengthPolicy) -> str:
+    return f"{policy.name}:<{policy.number}>" if policy.number else policy.name
+
+
+def length_label(text: str) -> str:
+    """How readers see a draft length; one that is not known here, as in an old run, stays as it is."""
+    name, _, number = text.partition(":")
+    return LENGTHS[name].label.format(number) if name in LENGTHS else text
+
+
+def make_draft_length(text: str) -> DraftLength:
+    """The policy that `text` names, such as fixed or confidence:0.4.
+
+    Raises:
+        ValueError: see `length_policy`.
+    """
+    policy, number = length_policy(text)
+    return policy.make(number)
 
 
 def speculative_methods() -> list[str]:

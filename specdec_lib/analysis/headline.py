@@ -15,7 +15,7 @@ AXES = ("batch_size", "prompt_tokens", "max_new_tokens")
 def headline(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """One line per method and temperature at the headline setting, as `metrics.speedups` makes them.
 
-    The headline setting is the first batch size, prompt length and output length of the params, and their
+    The headline setting is the first batch size, prompt length, output length and draft length of the params, and their
     `headline_num_draft_tokens`. It is fixed before measuring, so the headline is not the best of several noisy numbers.
     All temperatures have the same prompts: one that does not count at a temperature counts at none.
 
@@ -27,9 +27,8 @@ def headline(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
 
 def same_prompts(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of those prompt groups that count with all settings that any group has, at every temperature."""
-    settings = (
-        undisturbed(rows).groupby(["temperature", "prompt_group"])[["method", "num_draft_tokens"]].apply(_distinct)
-    )
+    setting = ["method", "num_draft_tokens", "draft_length"]
+    settings = undisturbed(rows).groupby(["temperature", "prompt_group"])[setting].apply(_distinct)
     whole = settings[settings == settings.groupby("temperature").transform("max")]
     groups = [set(of_one.index.get_level_values("prompt_group")) for _, of_one in whole.groupby("temperature")]
     return rows[rows["prompt_group"].isin(set.intersection(*groups))] if groups else rows
@@ -41,24 +40,29 @@ def _distinct(rows: pd.DataFrame) -> int:
 
 def headline_over_transformers(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """The same lines, with autoregressive `transformers.generate` as the reference; empty if it was not timed."""
-    here = rows[_at(rows, params, AXES) & _at_gamma(rows, params)]
+    here = rows[_at(rows, params, AXES) & _at_gamma(rows, params) & _at_length(rows, params)]
     lines = speedups(here, reference="transformers")
     return lines[lines["num_prompts"] > 0].reset_index(drop=True)
 
 
 def at_headline(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """The library's rows or lines at the headline setting, of any table with the columns of a setting."""
-    return _own(table, _at(table, params, AXES) & _at_gamma(table, params))
+    return _own(table, params, _at(table, params, AXES) & _at_gamma(table, params))
 
 
 def every_gamma(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """The library's rows or lines at the headline setting, with every number of draft tokens."""
-    return _own(table, _at(table, params, AXES))
+    return _own(table, params, _at(table, params, AXES))
+
+
+def every_length(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
+    """The library's rows or lines at the headline setting, with every draft length and number of draft tokens."""
+    return table[_at(table, params, AXES) & (table["engine"] == OWN_ENGINE)].reset_index(drop=True)
 
 
 def every_batch(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """The library's rows or lines at the headline's prompt and output length: every batch size, every gamma."""
-    return _own(table, _at(table, params, ("prompt_tokens", "max_new_tokens")))
+    return _own(table, params, _at(table, params, ("prompt_tokens", "max_new_tokens")))
 
 
 def along(table: pd.DataFrame, params: StudyParams, axis: str) -> pd.DataFrame:
@@ -68,11 +72,11 @@ def along(table: pd.DataFrame, params: StudyParams, axis: str) -> pd.DataFrame:
         axis: num_draft_tokens, batch_size, prompt_tokens or max_new_tokens.
     """
     keep = _at(table, params, [name for name in AXES if name != axis])
-    return _own(table, keep if axis == "num_draft_tokens" else keep & _at_gamma(table, params))
+    return _own(table, params, keep if axis == "num_draft_tokens" else keep & _at_gamma(table, params))
 
 
-def _own(table: pd.DataFrame, keep: pd.Series) -> pd.DataFrame:
-    return table[keep & (table["engine"] == OWN_ENGINE)].reset_index(drop=True)
+def _own(table: pd.DataFrame, params: StudyParams, keep: pd.Series) -> pd.DataFrame:
+    return table[keep & _at_length(table, params) & (table["engine"] == OWN_ENGINE)].reset_index(drop=True)
 
 
 def _at(table: pd.DataFrame, params: StudyParams, axes: Collection[str]) -> pd.Series:
@@ -89,3 +93,10 @@ def _at_gamma(table: pd.DataFrame, params: StudyParams) -> pd.Series:
     """Whether a line has the headline gamma; the baseline has none and belongs to every gamma."""
     gamma = params.headline_num_draft_tokens
     return table["num_draft_tokens"].fillna(gamma).astype(int) == gamma
+
+
+def _at_length(table: pd.DataFrame, params: StudyParams) -> pd.Series:
+    """Whether a line has the first draft length of the params; the baseline and old runs name none and count."""
+    if "draft_length" not in table:
+        return pd.Series(True, index=table.index)
+    return table["draft_length"].isna() | table["draft_length"].isin(params.draft_length[:1])

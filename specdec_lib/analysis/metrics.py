@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.statistics import mean_over_prompts, over_prompts
-from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.methods import AUTOREGRESSIVE, FIXED_LENGTH
 from specdec_lib.study.cells import GIVEN
 
 OWN_ENGINE = "specdec_lib"
 SETTING = ["pair", "dtype", "temperature", "top_k", "top_p", "batch_size", "prompt_tokens", "max_new_tokens"]
 SETTING += ["stop", "prompt_set"]
 PAIRED_BY = [*SETTING, "run_id", "prompt_group", "repetition"]
-LINE = ["engine", "method", "num_draft_tokens", "verification", "compiled", *SETTING, "evidence"]
+LINE = ["engine", "method", "num_draft_tokens", "verification", "draft_length", "compiled", *SETTING, "evidence"]
 COUNTERS = ["new_tokens", "steps", "drafted_tokens", "tested_tokens", "accepted_tokens"]
 LATENCIES = ["ttft_ms", "tpot_ms", "itl_p50_ms", "itl_p90_ms", "itl_p99_ms"]
 DEVICE_MEMORY, PROCESS_MEMORY = "peak_memory_allocated_bytes", "process_peak_rss_bytes"
@@ -99,6 +99,13 @@ def acceptance_by_position(rows: pd.DataFrame) -> pd.DataFrame:
 def memory_column(lines: pd.DataFrame) -> str:
     """The column that holds the memory of this device: a CPU run has no device memory."""
     return DEVICE_MEMORY if lines[DEVICE_MEMORY].notna().any() else PROCESS_MEMORY
+
+
+def has_fixed_length(table: pd.DataFrame) -> pd.Series:
+    """Whether rows or lines draft gamma tokens in every step, as formulas assume; so did all rows of old runs."""
+    if "draft_length" not in table:
+        return pd.Series(True, index=table.index)
+    return table["draft_length"].isna() | table["draft_length"].isin([FIXED_LENGTH])
 
 
 def undisturbed(rows: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from specdec_lib.analysis.metrics import has_fixed_length
 from specdec_lib.analysis.step_table import StepTable, costs_of
 from specdec_lib.analysis.theory import walltime_improvement
 from specdec_lib.methods import AUTOREGRESSIVE
@@ -26,6 +27,7 @@ def predicted_speedups(lines: pd.DataFrame, costs: pd.DataFrame, rows: pd.DataFr
         rows: the results table that the lines come from.
     """
     methods = lines[(lines["method"] != AUTOREGRESSIVE) & lines["speedup"].notna() & (lines["tested_tokens"] > 0)]
+    methods = methods[has_fixed_length(methods)]
     table, found = StepTable(costs_of(rows, costs)), []
     for (method, temperature), curve in methods.groupby(["method", "temperature"]):
         rate = float(curve["accepted_tokens"].sum() / curve["tested_tokens"].sum())

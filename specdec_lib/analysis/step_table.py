@@ -65,7 +65,7 @@ class StepTable:
         self.costs = costs if "temperature" in costs else costs.assign(temperature=np.nan)
         self._grids: dict[tuple[str, int, float | None], pd.DataFrame] = {}
 
-    def ms(self, model: str, batch: int, context: float, tokens: int, temperature: float | None = None) -> float:
+    def ms(self, model: str, batch: int, context: float, tokens: float, temperature: float | None = None) -> float:
         """Milliseconds, interpolated over the context and the token count; NaN where nothing near was measured.
 
         Beyond the measured contexts the nearest one counts, up to `NEAR` of it away. Token counts must lie between

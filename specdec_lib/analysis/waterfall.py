@@ -36,7 +36,7 @@ COSTS = list(STAGES)[2:-1]  # the stages that are computed row by row
 
 
 def waterfall(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """One line per speculative setting of the library: its speedup after each stage, and the unexplained share.
+    """One line per speculative setting of the library that drafts gamma tokens: its speedup after each stage.
 
     `unexplained` is measured / host_cost - 1; NaN where a cost was not measured. `note` says why measured costs are not
     used, if so.
@@ -47,6 +47,7 @@ def waterfall(rows: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """
     lines = metrics.speedups(rows)
     lines = lines[(lines["engine"] == metrics.OWN_ENGINE) & lines["num_draft_tokens"].notna()]
+    lines = lines[metrics.has_fixed_length(lines)]
     positions = metrics.acceptance_by_position(rows)
     kept, pieces = metrics.undisturbed(rows), StepTable(costs_of(rows, costs))
     kept = kept[(kept["engine"] == metrics.OWN_ENGINE) & kept["steps"].notna()]
@@ -78,9 +79,10 @@ def context_of(row: pd.Series) -> float:
 def _stages_of(row: pd.Series, table: StepTable) -> dict[str, float]:
     batch, gamma, temperature = int(row["batch_size"]), int(row["num_draft_tokens"]), float(row["temperature"])
     context, tokens = context_of(row), 1 / passes_per_token(row)
-    one, many = (table.ms("target", batch, context, count, temperature) for count in (1, gamma + 1))
+    verified = 1 + (float(row["drafted_tokens"] / row["steps"]) if batch == 1 else gamma)  # lookup may find fewer
+    one, many = (table.ms("target", batch, context, count, temperature) for count in (1, verified))
     draft = table.drafting_ms(row["method"], batch, context, gamma, temperature)
-    choose, verify = (table.ms("sampling", batch, context, count, temperature) for count in (1, gamma + 1))
+    choose, verify = (table.ms("sampling", batch, context, count, temperature) for count in (1, verified))
     return {
         "as_emitted": tokens,
         "draft_cost": tokens * one / (one + draft),

@@ -144,6 +144,7 @@ def _tpot_ms(params: StudyParams, pair: Pair, method: str) -> float:
         result = autoregressive_decode(pair.target, prompts, **given)
     else:
         given |= {"num_draft_tokens": params.headline_num_draft_tokens, "verification": params.verification}
+        given["draft_length"] = params.draft_length[0]
         result = speculative_decode(pair.target, make_proposer(method, pair), prompts, **given)
     tpot = latency_columns(result)["tpot_ms"]
     assert isinstance(tpot, float)

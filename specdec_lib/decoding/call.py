@@ -9,6 +9,7 @@ import torch
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.counters import Counters
+from specdec_lib.decoding.draft_length import FIXED, DraftLength
 from specdec_lib.decoding.ops import PlainOps
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.uniforms import Uniforms
@@ -27,7 +28,8 @@ class Call:
         uniforms: the random numbers of the call.
         caches: where captured steps keep the caches that they share; None where each call makes its own.
         host_may_branch: whether Python may look at the value of a tensor in a step: on a CPU, in a step that is not
-            captured.
+            captured, unless the ops forbid it.
+        length: how many of gamma tokens a row drafts; `SpeculativeStep.start` starts it.
     """
 
     target: LanguageModel
@@ -38,10 +40,11 @@ class Call:
     counters: Counters
     uniforms: Uniforms
     caches: dict[object, RaggedCache] | None = None
+    length: DraftLength = FIXED
 
     @property
     def host_may_branch(self) -> bool:
-        return self.caches is None and self.rows.tokens.device.type == "cpu"
+        return self.caches is None and self.rows.tokens.device.type == "cpu" and self.ops.host_may_branch
 
     def new_cache(self, model: LanguageModel | DraftHead, role: str) -> Any:  # a RaggedCache of that model's kind
         """An empty cache of `model` for these rows; a captured step gets the same one whenever it asks for `role`."""

@@ -25,13 +25,14 @@ class Counters:
     def count(
         self,
         rows: Rows,  # after `append`
-        drafted: torch.Tensor,  # [B, gamma] bool; False where nothing was drafted
+        drafted: torch.Tensor,  # [B, m] bool, m at most gamma; False where nothing was drafted
         num_accepted: torch.Tensor,  # [B]
     ) -> None:
         """Count a step. A row's last token before its limit counts as the target's own, whether drafted or not.
 
         So without stop tokens a row emits one token more than it accepts in every step.
         """
+        drafted = torch.nn.functional.pad(drafted, (0, len(self.position) - drafted.shape[1]))
         emitted, room = rows.num_emitted, rows.ends - rows.lengths + rows.num_emitted
         active = (emitted > 0)[:, None]
         decided = drafted & (self.position < emitted.minimum(room - 1)[:, None])

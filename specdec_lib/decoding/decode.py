@@ -12,6 +12,7 @@ from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.captured_loop import CapturedStep, KeptSteps, drafts_of, kept_steps
 from specdec_lib.decoding.checks import Prompts, checked_prompts, checked_row_numbers, is_whole
 from specdec_lib.decoding.counters import Counters
+from specdec_lib.decoding.draft_length import FIXED, DraftLength
 from specdec_lib.decoding.loop import run_steps
 from specdec_lib.decoding.ops import PlainOps, choose_ops
 from specdec_lib.decoding.progress import Progress
@@ -21,7 +22,7 @@ from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.step import BaselineStep, SpeculativeStep, Step
 from specdec_lib.decoding.uniforms import Uniforms, draws_of_call, table_of_call
 from specdec_lib.decoding.verification import Verify
-from specdec_lib.methods import RULES, VerificationRule
+from specdec_lib.methods import RULES, VerificationRule, make_draft_length
 from specdec_lib.models.cache import RaggedCache
 from specdec_lib.models.runner import LanguageModel
 
@@ -74,6 +75,7 @@ def speculative_decode(
     generator: torch.Generator | None = None,
     stop_token_ids: Sequence[int] = (),
     verification: str | Verify = "token",
+    draft_length: str | DraftLength = "fixed",
     row_numbers: Sequence[int] | None = None,
     uniforms: torch.Tensor | None = None,
     ops: PlainOps | None = None,
@@ -88,22 +90,29 @@ def speculative_decode(
         stop_token_ids: tokens accepted after a stop token are dropped and not counted.
         verification: the name of a rule in `specdec_lib.methods`, "token" for that of Leviathan et al. 2022, or a
             function with the signature of `decoding.verification.verify`.
+        draft_length: how many of gamma tokens a row drafts in a step: a policy in `specdec_lib.methods`, with its
+            number, such as "confidence:0.4"; "fixed" for all; or a `DraftLength`.
         uniforms: `[B, draws, gamma+1]`; draw 0 is for the first token, then each step takes one to propose and one to
             verify.
 
     Raises:
-        ValueError: gamma below 1, an unknown verification rule, and whatever `autoregressive_decode` or the proposer
-            refuses.
+        ValueError: gamma below 1, an unknown verification rule or draft length, and whatever `autoregressive_decode` or
+            the proposer refuses.
     """
     if not is_whole(num_draft_tokens) or num_draft_tokens < 1:
         raise ValueError(f"num_draft_tokens is {num_draft_tokens!r}: give at least 1, or use autoregressive_decode")
     rule = find_rule(verification)
+    length = make_draft_length(draft_length) if isinstance(draft_length, str) else draft_length
     batch = checked_prompts(target, prompts, max_new_tokens, stop_token_ids)
+    gamma = length.of_call(len(batch), num_draft_tokens)
     ops = ops or choose_ops(target, sampling)
-    request = _Request(target, batch, max_new_tokens, sampling, stop_token_ids, num_draft_tokens, ops)
+    request = _Request(target, batch, max_new_tokens, sampling, stop_token_ids, gamma, ops, length)
     progress = Progress(max(map(len, batch)), max_new_tokens)
     table = request.table(generator, row_numbers, uniforms)
-    key = (proposer, verification) if proposer.capturable and _is_capturable(verification) else None
+    if gamma == 0:
+        return _run(request, table, progress, BaselineStep, "autoregressive", frozenset())
+    can_capture = proposer.capturable and _is_capturable(verification) and length.capturable
+    key = (proposer, verification) if can_capture else None
     return _run(request, table, progress, lambda call: SpeculativeStep(call, proposer, rule), key, drafts_of(proposer))
 
 
@@ -136,6 +145,7 @@ class _Request:
     stop_token_ids: Sequence[int]
     num_draft_tokens: int
     ops: PlainOps
+    length: DraftLength = FIXED
 
     @property
     def width(self) -> int:
@@ -155,7 +165,7 @@ class _Request:
             numbers, draws = checked_row_numbers(row_numbers, len(self.prompts)), draws_of_call(self.max_new_tokens)
             greedy = self.sampling.temperature == 0
             given = table_of_call(generator, numbers, draws, self.width, greedy=greedy)
-        return given.to(self.target.device)
+        return given[:, :, : self.width].to(self.target.device)
 
     def new_call(self, capacity: int, uniforms: Uniforms, caches: dict[object, RaggedCache] | None = None) -> Call:
         """Rows and counters for calls like this one."""
@@ -167,7 +177,8 @@ class _Request:
             num_stops=len(self.stop_token_ids),
         )
         counters = Counters(self.num_draft_tokens, self.target.device)
-        return Call(self.target, self.sampling, self.num_draft_tokens, self.ops, rows, counters, uniforms, caches)
+        shared = rows, counters, uniforms, caches, self.length
+        return Call(self.target, self.sampling, self.num_draft_tokens, self.ops, *shared)
 
 
 def _run(

@@ -28,6 +28,7 @@ class PlainOps(RandomOps):
 
     sampling: SamplingConfig
     drafts_in_one_call = False  # whether all tokens of a draft head come from one call of the kernels
+    host_may_branch = True  # whether Python may look at the value of a tensor, where that costs nothing
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:  # [..., V] -> [..., V]
         """What `sampling` makes of logits."""
@@ -44,16 +45,16 @@ class PlainOps(RandomOps):
     def append(
         self,
         rows: Rows,
-        counters: Counters,
-        draft_tokens: torch.Tensor,  # [B, gamma]
-        draft_probs: torch.Tensor,  # [B, gamma, V]
-        target_probs: torch.Tensor,  # [B, gamma+1, V]; a NaN makes all V of them NaN
+        counters: Counters | None,
+        draft_tokens: torch.Tensor,  # [B, m], at most gamma of them
+        draft_probs: torch.Tensor,  # [B, m, V]
+        target_probs: torch.Tensor,  # [B, m+1, V]; a NaN makes all V of them NaN
         verification: Verification,
     ) -> None:
-        """Append what was accepted and the token after it, count, and write the step's report."""
+        """Append what was accepted and the token after it, and write the step's report; count what was verified."""
         rows.saw_nan |= target_probs[:, :, 0].isnan().any()
         rows.append(draft_tokens, *verification)
-        if draft_tokens.shape[1] > 0:
+        if counters is not None:
             draft_chance = chance_of(draft_tokens, draft_probs)
             rows.saw_nan |= draft_chance.isnan().any()
             counters.count(rows, draft_chance > 0, verification.num_accepted)
@@ -92,14 +93,15 @@ class CppOps(PlainOps):
     def append(
         self,
         rows: Rows,
-        counters: Counters,
+        counters: Counters | None,
         draft_tokens: torch.Tensor,
         draft_probs: torch.Tensor,
         target_probs: torch.Tensor,
         verification: Verification,
     ) -> None:
         state = rows.tokens, rows.lengths, rows.ends, rows.done, rows.stop_token_ids, rows.saw_nan
-        outcome = rows.num_emitted, rows.num_tested, counters.counts, rows.report
+        counts = rows.report[:0] if counters is None else counters.counts
+        outcome = rows.num_emitted, rows.num_tested, counts, rows.report
         kernels.append([*state, *outcome], draft_tokens, draft_probs, target_probs, *verification)
 
     def copy_continuation(

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from specdec_lib.decoding.call import Call
-from specdec_lib.decoding.proposers.proposer import Proposer
+from specdec_lib.decoding.proposers.proposer import Proposal, Proposer, trimmed, widened
 from specdec_lib.decoding.verification import Verification
 from specdec_lib.methods import VerificationRule
 from specdec_lib.models.cache import RaggedCache
@@ -53,25 +53,41 @@ class SpeculativeStep:
     """Propose, verify, append: up to gamma + 1 tokens for every row, for one target pass."""
 
     def __init__(self, call: Call, proposer: Proposer, rule: VerificationRule):
-        self.call, self.proposer, self.rule = call, proposer, rule
+        self.call, self.proposer, self.rule, self.policy = call, proposer, rule, call.length
         self.verify = call.ops.verification(rule)
 
     def start(self) -> None:
         if start := getattr(self.rule.load(), "start", None):
             start(self.call)
         rows = self.call.rows
+        self.call.length = self.policy.start(self.call)
         self.drafting = self.proposer.start(self.call)
         self.cache = prefill(self.call, lambda *chunk: self.drafting.read_prompt(rows, *chunk))
 
     def __call__(self) -> None:
         call, rows = self.call, self.call.rows
-        draft_tokens, draft_probs = self.drafting.propose(rows, call.num_draft_tokens, call.uniforms.next())
+        draft_tokens, draft_probs = self.propose()  # [B, m], [B, m, V]
         self.cache.set_lengths(rows.lengths - 1, rows.max_length - 1)  # roll back what was rejected
         passed = call.target.forward(torch.cat([rows.last_token(), draft_tokens], dim=1), self.cache)
-        target_probs = call.ops.probabilities(call.target.logits(passed.hidden))  # [B, gamma+1, V]
-        verification = self.verify(target_probs, draft_probs, draft_tokens, call.uniforms.next())
-        rows.features.copy_(passed.features)
+        target_probs = call.ops.probabilities(call.target.logits(passed.hidden))  # [B, m+1, V]
+        numbers = numbers_of_draft(call.uniforms.next(), draft_tokens.shape[1])
+        verification = self.verify(target_probs, draft_probs, draft_tokens, numbers)
+        rows.features[:, : passed.features.shape[1]].copy_(passed.features)
         call.ops.append(rows, call.counters, draft_tokens, draft_probs, target_probs, verification)
+
+    def propose(self) -> Proposal:
+        """Draft gamma tokens for each row, or fewer; where the host may look, no places beyond the longest draft."""
+        call, gamma = self.call, self.call.num_draft_tokens
+        at_most = call.length.at_most(call.rows)
+        if at_most is None:
+            tokens, probs = self.drafting.propose(call.rows, gamma, call.uniforms.next())
+        else:  # one at least, as a draft reads what was emitted when it proposes
+            longest = max(int(at_most.max()), 1) if call.host_may_branch else gamma
+            tokens, probs = self.drafting.propose(call.rows, longest, call.uniforms.next())
+            beyond = torch.arange(tokens.shape[1], device=tokens.device) >= at_most[:, None]
+            if not call.host_may_branch or beyond.any():
+                probs = probs.masked_fill(beyond[:, :, None], 0)
+        return as_wide_as_needed(call, (tokens, probs))
 
 
 def prefill(call: Call, read_prompt: ReadPrompt = lambda start, end, features: None) -> RaggedCache:
@@ -105,10 +121,24 @@ def prompt_tokens_in(call: Call, start: int, end: int) -> torch.Tensor:  # [B]
     return (call.rows.prompt_lengths - start).clamp(0, end - start)
 
 
+def as_wide_as_needed(call: Call, proposal: Proposal) -> Proposal:
+    """The places at which some row drafts, where the host may look for them; else gamma places."""
+    return trimmed(proposal) if call.host_may_branch else widened(proposal, call.num_draft_tokens)
+
+
+def numbers_of_draft(uniforms: torch.Tensor, num_drafted: int) -> torch.Tensor:  # [B, gamma+1] -> [B, m+1]
+    """The numbers that verify m drafted tokens. A place has its number, and the next token the last one, for every m.
+
+    So a row's tokens do not depend on how long the drafts of the other rows are.
+    """
+    whole = uniforms.shape[1] == num_drafted + 1
+    return uniforms if whole else torch.cat([uniforms[:, :num_drafted], uniforms[:, -1:]], dim=1)
+
+
 def emit(call: Call, probs: torch.Tensor) -> None:
     """Append to each unfinished row a token drawn from `probs` `[B, 1, V]`."""
     rows, uniforms = call.rows, call.uniforms.next()
     token = call.ops.choose(probs, uniforms[:, :1])  # [B, 1]
     no_tokens, no_probs = rows.tokens[:, :0], probs[:, :0]
     verification = Verification(torch.zeros_like(rows.lengths), token[:, 0])
-    call.ops.append(rows, call.counters, no_tokens, no_probs, probs, verification)
+    call.ops.append(rows, None, no_tokens, no_probs, probs, verification)

@@ -8,6 +8,7 @@ bfloat16 alone: there a law is exact because a row's logits have the same bits w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,12 +16,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from specdec_lib.config import SamplingConfig
+from specdec_lib.decoding.draft_length import DraftLength
 from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.decoding.verification import Verify
 from specdec_lib.exactness.enumeration import enumerate_output, tolerance
 from specdec_lib.exactness.target_law import target_law
 from specdec_lib.machine.environment import path_of
-from specdec_lib.methods import METHODS, RULES, make_proposer
+from specdec_lib.methods import FIXED_LENGTH, METHODS, RULES, make_proposer
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
@@ -41,6 +43,8 @@ THOROUGH_SETTINGS: Settings = (*SETTINGS, (2, PLAIN), *((3, sampling) for sampli
 
 OTHER_RULES: Settings = SETTINGS[:5]  # of the rules that the study does not use
 
+ADAPTIVE = ("confidence:0.6", "acceptance:0.3")  # lengths that change from step to step; with toys, often
+
 ENGINES = ("eager", "kernels", "inductor")
 ENGINE_SETTINGS: Settings = ((1, PLAIN), (2, FILTERS[1]), (2, SamplingConfig(2.0, top_p=0.9)))
 VOCABULARY = 4  # the least that the kernels multiply
@@ -55,23 +59,23 @@ def enumeration_table(
 ) -> pd.DataFrame:
     """Enumerate every method: on all adversarial pairs if only the pair's draft proposes, else on the random one.
 
-    The first method is enumerated with every other rule too, and with a tiny Llama on each of the `engines` that this
-    machine has. Each line is that of `enumeration_line`, with the method and the rule.
+    The first method is enumerated with every other rule too, with draft lengths that adapt, and with a tiny Llama on
+    each of the `engines` that this machine has. Each line is that of `enumeration_line`, with method, rule and length.
     """
     pairs = adversarial_pairs()
     drafts = [name for name in methods if METHODS[name].pieces == (name,) and METHODS[name].uses_pair_draft]
-    runs = [(method, verification, pairs["random"], settings) for method in methods]
-    runs += [(methods[0], rule, pairs["random"], OTHER_RULES) for rule in RULES if rule != verification]
-    runs += [
-        (method, verification, pair, settings) for method in drafts for name, pair in pairs.items() if name != "random"
-    ]
-    runs += [(methods[0], verification, pair, ENGINE_SETTINGS) for pair in engine_pairs(device, engines)]
+    fixed, first = (verification, FIXED_LENGTH), methods[0]
+    runs = [(method, *fixed, pairs["random"], settings) for method in methods]
+    runs += [(first, rule, FIXED_LENGTH, pairs["random"], OTHER_RULES) for rule in RULES if rule != verification]
+    runs += [(first, verification, length, pairs["random"], OTHER_RULES) for length in ADAPTIVE]
+    runs += [(method, *fixed, pair, settings) for method in drafts for name, pair in pairs.items() if name != "random"]
+    runs += [(first, *fixed, pair, ENGINE_SETTINGS) for pair in engine_pairs(device, engines)]
     lines = []
-    for method, rule, pair, chosen in runs:
+    for method, rule, length, pair, chosen in runs:
         for gamma, sampling in chosen:
             prompts = PROMPTS[: 1 if gamma > 2 else None]  # longer drafts have many paths
-            line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, rule)
-            lines.append({"method": method, "verification": rule} | line)
+            line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, rule, length)
+            lines.append({"method": method, "verification": rule, "draft_length": length} | line)
     return pd.DataFrame(lines)
 
 
@@ -82,6 +86,7 @@ def enumeration_line(
     gamma: int,
     sampling: SamplingConfig,
     verification: str | Verify = "token",
+    draft_length: str | DraftLength = FIXED_LENGTH,
 ) -> dict[str, object]:
     """What comes of one enumeration, until a whole draft and its bonus token are emitted.
 
@@ -90,8 +95,9 @@ def enumeration_line(
         largest_error, tolerance, unexplained.
     """
     new = gamma + 2
-    options = {"max_new_tokens": new, "num_draft_tokens": gamma}
-    found = enumerate_output(pair.target, proposer, prompts, sampling=sampling, verification=verification, **options)
+    options: dict[str, Any] = {"max_new_tokens": new, "num_draft_tokens": gamma, "sampling": sampling}
+    options |= {"verification": verification, "draft_length": draft_length}
+    found = enumerate_output(pair.target, proposer, prompts, **options)
     error = found.error([target_law(pair.target, prompt, sampling, new) for prompt in prompts])
     return (
         {"pair": pair.name, "path": path_of(pair.target), "num_draft_tokens": gamma}

@@ -22,12 +22,16 @@ import pandas as pd
 
 from specdec_lib.config import BENCHMARK_VERSION, StudyParams
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.methods import label
+from specdec_lib.methods import FIXED_LENGTH, label
 
 FILE = "exactness.json"
 TABLES = ("enumeration", "tests", "cells", "mutants", "greedy", "divergences", "subjects")
 PAIR_KEYS = ("device", "pair", "target", "target_revision", "draft", "draft_revision", "weights", "dtype")
-DECISIVE = (*PAIR_KEYS, "methods", "verification", "plugins", "prompt_set", "turns", "correctness_samples", "seed")
+DECISIVE = (
+    *(*PAIR_KEYS, "methods", "verification", "draft_length", "plugins", "prompt_set", "turns"),
+    *("correctness_samples", "seed"),
+)
+LATER = {"turns": "first", "draft_length": [FIXED_LENGTH]}  # keys that old certificates lack, and what they meant
 
 SOUND = "sound"  # the sampler without a bug among the mutants
 FALSE_ALARM = 1e-6  # the chance that any test of a battery rejects a sound sampler
@@ -113,7 +117,7 @@ class Certificate:
 
     def serves(self, params: StudyParams) -> bool:
         """Whether it is whole, passes, and was measured for these params by this version of the benchmark."""
-        kept, asked = {"turns": "first"} | (self.environment.get("params") or {}), params.model_dump(mode="json")
+        kept, asked = LATER | (self.environment.get("params") or {}), params.model_dump(mode="json")
         whole = not any(getattr(self, name).empty for name in TABLES if name != "divergences")
         same = all(kept.get(key) == asked.get(key) for key in DECISIVE)
         return whole and same and self.environment["benchmark_version"] == BENCHMARK_VERSION and not self.failures()

@@ -12,8 +12,9 @@ mean that the whole box answers alike. Boxes are first cut as the rule of Leviat
 disagree are cut along every number that was used. What disagrees even so is unexplained, such as the boxes of a rule
 that computes with copies of its numbers.
 
-The middle runs in plain PyTorch. The corners run as any call does: where steps are captured, as replays; on the C++
-kernels where they compute the target. So a replay or a kernel that answers otherwise is unexplained.
+The middle runs in plain PyTorch, and the host looks at no value. The corners run as any call does: on a CPU, passes are
+no wider than the longest draft; where steps are captured, as replays; on the C++ kernels where they compute the target.
+So a replay or a kernel that answers otherwise is unexplained.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.nn.functional import pad
 from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.decode import speculative_decode
+from specdec_lib.decoding.draft_length import DraftLength
 from specdec_lib.decoding.ops import CppOps, PlainOps, choose_ops
 from specdec_lib.decoding.proposers.proposer import Drafting, Proposer
 from specdec_lib.decoding.result import DecodeResult
@@ -75,6 +77,7 @@ def enumerate_output(
     num_draft_tokens: int,
     sampling: SamplingConfig,
     verification: str | Verify = "token",
+    draft_length: str | DraftLength = "fixed",
 ) -> Enumeration:
     """Compute the law of the tokens that `speculative_decode` emits after each prompt, for toys.
 
@@ -89,12 +92,13 @@ def enumerate_output(
     draws, width = draws_of_call(max_new_tokens), num_draft_tokens + 1
     kernels = CppOps(sampling) if target.engine == "kernels" else None  # toys are too small to be given them otherwise
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens}
+    options |= {"verification": verification, "draft_length": draft_length}
 
     def decode(boxes: _Boxes, share: float, looking: LookingOps | None = None) -> DecodeResult:
         who = proposer if looking is None else _NeverCaptured(proposer)
         texts = [prompts[index] for index in boxes.prompt.tolist()]
         table = boxes.at(share).unflatten(1, (draws, width))  # [N, draws, gamma+1]
-        given: dict[str, Any] = {"uniforms": table, "ops": looking or kernels, "verification": verification}
+        given: dict[str, Any] = {"uniforms": table, "ops": looking or kernels}
         return speculative_decode(target, who, texts, sampling=sampling, **options, **given)
 
     found = Enumeration([{} for _ in prompts])
@@ -177,6 +181,7 @@ class LookingOps(PlainOps):
     ops: PlainOps
     draws: int
     width: int
+    host_may_branch = False
     uses: list[_Use] = field(default_factory=list)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:

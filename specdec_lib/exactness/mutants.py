@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.block_verification import joint_chances, keep_chances, remainders
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.ops import PlainOps
 from specdec_lib.decoding.proposers.model import ModelProposer
@@ -21,6 +20,7 @@ from specdec_lib.decoding.proposers.proposer import Drafting, Proposal, Proposer
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.sampling import RandomOps, probabilities
 from specdec_lib.decoding.verification import RANDOM, Verification, Verify, chance_of, residual_weights, verify
+from specdec_lib.decoding.verification.block import joint_chances, keep_chances, remainders
 from specdec_lib.exactness.certificate import SOUND
 from specdec_lib.models.cache import RaggedLayer, RaggedStaticCache
 from specdec_lib.models.pair import Pair
@@ -118,7 +118,7 @@ def row_too_early(
 
 @dataclass(frozen=True)
 class BlockRule:
-    """The rule of `block_verification.verify_block`, two parts of which a mutant may replace."""
+    """The rule of `verification.block.verify_block`, two parts of which a mutant may replace."""
 
     joint: Callable[[Tensor, Tensor, Tensor], Tensor] = joint_chances
     weights: Callable[[Tensor, Tensor, Tensor], Tensor] = remainders  # target_probs, draft_probs, joint
@@ -176,6 +176,27 @@ class _MisreportingOps(PlainOps):
 
     def choose(self, probs: Tensor, uniforms: Tensor) -> Tensor:
         return self.ops.choose(self.drawn(self.last_logits[0], self.sampling), uniforms)
+
+
+@dataclass(frozen=True)
+class ChoosyProposer(ModelProposer):
+    """Drops a draft token that came out unlikely, and those after it: what stays is likelier than it reports."""
+
+    def start(self, call: Call) -> Drafting:
+        return _ChoosyDrafting(super().start(call))
+
+
+@dataclass(frozen=True)
+class _ChoosyDrafting(Drafting):
+    drafting: Drafting
+
+    def read_prompt(self, rows: Rows, start: int, end: int, features: Tensor) -> None:
+        self.drafting.read_prompt(rows, start, end, features)
+
+    def propose(self, rows: Rows, num_draft_tokens: int, uniforms: Tensor) -> Proposal:
+        tokens, probs = self.drafting.propose(rows, num_draft_tokens, uniforms)
+        dropped = (chance_of(tokens, probs) < 0.5).cumsum(dim=1) > 0
+        return tokens, probs.masked_fill(dropped[:, :, None], 0)
 
 
 class RememberingProposer(Proposer):
@@ -254,6 +275,7 @@ def systems(pair: Pair) -> dict[str, SystemUnderTest]:
         **{name: replace(sound, verification=rule) for name, rule in rules.items()},
         **{name: replace(sound, verification=rule, sampling=THREE_TOKENS) for name, rule in blocks.items()},
         **{name: replace(sound, proposer=MisreportingProposer(draft, *pair)) for name, pair in misreports.items()},
+        "draft cut where a drawn token is unlikely": replace(sound, proposer=ChoosyProposer(draft)),
         "draft draw and residual draw share a stream": SystemUnderTest(
             target, remembering, Rule(number=remembering.number)
         ),

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "vectors.h"
 
@@ -34,7 +35,8 @@ T* changed(const Tensor& tensor, const char* name) {
 
 }  // namespace
 
-// `PlainOps.append` of decoding/ops.py, whose tensors these are; `draft_probs` `[B, gamma, V]` float32.
+// `PlainOps.append` of decoding/ops.py, whose tensors these are; `draft_probs` `[B, gamma, V]` float32. `counts` have room
+// for a draft at least as long, or none at all: then nothing is counted.
 void append(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, const Tensor& done,
             const Tensor& stop_token_ids, const Tensor& saw_nan, const Tensor& num_emitted, const Tensor& num_tested,
             const Tensor& counts, const Tensor& report, const Tensor& draft_tokens, const Tensor& draft_probs, const Tensor& target_probs,
@@ -43,7 +45,7 @@ void append(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, con
   const int64_t vocabulary = target_probs.size(2);
   TORCH_CHECK(draft_tokens.size(0) == rows && report.numel() == 3 + 2 * rows && draft_probs.size(0) == rows &&
                   draft_probs.size(1) == gamma && draft_probs.size(2) == vocabulary && target_probs.size(0) == rows &&
-                  target_probs.size(1) == gamma + 1 && (gamma == 0 || counts.numel() == 1 + 3 * gamma),
+                  target_probs.size(1) == gamma + 1 && (counts.numel() == 0 || counts.numel() >= 1 + 3 * gamma),
               "draft tokens ", draft_tokens.sizes(), ", draft_probs ", draft_probs.sizes(), " and target_probs ",
               target_probs.sizes(), " do not fit ", rows, " rows");
   for (const Tensor& of_rows : {lengths, ends, done, num_emitted, num_tested, num_accepted, next_token})
@@ -51,8 +53,11 @@ void append(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, con
   int64_t *token = changed<int64_t>(tokens, "tokens"), *length = changed<int64_t>(lengths, "lengths");
   int64_t *new_tokens = changed<int64_t>(num_emitted, "num_emitted"), *said = changed<int64_t>(report, "report");
   int64_t* tested_here = changed<int64_t>(num_tested, "num_tested");
-  int64_t* steps = changed<int64_t>(counts, "counts");
-  int64_t *drafted = steps + 1, *tested = drafted + gamma, *kept = tested + gamma;  // counts by position
+  const bool counting = counts.numel() > 0;
+  const int64_t positions = counting ? (counts.numel() - 1) / 3 : gamma;
+  std::vector<int64_t> ignored(counting ? 0 : 1 + 3 * positions);
+  int64_t* steps = counting ? changed<int64_t>(counts, "counts") : ignored.data();
+  int64_t *drafted = steps + 1, *tested = drafted + positions, *kept = tested + positions;  // counts by position
   bool *finished = changed<bool>(done, "done"), *nan = changed<bool>(saw_nan, "saw_nan");
   const int64_t* end = read<int64_t>(ends, "ends");
   const int64_t *stop = read<int64_t>(stop_token_ids, "stop_token_ids"), *stops_end = stop + stop_token_ids.numel();
@@ -92,7 +97,7 @@ void append(const Tensor& tokens, const Tensor& lengths, const Tensor& ends, con
       tested_here[r] += was_tested;
       kept[i] += here && i < decided && i < accepted[r];
     }
-    *steps += gamma > 0 && emitted > 0;
+    *steps += emitted > 0;
     length[r] += emitted;
     finished[r] |= length[r] >= end[r];
     said[3 + r] = new_tokens[r] = emitted;

@@ -24,9 +24,9 @@ from specdec_lib.decoding.captured_loop import round_up
 from specdec_lib.decoding.checks import check_context
 from specdec_lib.decoding.counters import Counters
 from specdec_lib.decoding.ops import choose_ops
-from specdec_lib.decoding.proposers.proposer import Drafting, Proposal
+from specdec_lib.decoding.proposers.proposer import Drafting, Proposal, widened
 from specdec_lib.decoding.rows import Rows
-from specdec_lib.decoding.step import emit, prefill
+from specdec_lib.decoding.step import as_wide_as_needed, emit, prefill
 from specdec_lib.decoding.uniforms import Uniforms
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.machine.stopwatch import Stopwatch
@@ -163,11 +163,11 @@ def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Cal
         rows.max_length = min(round_up(rows.max_length + 2 * rows.width), rows.capacity) - rows.width
 
     def propose(each: Drafting) -> Proposal:
-        return each.propose(rows, gamma, call.uniforms.next())
+        return as_wide_as_needed(call, each.propose(rows, gamma, call.uniforms.next()))
 
     draft_tokens, draft_probs = rows.tokens[:, :0], torch.empty(0)
     for each in drafting.values():
-        draft_tokens, draft_probs = propose(each)
+        draft_tokens, draft_probs = widened(propose(each), gamma)
 
     def target_pass() -> tuple[torch.Tensor, torch.Tensor]:  # features, logits
         cache.set_lengths(rows.lengths - 1, rows.max_length - 1)
@@ -184,7 +184,7 @@ def step_pieces(pair: Pair, call: Call, methods: Sequence[str]) -> dict[str, Cal
             emit(call, target_probs)
             return
         verification = verify(target_probs, draft_probs, draft_tokens, call.uniforms.next())
-        rows.features.copy_(features)
+        rows.features[:, : features.shape[1]].copy_(features)
         ops.append(rows, call.counters, draft_tokens, draft_probs, target_probs, verification)
 
     proposals = {name: partial(propose, each) for name, each in drafting.items()}

@@ -86,6 +86,7 @@ def _ours(pair: Pair, setting: Setting, params: StudyParams) -> Decode:
         if gamma is None:
             return autoregressive_decode(pair.target, [prompt], **given)
         given |= {"num_draft_tokens": gamma, "verification": params.verification}
+        given["draft_length"] = params.draft_length[0]
         return speculative_decode(pair.target, make_proposer(method, pair), [prompt], **given)
 
     return decode

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from specdec_lib.config import BENCHMARK_VERSION, INT8, SamplingConfig, StudyParams
-from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.methods import AUTOREGRESSIVE, FIXED_LENGTH
 from specdec_lib.study.run_folder import read_cell, whole_runs
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Cell:
     """One point of the sweep. Its id is a hash of everything that determines it.
 
     Attributes:
-        num_draft_tokens, verification: None for the baseline.
+        num_draft_tokens, verification, draft_length: None for the baseline.
         accepted_per_step: acceptance to replay instead of finding it; None with trained weights.
     """
 
@@ -68,6 +68,7 @@ class Cell:
     engine: str
     method: str
     verification: str | None
+    draft_length: str | None
     num_draft_tokens: int | None
     temperature: float
     top_k: int
@@ -97,6 +98,7 @@ class Cell:
 
     def __str__(self) -> str:
         gamma = f" gamma={self.num_draft_tokens}" if self.num_draft_tokens else ""
+        gamma += f" {self.draft_length}" if self.draft_length not in (None, FIXED_LENGTH) else ""
         prompt = "natural" if self.prompt_tokens is None else self.prompt_tokens
         return (
             f"{self.engine} {self.method}{gamma} T={self.temperature:g} batch={self.batch_size} "
@@ -141,10 +143,11 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
     """The cells that are run interleaved: the baseline first, then every speculative one."""
     on_axis = prompt_group < _axis_groups(params, setting.batch_size)
     gammas = setting.num_draft_tokens if on_axis else (params.headline_num_draft_tokens,)
-    variants: list[tuple[str, str, int | None]] = [("specdec_lib", AUTOREGRESSIVE, None)]
-    variants += [("specdec_lib", method, gamma) for method in params.methods for gamma in gammas]
+    lengths = params.draft_length if setting.headline and on_axis else params.draft_length[:1]
+    variants: list[tuple[str, str, str | None, int | None]] = [("specdec_lib", AUTOREGRESSIVE, None, None)]
+    variants += [("specdec_lib", *each) for each in itertools.product(params.methods, lengths, gammas)]
     if setting.headline and on_axis and params.compare_transformers and params.stop == FIXED and params.dtype != INT8:
-        variants.append(("transformers", AUTOREGRESSIVE, None))
+        variants.append(("transformers", AUTOREGRESSIVE, None, None))
     given = tuple(params.accepted_per_step) if params.accepted_per_step else None
     rule = GIVEN if given else params.verification
     same = {name: getattr(params, name) for name in ("top_k", "top_p", "stop", "repetitions", "seed")}
@@ -155,12 +158,13 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
             engine=engine,
             method=method,
             verification=None if gamma is None else rule,
+            draft_length=length,
             num_draft_tokens=gamma,
             prompt_group=prompt_group,
             accepted_per_step=None if gamma is None else given,
             **same,
         )
-        for engine, method, gamma in variants
+        for engine, method, length, gamma in variants
     ]
 
 

@@ -76,9 +76,7 @@ def decode_cell(
     given["stop_token_ids"] = pair.stop_token_ids if cell.stop == NATURAL else ()
     if cell.num_draft_tokens is None:
         return autoregressive_decode(target, prompts, **given)
-    assert cell.verification is not None, "only the baseline has no verification rule"
+    assert None not in (cell.verification, cell.draft_length), "only the baseline has no rule and no draft length"
     rule = GivenAcceptance(cell.accepted_per_step) if cell.accepted_per_step else cell.verification
-    proposer = make_proposer(cell.method, pair)
-    return speculative_decode(
-        target, proposer, prompts, num_draft_tokens=cell.num_draft_tokens, verification=rule, **given
-    )
+    given |= {"num_draft_tokens": cell.num_draft_tokens, "verification": rule, "draft_length": cell.draft_length}
+    return speculative_decode(target, make_proposer(cell.method, pair), prompts, **given)

@@ -15,8 +15,8 @@ from specdec_lib.study.run_folder import read_cell, read_environment
 from specdec_lib.study.runner import BlockRunner
 
 MATCHED = (
-    *("engine", "method", "verification", "num_draft_tokens", "temperature", "top_k", "top_p", "batch_size"),
-    *("prompt_tokens", "max_new_tokens", "prompt_group"),
+    *("engine", "method", "verification", "draft_length", "num_draft_tokens", "temperature", "top_k", "top_p"),
+    *("batch_size", "prompt_tokens", "max_new_tokens", "prompt_group"),
 )  # what tells the cells of a study apart, also on a machine where they have other ids
 
 
@@ -52,7 +52,8 @@ def rerun(folder: Path, cell_id: str) -> Rerun:
     check_device(params)
     runner = BlockRunner(params, folder, load_study_pair(params))
     cells: list[tuple[Block, Cell]] = [(block, cell) for block in runner.blocks for cell in block.cells]
-    block, cell = next(pair for pair in cells if all(getattr(pair[1], name) == rows[0][name] for name in MATCHED))
+    matched = {name: rows[0][name] for name in MATCHED if name in rows[0]}  # an old row lacks what came later
+    block, cell = next(pair for pair in cells if all(getattr(pair[1], name) == matched[name] for name in matched))
     prompts = [runner.prompts[block.setting][number][1] for number in block.prompts]
     different = []
     for row in rows:

@@ -197,7 +197,8 @@ class BlockRunner:
 
     def _warm_up(self, cell: Cell, prompts: list[torch.Tensor]) -> None:
         """Once in a block for each shape of work, a few tokens outside the measurement."""
-        kind = (cell.engine, cell.method, cell.num_draft_tokens, cell.batch_size, cell.prompt_tokens, cell.temperature)
+        speculation = cell.method, cell.draft_length, cell.num_draft_tokens
+        kind = (cell.engine, *speculation, cell.batch_size, cell.prompt_tokens, cell.temperature)
         if kind not in self.warm:
             self._decode(cell, prompts, min(WARM_UP_TOKENS, cell.max_new_tokens), seed=0)
             self.warm.add(kind)

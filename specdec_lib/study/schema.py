@@ -44,6 +44,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("draft_id", TEXT, "the draft's weights, or the method where it needs none; null for the baseline"),
     _always("method", TEXT, "autoregressive, or the way to draft"),
     Column("verification", TEXT, "the rule that accepts draft tokens; null for the baseline"),
+    Column(
+        "draft_length", TEXT, "how many of gamma tokens a row drafts; fixed: all; null for the baseline and in old runs"
+    ),
     Column("num_draft_tokens", INTEGER, "gamma: draft tokens of a step; null for the baseline", "tokens"),
     _always("temperature", NUMBER, "0 is greedy"),
     _always("top_k", INTEGER, "tokens kept; 0 keeps all", "tokens"),

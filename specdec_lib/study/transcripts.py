@@ -78,6 +78,7 @@ def _transcript(pair: Pair, params: StudyParams, prompt: Prompt, max_new_tokens:
         generator=torch.Generator().manual_seed(params.seed),
         stop_token_ids=pair.stop_token_ids,
         verification=recording,
+        draft_length=params.draft_length[0],
         **given,
     )
     given |= {"max_new_tokens": len(result.tokens[0]), "generator": torch.Generator().manual_seed(params.seed)}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.decoding.block_verification import joint_chances, keep_chances, remainders, verify_block
 from specdec_lib.decoding.proposers.model import ModelProposer
 from specdec_lib.decoding.proposers.ngram import NgramProposer
+from specdec_lib.decoding.verification.block import joint_chances, keep_chances, remainders, verify_block
 from specdec_lib.exactness.adversaries import PROMPTS, adversarial_pairs, enumeration_line
 from specdec_lib.exactness.mutants import block_with_token_residual, block_with_uncut_joint
 

@@ -19,7 +19,7 @@ from specdec_lib.models.toy import toy_draft, toy_model
 
 def call_with(target, prompts, gamma):
     """A call of these prompts before its first step."""
-    rows = Rows(target, batch_size=len(prompts), capacity=40, width=gamma + 1, num_stops=0)
+    rows = Rows(target, batch_size=len(prompts), capacity=80, width=gamma + 1, num_stops=0)
     rows.fill([torch.tensor(prompt) for prompt in prompts], max_new_tokens=8, stop_token_ids=())
     sampling, uniforms = SamplingConfig(), Uniforms(seeded_table(0, range(len(prompts)), 9, gamma + 1))
     return Call(target, sampling, gamma, PlainOps(sampling), rows, Counters(gamma, target.device), uniforms)

@@ -77,6 +77,10 @@ def test_tokens_are_verified_as_in_pytorch():
     assert set(ours.num_accepted.tolist()) == {0, 1, 2, 3}
     assert torch.equal(ours.num_accepted, theirs.num_accepted)
     assert torch.equal(ours.next_token, theirs.next_token)
+    nothing = target[:, :1], draft[:, :0], tokens[:, :0], uniforms[:, -1:]
+    ours, theirs = (ops.verification(RULES["token"])(*nothing) for ops in (CPP, PLAIN))
+    assert torch.equal(ours.next_token, theirs.next_token)
+    assert ours.num_accepted.tolist() == theirs.num_accepted.tolist() == [0] * 400
 
 
 def rows_in_flight(gamma: int, stops: tuple[int, ...] = ()) -> tuple[Rows, Counters]:

@@ -42,6 +42,14 @@ def test_the_law_of_every_path_is_the_target_s(name, method, sampling):
         assert [sum(law.values()) for law in found.laws] == pytest.approx([1.0] * 3, abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("method", ["suffix", "suffix_or_draft"])
+def test_a_lookup_that_finds_more_in_some_rows_than_in_others_is_exact(method):
+    for gamma, sampling in ((1, FILTERS[0]), (3, FILTERS[1])):
+        found, laws = enumerate_pair(PAIRS["random"], method, gamma, sampling)
+        assert found.error(laws) < TOLERANCE
+        assert found.unexplained == 0
+
+
 def test_a_long_draft():
     pair, sampling = PAIRS["zero-probability tokens"], SamplingConfig(0.7, top_k=2, top_p=0.8)
     line = enumeration_line(pair, ModelProposer(pair.draft), PROMPTS[:1], 4, sampling)

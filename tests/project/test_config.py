@@ -60,6 +60,11 @@ def test_every_key_is_explained_and_printed_with_its_mark():
         ({"methods": ["drafd"]}, "methods: unknown name 'drafd': choose one of draft, ngram, .*: did you mean draft?"),
         ({"methods": ["autoregressive"]}, "methods: unknown name 'autoregressive'"),
         ({"verification": "tokens"}, "verification: unknown name 'tokens': choose one of token.*: did you mean token?"),
+        ({"draft_length": ["confident:0.4"]}, "unknown draft length 'confident:0.4': choose one of fixed, conf"),
+        ({"draft_length": ["confidence"]}, "'confidence': write confidence:<the least .*>, a number between 0 and 1"),
+        ({"draft_length": ["acceptance:2"]}, "'acceptance:2': write acceptance:<what a draft token costs"),
+        ({"draft_length": ["fixed:4"]}, "'fixed:4': write fixed$"),
+        ({"draft_length": ["fixed", "confidence:0.4"], "device": "cuda"}, "with device: cuda choose fixed or batch"),
         ({"plugins": ["no_such_module"]}, "plugins: no_such_module cannot be imported .*ModuleNotFoundError"),
         ({"gpu": "other"}, "gpu is other: it is the name of the params file, smoke"),
     ],
@@ -121,7 +126,7 @@ def test_a_run_is_found_by_its_name_under_outputs_and_only_params_are_measured(t
 
 def test_a_run_without_later_keys_and_with_former_ones_can_be_read():
     kept = load_params("smoke").model_dump() | {"extra_repetitions": 2, "interval_width": 0.1}
-    later = ("weights", "accepted_per_step", "tensor_parallel", "verification", "plugins")
+    later = ("weights", "accepted_per_step", "tensor_parallel", "verification", "plugins", "draft_length")
     old = {key: value for key, value in kept.items() if key not in later}
     assert params_of_run({"params": old}, "environment.json") == load_params("smoke")
     with pytest.raises(ValueError, match="holds no params"):

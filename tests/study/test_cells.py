@@ -90,6 +90,16 @@ def test_the_rule_is_part_of_a_cell_and_the_baseline_has_none(params):
     assert not {cell.id for cell in cells[1:]} & {cell.id for cell in other}
 
 
+def test_draft_lengths_are_cells_of_the_headline_setting_and_the_first_is_that_of_all_others(params):
+    several = params.model_copy(update={"draft_length": ["fixed", "confidence:0.4"]})
+    for setting in settings(several):
+        cells = block(several, SOURCE, setting, 0)
+        lengths = ["fixed", "confidence:0.4"] if setting.headline else ["fixed"]
+        assert [*dict.fromkeys(cell.draft_length for cell in cells)] == [None, *lengths]
+        assert len({cell.id for cell in cells}) == len(cells)
+        assert {cell.id for cell in block(params, SOURCE, setting, 0)} <= {cell.id for cell in cells}
+
+
 def test_an_acceptance_that_is_replayed_is_part_of_a_cell(params):
     one, two = (
         block(params.model_copy(update={"accepted_per_step": given}), SOURCE, settings(params)[0], 0)

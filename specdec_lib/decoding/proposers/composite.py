@@ -8,7 +8,7 @@ import torch
 
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.proposers.ngram import NgramProposer
-from specdec_lib.decoding.proposers.proposer import Drafting, Proposal, Proposer
+from specdec_lib.decoding.proposers.proposer import Drafting, Proposal, Proposer, widened
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.verification import chance_of
 
@@ -46,12 +46,12 @@ class CompositeDrafting(Drafting):
         self.lookup.read_prompt(rows, start, end, features)
 
     def propose(self, rows: Rows, num_draft_tokens: int, uniforms: torch.Tensor) -> Proposal:
-        copied, copied_probs = self.lookup.propose(rows, num_draft_tokens, uniforms)
+        copied, copied_probs = widened(self.lookup.propose(rows, num_draft_tokens, uniforms), num_draft_tokens)
         found = chance_of(copied[:, :1], copied_probs[:, :1]) > 0  # [B, 1]
         if self.host_may_branch and found.all():
             self.draft.propose(rows, 1, uniforms)  # it drafts in vain, but reads what was emitted
             return copied, copied_probs
-        drafted, drafted_probs = self.draft.propose(rows, num_draft_tokens, uniforms)
+        drafted, drafted_probs = widened(self.draft.propose(rows, num_draft_tokens, uniforms), num_draft_tokens)
         if self.host_may_branch and not found.any():
             return drafted, drafted_probs
         return torch.where(found, copied, drafted), torch.where(found[:, :, None], copied_probs, drafted_probs)

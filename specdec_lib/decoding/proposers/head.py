@@ -16,8 +16,8 @@ from specdec_lib.models.draft_head import DraftHead
 
 def start_head(head: DraftHead, call: Call) -> Drafting:
     """Drafting with `head` in a call: token by token, or all tokens in one call of the C++ kernels."""
-    unfiltered = (call.sampling.top_k, call.sampling.top_p) == (0, 1)
-    one_call = call.ops.drafts_in_one_call and head.fused is not None and unfiltered
+    plain = (call.sampling.top_k, call.sampling.top_p) == (0, 1) and not call.length.looks_at_logits
+    one_call = call.ops.drafts_in_one_call and head.fused is not None and plain
     return OneCallHeadDrafting(head, call) if one_call else HeadDrafting(head, call)
 
 
@@ -25,7 +25,7 @@ class HeadDrafting(Drafting):
     """One call's drafting with a head, whose cache holds the pairs of tokens and features that it has read."""
 
     def __init__(self, head: DraftHead, call: Call):
-        self.head, self.ops, self.sampling = head, call.ops, call.sampling
+        self.head, self.ops, self.sampling, self.length = head, call.ops, call.sampling, call.length
         self.cache = call.new_cache(head, "draft")
 
     def read_prompt(self, rows: Rows, start: int, end: int, features: torch.Tensor) -> None:
@@ -35,15 +35,19 @@ class HeadDrafting(Drafting):
 
     def propose(self, rows: Rows, num_draft_tokens: int, uniforms: torch.Tensor) -> Proposal:
         hidden = self._read_verified(rows)  # [B, 1, hidden_size]
-        tokens: list[torch.Tensor] = []
-        probs: list[torch.Tensor] = []
+        tokens = [rows.tokens[:, :0]]
+        probs = [torch.empty(rows.batch_size, 0, len(self.head.scored_ids), device=hidden.device)]
         for position in range(num_draft_tokens):
             if position > 0:
                 hidden = self.head.forward(tokens[-1], hidden, self.cache)
                 self.cache.commit(1, at_most=1)
-            probs.append(self.ops.probabilities(self.head.scores(hidden[:, 0])))  # [B, scored]
-            tokens.append(self.head.scored_ids[self.ops.choose(probs[-1], uniforms[:, position])][:, None])
-        scored = torch.stack(probs, dim=1)
+            logits = self.head.scores(hidden[:, 0])  # [B, scored]
+            if self.length.ends_before(logits):
+                break
+            here = self.ops.probabilities(logits)
+            tokens.append(self.head.scored_ids[self.ops.choose(here, uniforms[:, position])][:, None])
+            probs.append(self.length.keep(here)[:, None])
+        scored = torch.cat(probs, dim=1)
         everywhere = scored.new_zeros(*scored.shape[:2], self.head.vocab_size)
         return torch.cat(tokens, dim=1), everywhere.index_copy_(2, self.head.scored_ids, scored)
 

@@ -47,7 +47,7 @@ class ModelDrafting(Drafting):
     """One call's drafting with a language model, whose cache follows the rows."""
 
     def __init__(self, draft: LanguageModel, call: Call):
-        self.draft, self.ops = draft, call.ops
+        self.draft, self.ops, self.length = draft, call.ops, call.length
         self.vocab_size, self.width = call.rows.vocab_size, call.rows.width
         self.cache = call.new_cache(draft, "draft")
         self.unread = 2  # tokens at a row's end that it may not have read: its own last draft token and the next one
@@ -63,15 +63,19 @@ class ModelDrafting(Drafting):
 
     def propose(self, rows: Rows, num_draft_tokens: int, uniforms: torch.Tensor) -> Proposal:
         hidden = self._read_new_tokens(rows)  # [B, hidden_size]
-        tokens: list[torch.Tensor] = []
-        probs: list[torch.Tensor] = []
+        tokens = [rows.tokens[:, :0]]
+        probs = [torch.empty(rows.batch_size, 0, self.vocab_size, device=hidden.device)]
         for position in range(num_draft_tokens):
             if position > 0:
                 hidden = self._forward(tokens[-1])[:, 0]
                 self.cache.commit(1, at_most=1)
-            probs.append(self.ops.probabilities(fit_vocabulary(self.draft.logits(hidden), self.vocab_size)))
-            tokens.append(self.ops.choose(probs[-1], uniforms[:, position])[:, None])
-        return torch.cat(tokens, dim=1), torch.stack(probs, dim=1)
+            logits = fit_vocabulary(self.draft.logits(hidden), self.vocab_size)
+            if self.length.ends_before(logits):
+                break
+            here = self.ops.probabilities(logits)
+            tokens.append(self.ops.choose(here, uniforms[:, position])[:, None])
+            probs.append(self.length.keep(here)[:, None])
+        return torch.cat(tokens, dim=1), torch.cat(probs, dim=1)
 
     def _read_new_tokens(self, rows: Rows) -> torch.Tensor:  # [B, hidden_size], at each row's last token
         """Read what the last step emitted; reading a token again changes nothing."""

@@ -7,11 +7,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from specdec_lib.decoding.rows import Rows
+from specdec_lib.decoding.verification import chance_of
 
 if TYPE_CHECKING:
     from specdec_lib.decoding.call import Call
 
-Proposal = tuple[torch.Tensor, torch.Tensor]  # draft_tokens [B, gamma], draft_probs [B, gamma, V]
+Proposal = tuple[torch.Tensor, torch.Tensor]  # draft_tokens [B, m], draft_probs [B, m, V], m at most gamma
+
+
+def trimmed(proposal: Proposal) -> Proposal:
+    """Without the last positions, at which no row drafts: the target need not read them. Looks at values."""
+    tokens, probs = proposal
+    drafted = (chance_of(tokens, probs) != 0).any(dim=0).tolist()  # a NaN stays, to be noticed
+    longest = max((place for place, here in enumerate(drafted, start=1) if here), default=0)
+    return tokens[:, :longest], probs[:, :longest]
+
+
+def widened(proposal: Proposal, width: int) -> Proposal:
+    """With further positions, up to `width`, at which nothing is drafted."""
+    tokens, probs = proposal
+    missing = width - tokens.shape[1]
+    pad = torch.nn.functional.pad
+    return (pad(tokens, (0, missing)), pad(probs, (0, 0, 0, missing))) if missing else proposal
 
 
 class Drafting:
@@ -26,7 +43,8 @@ class Drafting:
     def propose(self, rows: Rows, num_draft_tokens: int, uniforms: torch.Tensor) -> Proposal:
         """Propose gamma tokens after each row's last one, with the distributions that they were drawn from.
 
-        Where there is nothing to propose, the row of `draft_probs` is zero.
+        Where there is nothing to propose, the row of `draft_probs` is zero. Where no row has more, the last positions
+        may be left out. The first tokens are the same, however many are asked for.
 
         Args:
             uniforms: `[B, gamma+1]`, the random numbers of this proposal; the one at position i draws token i.

@@ -40,7 +40,7 @@ def enumeration_table(table: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         return table
     keys = [
-        key for key in ("pair", "method", "verification", "path", "num_draft_tokens") if key in table
+        key for key in ("pair", "method", "verification", "draft_length", "path", "num_draft_tokens") if key in table
     ]  # old runs have fewer
     lines = table.groupby(keys, sort=False).agg(
         filters=("pair", "size"),

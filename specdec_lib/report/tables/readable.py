@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from specdec_lib.analysis.metrics import has_fixed_length
 from specdec_lib.analysis.waterfall import STAGES
-from specdec_lib.methods import label
+from specdec_lib.methods import label, length_label
 
 UNDEFINED = "–"
 
@@ -25,12 +26,14 @@ class Format(NamedTuple):
 FORMATS = {
     "gpu": Format("study"),
     "num_draft_tokens": Format("γ", "{:.0f}"),
+    "draft_length": Format("draft length"),
     "temperature": Format("T", "{:g}"),
     "batch_size": Format("batch", "{:.0f}"),
     "prompt_tokens": Format("prompt", "{:.0f}", undefined="natural"),
     "max_new_tokens": Format("output", "{:.0f}"),
     "prompt_group": Format("prompt group"),
     "speedup": Format("speedup (×)", "{:.2f}"),
+    "gain": Format("over the best fixed γ (×)", "{:.3f}"),
     "num_prompts": Format("prompt groups"),
     "acceptance_rate": Format("acceptance rate", "{:.3f}"),
     "draft_efficiency": Format("draft efficiency", "{:.3f}"),
@@ -72,17 +75,22 @@ FORMATS = {
 }
 INTERVALS = {  # column: heading of its interval, which stands next to it
     "speedup": "95 % interval",
+    "gain": "gain, 95 % interval",
     "break_even_price_ratio": "95 % interval",
     "tpot_ms": "TPOT, interval",
     "crossover_batch": "B*, 95 % interval",
     "measured_ms": "95 % interval of the median",
     "predicted": "band",
 }
-SETTING = ["engine", "method", "num_draft_tokens", "temperature", "batch_size", "prompt_tokens", "max_new_tokens"]
+NAMES = {"method": label, "draft_length": length_label}  # how readers see what a registry names
+SETTING = ["engine", "method", "draft_length", "num_draft_tokens", "temperature", "batch_size", "prompt_tokens"]
+SETTING += ["max_new_tokens"]
 
 
 def readable(table: pd.DataFrame, columns: Sequence[str], formats: Mapping[str, Format] = FORMATS) -> pd.DataFrame:
     """These columns of a table for readers; the interval of a number stands next to it.
+
+    The draft length has a column only where it adapts.
 
     Args:
         formats: of columns that are not in `FORMATS`, or differ here; a column without a format keeps its name.
@@ -90,8 +98,10 @@ def readable(table: pd.DataFrame, columns: Sequence[str], formats: Mapping[str, 
     made: dict[str, list[str]] = {}
     predicted = "evidence" in table and bool(table["evidence"].eq("predicted").any())
     for name in columns:
+        if name == "draft_length" and has_fixed_length(table).all():
+            continue
         how = formats.get(name) or FORMATS.get(name) or Format(name)
-        values = table[name].map(label) if name == "method" else table[name]
+        values = table[name].map(NAMES[name], na_action="ignore") if name in NAMES else table[name]
         made[how.heading] = [_text(value, how) for value in values]
         low, high = f"{name}_low", f"{name}_high"
         if name in INTERVALS and low in table and table[low].notna().any():

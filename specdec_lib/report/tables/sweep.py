@@ -51,6 +51,12 @@ def speedup_table(lines: pd.DataFrame) -> pd.DataFrame:
     return readable(lines, [*SETTING, *columns, "evidence"])
 
 
+def draft_length_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """Draft lengths that adapt against the best fixed one; from `draft_lengths.compared_lengths`."""
+    columns = ["method", "temperature", "draft_length", "num_draft_tokens", "speedup", "gain", "acceptance_rate"]
+    return readable(lines, [*columns, "draft_efficiency", "mean_acceptance_length", "num_prompts", "evidence"])
+
+
 def latency_table(lines: pd.DataFrame) -> pd.DataFrame:
     """Time to first token, per token and between tokens, throughput and peak memory."""
     columns = ["ttft_ms", "tpot_ms", "itl_p50_ms", "itl_p90_ms", "itl_p99_ms", "tokens_per_second"]

@@ -73,6 +73,8 @@ def residual_weights(
     After full acceptance, and wherever nothing was drafted, there is no draft and the residual is the target.
     """
     row, gamma = torch.arange(len(num_accepted), device=num_accepted.device), draft_probs.shape[1]
+    if gamma == 0:
+        return target_probs[:, 0]
     target, draft = target_probs[row, num_accepted], draft_probs[row, num_accepted.clamp(max=gamma - 1)]
     residual = (target - draft * (num_accepted < gamma)[:, None]).clamp_(min=0)
     # Equal rows reject with probability 0; if rounding rejects all the same, there is no residual left to draw from.

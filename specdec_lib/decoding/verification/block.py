@@ -29,7 +29,7 @@ def verify_block(
     remainder = remainders(target_probs, draft_probs, joint)  # [B, gamma+1, V]
     passed = ops.accept(uniforms[:, :-1], keep_chances(remainder, joint)[:, 1:])  # eta_i <= h_i
     places = torch.arange(1, passed.shape[1] + 1, device=passed.device)
-    num_accepted = (passed * places).amax(dim=1)  # tau, the last i that passes
+    num_accepted = torch.nn.functional.pad(passed * places, (1, 0)).amax(dim=1)  # tau, the last i that passes, or 0
     row = torch.arange(len(num_accepted), device=num_accepted.device)
     left, target = remainder[row, num_accepted], target_probs[row, num_accepted]
     # A remainder of nothing is left with probability 0; if rounding leaves it all the same, the target's law stands in.
@@ -43,7 +43,7 @@ def joint_chances(
     """p_0 .. p_gamma; 0 from the first position on where nothing was drafted."""
     target, draft = chance_of(draft_tokens, target_probs[:, :-1]), chance_of(draft_tokens, draft_probs)
     ratio = torch.where(draft > 0, target.double() / draft, 0.0)
-    chances = [torch.ones_like(ratio[:, 0])]
+    chances = [torch.ones(len(ratio), dtype=ratio.dtype, device=ratio.device)]
     for position in range(ratio.shape[1]):
         chances.append((chances[-1] * ratio[:, position]).clamp(max=1))
     return torch.stack(chances, dim=1)
