@@ -45,7 +45,8 @@ class OwnOutput:
     def __init__(self, model: Any, head: torch.nn.Module):
         self.model, self.head, self.weight = model, head, head.weight
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:  # [..., H] -> [..., V]
+    def __call__(self, hidden: torch.Tensor, scores: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states `[..., H]` to logits `[..., V]`; with `scores`, of what the output layer made of them."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         tokens = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
         output = _BodyOutput(last_hidden_state=rows)
@@ -54,6 +55,8 @@ class OwnOutput:
                 makes_logits = body is self.model or hasattr(body, "lm_head") or body is self.head
                 if not makes_logits:
                     stack.enter_context(_returning(body, output))
+            if scores is not None:
+                stack.enter_context(_returning(self.head, scores.reshape(1, -1, scores.shape[-1])))
             logits = self.model(input_ids=tokens, use_cache=False).logits
         return logits.view(*hidden.shape[:-1], -1)
 
@@ -67,7 +70,7 @@ class _BodyOutput(BaseModelOutputWithPast):
 
 
 @contextmanager
-def _returning(module: torch.nn.Module, output: _BodyOutput) -> Iterator[None]:
+def _returning(module: torch.nn.Module, output: object) -> Iterator[None]:
     """Within this block `module` computes nothing and returns `output`."""
     before = vars(module).get("forward")
     module.forward = lambda *args, **kwargs: output

@@ -160,3 +160,13 @@ def test_8_bits_are_refused_where_the_kernels_do_not_compute_a_model():
         LanguageModel(tiny("llama", our_attention()), "float32").round_to_eight_bits()
     with pytest.raises(ValueError, match=r"dtype is int8.*do not run on cpu with compiled=False: give bfloat16"):
         load_pair("smollm2-135m-embedded", dtype="int8", compiled=False)
+
+
+@pytest.mark.parametrize(("family", "changes"), [("granite", {}), ("gemma3_text", {"final_logit_softcapping": 3.0})])
+def test_what_a_model_does_to_its_logits_is_done_to_those_of_the_kernels_too(family, changes):
+    ours, exact = (tiny(family, *how, **changes) for how in ((our_attention(), torch.bfloat16), ("eager",)))
+    model, tokens = LanguageModel(ours, family), torch.randint(96, (1, 20), generator=seeded())
+    logits = model.logits(model.forward(tokens, model.new_cache(1, 20)).hidden)
+    expected = exact(tokens).logits
+    assert (model.engine, logits.dtype) == ("kernels", torch.float32)
+    assert (logits - expected).norm() < 0.02 * expected.norm()

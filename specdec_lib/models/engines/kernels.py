@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from specdec_lib.kernels.build import why_no_kernels
-from specdec_lib.models.cache import RaggedStaticCache
+from specdec_lib.models.cache import LayerShape, RaggedStaticCache
 from specdec_lib.models.engines.engine import Engine, Step
 from specdec_lib.models.engines.layers import MATRICES, embedding_scale, read_layers
+from specdec_lib.models.output_layer import OwnOutput
 
 SHORTEST_PASS = 32  # tokens: a pass over fewer takes about as long
 
@@ -56,6 +57,9 @@ class KernelEngine(Engine):
         layers = read_layers(body)
         assert layers is not None, "the kernels cannot compute this model: ask can_compute first"
         self.layers = layers
+        dim = 2 * len(layers.layers[0].frequencies)
+        kept = len(layers.layers[0].weights["key"]) // dim, dim
+        self._shapes = [LayerShape(*kept, *kept)] * len(layers.layers)
         self.embeddings, self.embedding_scale = body.embed_tokens.weight.data, embedding_scale(body)
         self.last_norm = body.norm.weight.data
         self.output: tuple[torch.Tensor, ...] = (head.weight.data,)  # the rows that make logits; in 8 bits with factors
@@ -86,7 +90,6 @@ class KernelEngine(Engine):
 
     def round_to_eight_bits(self) -> None:
         """Round every matrix to 8 bits, and let go of what the model itself has of its layers."""
-        assert isinstance(self.head, torch.nn.Linear)
         self.layers, self.output = self.layers.in_eight_bits(self.head.weight.data)
         for layer, name in itertools.product(self.body.layers, MATRICES.values()):
             weight = layer.get_submodule(name).weight
@@ -113,4 +116,7 @@ class KernelEngine(Engine):
         return Step(*self.layers.native.decode(tokens.contiguous(), *ends, [*self.feature_layers], *places))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # float32
-        return linear(hidden, *self.output) if isinstance(self.head, torch.nn.Linear) else self.head(hidden)
+        if not isinstance(self.head, torch.nn.Linear | OwnOutput):
+            return self.head(hidden)
+        scores = linear(hidden, *self.output)
+        return self.head(hidden, scores) if isinstance(self.head, OwnOutput) else scores
