@@ -85,7 +85,7 @@ def replay(
     new = torch.stack(list(continuations)).to(target.device)
     read = torch.cat([padded.gather(1, lengths[:, None] - 1), new[:, :-1]], dim=1)  # [B, n]
     cache = target.new_cache(len(prompts), padded.shape[1] + read.shape[1] + max(widths))
-    for part in padded[:, :-1].split(PREFILL_CHUNK, dim=1):
+    for part in padded[:, :-1].split(PREFILL_CHUNK, dim=1) if padded.shape[1] > 1 else ():
         target.forward(part, cache)
         cache.commit((lengths - 1 - cache.max_length).clamp(0, part.shape[1]), at_most=part.shape[1])
     replays = []

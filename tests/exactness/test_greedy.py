@@ -39,6 +39,13 @@ def test_replays_of_any_width_read_the_same_text():
     assert torch.allclose(alone[0], whole, atol=1e-4)
 
 
+def test_prompts_of_one_token_can_be_replayed():
+    """There is nothing to read before them."""
+    target, _ = models(torch.float32)
+    alone, together = replay(target, [torch.tensor([5])], [torch.arange(5) % 8], (1, 3))
+    assert torch.allclose(alone, together, atol=1e-4)
+
+
 def test_the_bound_is_the_largest_change_of_a_lead_and_at_least_one_unit():
     alone = torch.tensor([[[4.0, 3.0, -9.0]]])
     moved = torch.tensor([[[4.25, 2.75, -8.75]]])  # the lead of the first over the second grows by a half
