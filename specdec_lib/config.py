@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from specdec_lib.methods import FIXED_LENGTH, RULES, length_policy, speculative_methods
+from specdec_lib.methods import FIXED_LENGTH, METHODS, RULES, length_policy, speculative_methods
 
 BENCHMARK_VERSION = 3  # raise it when rows measured before and after must not be compared
 PARAMS_FOLDER = Path(__file__).resolve().parent.parent / "params"
@@ -196,7 +196,10 @@ class StudyParams(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _toys_are_float32(self) -> StudyParams:
+    def _toys_have_float32_and_no_layers(self) -> StudyParams:
+        layered = [name for name in self.methods if METHODS[name].needs_layers]
+        if self.pair == "toy" and layered:
+            raise ValueError(f"methods: {layered[0]} drafts with layers of the target, toys have none: choose another")
         if self.pair == "toy" and self.dtype != "float32":
             raise ValueError(f"dtype is {self.dtype}: the toy pair computes in float32")
         return self

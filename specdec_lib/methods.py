@@ -39,6 +39,7 @@ class Method:
             cost of each piece is measured.
         uses_pair_draft: whether the pair's draft identifies its drafts (`draft_id`); otherwise its own name does.
         capturable: whether its proposals are nothing but operators on tensors, so that CUDA graphs can hold its steps.
+        needs_layers: whether it drafts with layers of the target, which toys do not have.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Method:
     pieces: tuple[str, ...] = ()
     uses_pair_draft: bool = True
     capturable: bool = False
+    needs_layers: bool = False
 
     def draft_id(self, pair_draft_id: str) -> str | None:
         """What a row names as its draft; None for the baseline."""
@@ -127,6 +129,12 @@ def _suffix_or_draft(pair: Pair) -> Proposer:
     return CompositeProposer(_draft(pair), SuffixProposer(shortest=2))
 
 
+def _early_exit(pair: Pair) -> Proposer:
+    from specdec_lib.decoding.proposers.early_exit import EarlyExitProposer
+
+    return EarlyExitProposer(max(pair.target.model.config.num_hidden_layers // 3, 1))
+
+
 def _token() -> Verify:
     from specdec_lib.decoding.verification import verify
 
@@ -172,6 +180,12 @@ METHODS: dict[str, Method] = {
         Method("composite", "lookup or draft", "#009E73", "D", _composite, ("draft", "ngram"), capturable=True),
         Method("suffix", "suffix lookup", "#E69F00", "v", _suffix, ("suffix",), uses_pair_draft=False),
         Method("suffix_or_draft", "suffix or draft", "#CC79A7", "P", _suffix_or_draft, ("draft", "suffix")),
+        Method(
+            *("early_exit", "a third of the layers", "#56B4E9", "X", _early_exit, ("early_exit",)),
+            uses_pair_draft=False,
+            capturable=True,
+            needs_layers=True,
+        ),
     )
 }
 RULES: dict[str, VerificationRule] = {

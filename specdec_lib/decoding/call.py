@@ -29,6 +29,7 @@ class Call:
         caches: where captured steps keep the caches that they share; None where each call makes its own.
         host_may_branch: whether Python may look at the value of a tensor in a step: on a CPU, in a step that is not
             captured, unless the ops forbid it.
+        cache: the target's, once the prompts are read.
         length: how many of gamma tokens a row drafts; `SpeculativeStep.start` starts it.
     """
 
@@ -41,6 +42,7 @@ class Call:
     uniforms: Uniforms
     caches: dict[object, RaggedCache] | None = None
     length: DraftLength = FIXED
+    cache: RaggedCache | None = None
 
     @property
     def host_may_branch(self) -> bool:

@@ -98,6 +98,7 @@ def prefill(call: Call, read_prompt: ReadPrompt = lambda start, end, features: N
     """
     rows, target = call.rows, call.target
     cache, last = call.new_cache(target, "target"), rows.prompt_lengths - 1
+    call.cache = cache
     hidden = features = torch.empty(0)
     for start in range(0, rows.max_length, PREFILL_CHUNK):
         end = min(start + PREFILL_CHUNK, rows.max_length)

@@ -59,13 +59,17 @@ def enumeration_table(
 ) -> pd.DataFrame:
     """Enumerate every method: on all adversarial pairs if only the pair's draft proposes, else on the random one.
 
+    A method that needs layers is enumerated on a tiny Llama of two.
+
     The first method is enumerated with every other rule too, with draft lengths that adapt, and with a tiny Llama on
     each of the `engines` that this machine has. Each line is that of `enumeration_line`, with method, rule and length.
     """
     pairs = adversarial_pairs()
     drafts = [name for name in methods if METHODS[name].pieces == (name,) and METHODS[name].uses_pair_draft]
-    fixed, first = (verification, FIXED_LENGTH), methods[0]
-    runs = [(method, *fixed, pairs["random"], settings) for method in methods]
+    toys = for_toys(methods)
+    fixed, first = (verification, FIXED_LENGTH), toys[0]
+    runs = [(method, *fixed, pairs["random"], settings) for method in toys]
+    runs += [(method, *fixed, layered_pair(), ENGINE_SETTINGS) for method in methods if METHODS[method].needs_layers]
     runs += [(first, rule, FIXED_LENGTH, pairs["random"], OTHER_RULES) for rule in RULES if rule != verification]
     runs += [(first, verification, length, pairs["random"], OTHER_RULES) for length in ADAPTIVE]
     runs += [(method, *fixed, pair, settings) for method in drafts for name, pair in pairs.items() if name != "random"]
@@ -77,6 +81,11 @@ def enumeration_table(
             line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, rule, length)
             lines.append({"method": method, "verification": rule, "draft_length": length} | line)
     return pd.DataFrame(lines)
+
+
+def for_toys(methods: Sequence[str]) -> list[str]:
+    """The methods that work on toys; a draft model where none does."""
+    return [name for name in methods if not METHODS[name].needs_layers] or ["draft"]
 
 
 def enumeration_line(
@@ -155,13 +164,19 @@ def engine_pairs(device: str, engines: Sequence[str] = ENGINES) -> Iterator[Pair
             yield Pair("tiny Llama", target, draft, None, "tiny Llama", "tiny Llama", files={})
 
 
-def tiny_llamas(vocab_size: int = 8, heads: int = 2) -> tuple[PreTrainedModel, PreTrainedModel]:
+def layered_pair() -> Pair:
+    """A tiny Llama of two layers and its draft, in float64."""
+    target, draft = (_with_engine(model, "eager") for model in tiny_llamas(VOCABULARY, heads=1, layers=2))
+    return Pair("tiny Llama of two layers", target, draft, None, "tiny Llama", "tiny Llama", files={})
+
+
+def tiny_llamas(vocab_size: int = 8, heads: int = 2, layers: int = 1) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A random target and draft of transformers' classes, quick enough for many samples."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=64,

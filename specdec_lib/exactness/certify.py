@@ -13,7 +13,14 @@ import pandas as pd
 import torch
 
 from specdec_lib.config import SamplingConfig, StudyParams
-from specdec_lib.exactness.adversaries import ENGINES, SETTINGS, THOROUGH_SETTINGS, Settings, enumeration_table
+from specdec_lib.exactness.adversaries import (
+    ENGINES,
+    SETTINGS,
+    THOROUGH_SETTINGS,
+    Settings,
+    enumeration_table,
+    for_toys,
+)
 from specdec_lib.exactness.certificate import WIDTH, Certificate, write_certificate
 from specdec_lib.exactness.greedy import greedy_agreement
 from specdec_lib.exactness.joint_law import decide, put_to_test
@@ -88,9 +95,9 @@ def joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[p
     A law is only exact where a token's logits do not depend on what else is computed with it: in float32 as good as,
     and through the kernels exactly, whatever they round to. So the kernels take the tests of the pair where they can.
     """
-    toy, first = load_pair(TOY, device=params.device), params.methods[0]
-    runs = [(toy, method, GAMMA, sampling, effort.toy) for method in params.methods for sampling in FILTERS]
-    runs.append((toy, first, 2 * GAMMA, FILTERS[0], effort.toy))
+    toy, first, toys = load_pair(TOY, device=params.device), params.methods[0], for_toys(params.methods)
+    runs = [(toy, method, GAMMA, sampling, effort.toy) for method in toys for sampling in FILTERS]
+    runs.append((toy, toys[0], 2 * GAMMA, FILTERS[0], effort.toy))
     if params.pair != TOY:
         pair, samples = pairs[-1] if pairs[-1].target.engine == "kernels" else pairs[0], params.correctness_samples
         fewer = -(-samples // FEWER) * effort.pair

@@ -8,6 +8,7 @@ what lies at or after a row's length is never read, and the next pass overwrites
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -130,6 +131,13 @@ class RaggedStaticCache(RaggedCache, Cache):
         pairs = zip(self.keys, self.values, strict=True)
         layers = [RaggedLayer(self.placement, *next(pairs)) if shape else DummyLayer() for shape in shapes]
         Cache.__init__(self, layers=layers)
+
+    def of_first_layers(self, num_layers: int) -> RaggedStaticCache:
+        """This cache as a model of the first `num_layers` layers uses it: the same lengths, keys and values."""
+        part = copy.copy(self)
+        for name in ("keys", "values", "layers"):
+            setattr(part, name, getattr(self, name)[:num_layers])
+        return part
 
     def place(self, num_tokens: int) -> torch.Tensor:  # [B, num_tokens]
         """Choose where the next `num_tokens` tokens of each row go, and return those positions."""

@@ -1,0 +1,49 @@
+"""Drafts whose length adapts, next to the best fixed length of the same study."""
+
+import pandas as pd
+import pytest
+from synthetic_rows import study, synthetic_rows
+
+from specdec_lib.analysis.draft_lengths import compared_lengths
+from specdec_lib.analysis.headline import every_gamma, headline
+from specdec_lib.report.tables.readable import readable
+from specdec_lib.report.tables.sweep import draft_length_table
+
+SMALL = {"batch_sizes": [1], "prompt_tokens": [0], "max_new_tokens": [48], "methods": ["draft"]}
+PARAMS = study(**SMALL, draft_length=["fixed", "confidence:0.4"])
+
+
+def rows_of_two_lengths(time):
+    """With the second length every token takes `time` times as long, whatever gamma is."""
+    rows = synthetic_rows(PARAMS)
+    drafted = rows["num_draft_tokens"].notna()
+    fixed = rows.assign(draft_length=rows["draft_length"].mask(drafted, "fixed"))
+    other = fixed[drafted].assign(draft_length="confidence:0.4")
+    return pd.concat([fixed, other.assign(tpot_ms=other["tpot_ms"] * time)], ignore_index=True)
+
+
+@pytest.mark.parametrize("time", [0.9, 1.2])
+def test_gain_and_loss_are_ratios_to_the_fixed_length_at_its_own_best_gamma(time):
+    lines = compared_lengths(rows_of_two_lengths(time), PARAMS)
+    assert len(lines) == 2 * len(PARAMS.temperatures)
+    gains = lines.set_index(["draft_length", "temperature"])["gain"]
+    assert gains["fixed"].tolist() == [1.0, 1.0]
+    assert gains["confidence:0.4"].tolist() == pytest.approx([1 / time] * 2)
+    shown = draft_length_table(lines)
+    assert shown["draft length"].tolist() == ["while likely (0.4)", "always γ"] * 2
+    assert shown["over the best fixed γ (×)"].tolist() == [f"{1 / time:.3f}", "1.000"] * 2
+
+
+def test_the_headline_and_what_follows_from_it_have_the_first_length_alone():
+    rows = rows_of_two_lengths(0.9)
+    assert set(headline(rows, PARAMS)["draft_length"].dropna()) == {"fixed"}
+    assert set(every_gamma(rows, PARAMS)["draft_length"].dropna()) == {"fixed"}
+    first = PARAMS.model_copy(update={"draft_length": ["confidence:0.4"]})
+    assert set(headline(rows, first)["draft_length"].dropna()) == {"confidence:0.4"}
+
+
+def test_a_study_of_one_length_has_nothing_to_compare_and_no_column_for_it():
+    assert compared_lengths(synthetic_rows(PARAMS), PARAMS).empty
+    columns = ["method", "draft_length", "speedup"]
+    assert "draft length" not in readable(headline(synthetic_rows(PARAMS), PARAMS), columns)
+    assert "draft length" in readable(compared_lengths(rows_of_two_lengths(0.9), PARAMS), columns)
