@@ -23,6 +23,8 @@ pytestmark = needs_kernels
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES = {  # what each has that a plain Llama has not; windows of 5 tokens
     "llama": {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3},
+    "internlm3": {"attention_bias": True, "mlp_bias": True},
+    "iquestcoder": {},
     "mistral": {"sliding_window": 5},
     "ministral": {"sliding_window": 5, "layer_types": MIXED},
     "cwm": {"sliding_window": 5, "layer_types": MIXED},

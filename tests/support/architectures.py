@@ -11,6 +11,7 @@ import yaml
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from specdec_lib.models.architectures import auto_class, field
+from specdec_lib.models.engines.layers import NORM_OFFSETS
 from specdec_lib.models.tested_architectures import READ, read_as
 
 TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -61,7 +62,9 @@ def page(written: str) -> str:
         parts.append(f"## Read as `{read}`: {len(kinds)} architectures\n\n{', '.join(f'`{kind}`' for kind in kinds)}\n")
     shapes = {name: (shape["model_type"], read_as(tiny_config(**shape))) for name, shape in TABLE["variants"].items()}
     lines = [f"| {name} | `{kind}` | {read} |" for name, (kind, read) in shapes.items()]
-    return "\n".join([*parts, "| shape | architecture | read as |", "| --- | --- | --- |", *lines, ""])
+    served = ", ".join(f"`{kind}`" for kind in sorted(NORM_OFFSETS))
+    kernels = f"\n## On a CPU by the C++ kernels, in bfloat16 and int8: {len(NORM_OFFSETS)} architectures\n\n{served}\n"
+    return "\n".join([*parts, "| shape | architecture | read as |", "| --- | --- | --- |", *lines, kernels])
 
 
 if __name__ == "__main__":

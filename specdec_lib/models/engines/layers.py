@@ -25,7 +25,8 @@ ACTIVATIONS = {  # slope and curve of x / (1 + e^-(slope x + curve x^3))
 }
 STATIC_ROPE = {"default", "linear", "llama3", "yarn"}  # frequencies that do not change with the length of the text
 NORM_OFFSETS = {  # families, by their `model_type`, and what an RMSNorm of theirs adds to its weight
-    **dict.fromkeys(("llama", "mistral", "ministral", "cwm", "qwen2", "qwen3", "smollm3", "granite", "seed_oss"), 0.0),
+    **dict.fromkeys(("llama", "internlm3", "iquestcoder", "mistral", "ministral", "cwm"), 0.0),
+    **dict.fromkeys(("qwen2", "qwen3", "smollm3", "granite", "seed_oss"), 0.0),
     **dict.fromkeys(("gemma", "gemma3_text"), 1.0),
 }
 MATRICES = {
