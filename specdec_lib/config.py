@@ -8,6 +8,7 @@ import json
 import os
 import re
 import reprlib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -230,16 +231,21 @@ class StudyParams(BaseModel):
 def cache_folder() -> Path:
     """Where models and kernels are kept, absolute: `SPECDEC_CACHE`, else `specdec_lib` in the user's cache directory.
 
+    A user without a home directory, as in many containers, has a folder of their own among the temporary files.
+
     Raises:
-        ValueError: the user has no home directory, and no variable names a folder.
+        ValueError: that folder belongs to somebody else.
     """
+    if chosen := os.environ.get("SPECDEC_CACHE"):
+        return Path(chosen).expanduser().absolute()
     try:
-        if chosen := os.environ.get("SPECDEC_CACHE"):
-            return Path(chosen).expanduser().absolute()
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "specdec_lib"
     except RuntimeError:
-        raise ValueError("no home directory to keep models in: set SPECDEC_CACHE to a folder you own") from None
-    return caches.absolute() / "specdec_lib"
+        folder = Path(tempfile.gettempdir()) / f"specdec_lib-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():
+            raise ValueError(f"{folder} is not yours: set SPECDEC_CACHE to a folder that is") from None
+        return folder
 
 
 def available_params() -> list[str]:
