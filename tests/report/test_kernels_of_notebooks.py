@@ -10,7 +10,8 @@ import papermill
 import pytest
 from written_notebooks import write_notebook
 
-from specdec_lib.config import cache_folder, load_params
+from specdec_lib.config import cache_folder
+from specdec_lib.params_files import load_params
 from specdec_lib.report import pages
 from specdec_lib.report.notebooks import ROOT, START_TIMEOUT, execute, start_timeout
 
