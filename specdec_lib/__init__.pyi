@@ -1,4 +1,4 @@
-from .config import SamplingConfig, StudyParams, load_params
+from .config import SamplingConfig, StudyParams
 from .decoding.decode import autoregressive_decode, speculative_decode
 from .decoding.proposers.composite import CompositeProposer
 from .decoding.proposers.model import ModelProposer
@@ -7,6 +7,7 @@ from .decoding.proposers.suffix import SuffixProposer
 from .decoding.recording import Recording
 from .decoding.result import DecodeResult
 from .models.pair import load_pair
+from .params_files import load_params
 
 __all__ = [
     "CompositeProposer",

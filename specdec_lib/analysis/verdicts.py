@@ -10,8 +10,9 @@ import pandas as pd
 
 from specdec_lib.analysis.headline import along, at_headline, every_gamma, headline, same_prompts
 from specdec_lib.analysis.metrics import speedups, undisturbed
-from specdec_lib.config import StudyParams, available_params, load_params
+from specdec_lib.config import StudyParams
 from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.params_files import available_params, load_params
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from specdec_lib.config import RUN_FACTS, StudyParams, available_params, load_params, parse_overrides
+from specdec_lib.config import StudyParams
+from specdec_lib.params_files import RUN_FACTS, available_params, load_params, parse_overrides
 
 if TYPE_CHECKING:
     Parsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]

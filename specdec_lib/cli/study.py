@@ -23,7 +23,8 @@ from specdec_lib.cli.commands import (
     study_name,
     study_params,
 )
-from specdec_lib.config import StudyParams, finished_run
+from specdec_lib.config import StudyParams
+from specdec_lib.params_files import finished_run
 
 
 @command(
@@ -162,7 +163,7 @@ def publish(options: Options) -> int:
     cells is refused.
     """
     folder = run_folder(options)
-    from specdec_lib.config import load_params
+    from specdec_lib.params_files import load_params
     from specdec_lib.report.publish import publish
 
     params = load_params(folder)

@@ -80,7 +80,12 @@ def compiled_library(kind: str) -> Path:
     library = folder / f"kernels-{kind}-{hashlib.sha256(determined_by.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         logger.warning("compiling the CPU kernels, once")  # a warning is seen without any logging set-up
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"cannot write to {folder} ({error.strerror}): set SPECDEC_CACHE to a folder you own"
+            ) from error
         places = [f"-I{path}" for path in cpp_extension.include_paths()]
         libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-lc10"]
         run = functools.partial(subprocess.run, check=True, capture_output=True, text=True)

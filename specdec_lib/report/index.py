@@ -9,10 +9,11 @@ import pandas as pd
 
 from specdec_lib.analysis.headline import headline
 from specdec_lib.analysis.verdicts import exclusions
-from specdec_lib.config import StudyParams, load_params
+from specdec_lib.config import StudyParams
 from specdec_lib.exactness.certificate import read_certificate
 from specdec_lib.hardware.catalog import price
 from specdec_lib.methods import label
+from specdec_lib.params_files import load_params
 from specdec_lib.report.captions.verdict import NO, YES, answer, speedup_text, why
 from specdec_lib.report.run_page import why_no_certificate
 from specdec_lib.report.safe_html import render_template

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from specdec_lib.config import cache_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 TERMINAL = "SPECDEC_TERMINAL"  # tells the sweep in the kernel that its output ends in a terminal
@@ -84,7 +86,9 @@ def kernel_of_this_interpreter() -> Iterator[None]:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             TERMINAL if sys.stderr.isatty() else "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
-        with patch.dict(os.environ, changed | ({} if _has_home() else {"HOME": folder})):
+        if not _has_home():
+            changed |= {"HOME": folder, "SPECDEC_CACHE": str(cache_folder())}
+        with patch.dict(os.environ, changed):
             yield
 
 

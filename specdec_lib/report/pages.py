@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from specdec_lib.config import StudyParams, load_params, notebook_parameters
+from specdec_lib.config import StudyParams
 from specdec_lib.exactness.certificate import FILE as CERTIFICATE
 from specdec_lib.machine.files import locked, write_atomically, writing
+from specdec_lib.params_files import load_params, notebook_parameters
 from specdec_lib.report.captions.verdict import in_short
 from specdec_lib.report.index import COMPARISON, overview_page
 from specdec_lib.report.notebooks import NOTEBOOKS, execute, start_timeout

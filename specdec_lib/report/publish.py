@@ -13,9 +13,10 @@ import pandas as pd
 from specdec_lib.analysis.categories import category_lines
 from specdec_lib.analysis.headline import headline
 from specdec_lib.analysis.verdicts import prompts_used
-from specdec_lib.config import StudyParams, is_prompt_file, load_params
+from specdec_lib.config import StudyParams
 from specdec_lib.exactness.certificate import FILE as CERTIFICATE
 from specdec_lib.machine.files import write_atomically
+from specdec_lib.params_files import is_prompt_file, load_params
 from specdec_lib.report.captions.categories import finding_category
 from specdec_lib.report.figures.categories import category_heatmap
 from specdec_lib.report.index import overview_page

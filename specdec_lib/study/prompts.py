@@ -17,7 +17,8 @@ import torch
 import transformers
 from transformers.utils import chat_template_utils
 
-from specdec_lib.config import StudyParams, is_prompt_file
+from specdec_lib.config import StudyParams
+from specdec_lib.params_files import is_prompt_file
 from specdec_lib.study.cells import Setting, prompt_groups, settings
 from specdec_lib.study.prompt_file import OURS, Prompt, read_prompt_file
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from specdec_lib.config import params_of_run
 from specdec_lib.machine.environment import check_device
 from specdec_lib.models.pair import load_study_pair
+from specdec_lib.params_files import params_of_run
 from specdec_lib.study.cells import Block, Cell
 from specdec_lib.study.columns import fingerprint
 from specdec_lib.study.decode_cell import decode_cell

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from specdec_lib.config import StudyParams, params_of_run
+from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import price
 from specdec_lib.machine.files import locked, now, writing
+from specdec_lib.params_files import params_of_run
 from specdec_lib.study.cells import Source, first_blocks, plan
 from specdec_lib.study.run_folder import ENVIRONMENT, add_facts, read_environment
 from specdec_lib.study.table import FILE, price_of_run, read_results, write_results

@@ -10,10 +10,10 @@ from synthetic_rows import study, synthetic_rows
 from specdec_lib.analysis import comparison, metrics
 from specdec_lib.analysis.cost_model.calibrated import calibrated_errors
 from specdec_lib.analysis.crossover import all_crossovers, measured_crossovers, predicted_crossovers
-from specdec_lib.config import available_params, load_params
 from specdec_lib.machine.calibration_file import write_calibration
 from specdec_lib.machine.step_costs import write_step_costs
 from specdec_lib.models.pair import load_pair
+from specdec_lib.params_files import available_params, load_params
 from specdec_lib.report.captions import comparison as captions
 from specdec_lib.report.captions.cost import finding_pareto
 from specdec_lib.report.captions.phrases import where_it_pays

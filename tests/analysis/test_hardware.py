@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specdec_lib.config import available_params, load_params
 from specdec_lib.hardware import catalog
+from specdec_lib.params_files import available_params, load_params
 
 
 def entry(kind: str, name: str) -> dict[str, object]:

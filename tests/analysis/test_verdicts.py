@@ -8,7 +8,7 @@ from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis.headline import headline
 from specdec_lib.analysis.verdicts import command_for, exclusions, prompts_used, verdicts
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.report.captions.verdict import answer, best_sentence, evidence_sentence, in_short, verdict_sentence
 from specdec_lib.report.tables.sweep import method_table
 

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from quick_kernel import few
 
-from specdec_lib.config import load_params
 from specdec_lib.exactness import certificate as data
 from specdec_lib.exactness import certify as measuring
 from specdec_lib.exactness import mutant_battery
 from specdec_lib.kernels.build import why_no_kernels
+from specdec_lib.params_files import load_params
 from specdec_lib.report.captions import exactness as captions
 from specdec_lib.report.tables import exactness as tables
 

@@ -8,8 +8,8 @@ from checkpoints import WORDS, write_checkpoint
 from transformers import AutoTokenizer
 
 from specdec_lib import ModelProposer, NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
-from specdec_lib.config import load_params
 from specdec_lib.models.pair import check_study_pair, load_pair
+from specdec_lib.params_files import load_params
 from specdec_lib.study.transformers_generate import transformers_decode
 
 

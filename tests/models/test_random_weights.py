@@ -9,10 +9,11 @@ from specdec_lib import ModelProposer, speculative_decode
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.analysis.waterfall import waterfall
-from specdec_lib.config import SamplingConfig, load_params, validate_params
+from specdec_lib.config import SamplingConfig, validate_params
 from specdec_lib.models.checkpoints import config_of
 from specdec_lib.models.pair import check_study_pair, load_pair, load_study_pair
 from specdec_lib.models.presets import PRESETS
+from specdec_lib.params_files import load_params
 from specdec_lib.study.decode_cell import GivenAcceptance
 from specdec_lib.study.sweep import run_sweep_here
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 
-from specdec_lib.config import load_params
 from specdec_lib.models.pair import load_pair
+from specdec_lib.params_files import load_params
 from specdec_lib.peers import lines as peers
 from specdec_lib.peers import ways as peer_ways
 from specdec_lib.peers.rows import read_peers

@@ -9,7 +9,7 @@ from checkpoints import write_checkpoint
 
 from specdec_lib import __main__ as cli
 from specdec_lib.cli import commands
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 
 
 def test_an_unknown_gpu_name_is_one_line_and_exit_code_2(capsys):

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from specdec_lib import config
+from specdec_lib import params_files
 from specdec_lib.cli.study import explained
-from specdec_lib.config import (
+from specdec_lib.config import StudyParams, validate_params
+from specdec_lib.methods import METHODS
+from specdec_lib.params_files import (
     PARAMS_FOLDER,
-    StudyParams,
     available_params,
     data_folder,
     finished_run,
@@ -19,9 +20,7 @@ from specdec_lib.config import (
     notebook_parameters,
     params_of_run,
     parse_overrides,
-    validate_params,
 )
-from specdec_lib.methods import METHODS
 
 
 @pytest.mark.parametrize("name", available_params())
@@ -109,7 +108,7 @@ def test_a_file_outside_the_repository_names_its_study_and_reaches_notebooks_by_
 def test_a_run_is_found_by_its_name_under_outputs_and_only_params_are_measured(tmp_path, monkeypatch):
     """A folder that has the name of a params file does not hide the file: that study is measured, not read."""
     outputs, elsewhere = tmp_path / "outputs", tmp_path / "elsewhere"
-    monkeypatch.setattr(config, "OUTPUTS_FOLDER", outputs)
+    monkeypatch.setattr(params_files, "OUTPUTS_FOLDER", outputs)
     facts = json.dumps({"params": load_params("smoke").model_dump()})
     for folder in (outputs / "published" / "mine", elsewhere / "cpu"):
         folder.mkdir(parents=True)

@@ -6,8 +6,8 @@ import torch
 
 from specdec_lib import __main__ as cli
 from specdec_lib.cli import gpu_check
-from specdec_lib.config import load_params
 from specdec_lib.exactness import certify
+from specdec_lib.params_files import load_params
 
 SMOKE = load_params("smoke")
 COLUMNS = {

@@ -12,6 +12,7 @@ PACKAGE = Path(specdec_lib.__file__).parent
 LAYERS = [
     "methods",
     "config",
+    "params_files",
     "hardware",
     "kernels",
     "models",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from specdec_lib.__main__ import COMMANDS
-from specdec_lib.config import available_params
+from specdec_lib.params_files import available_params
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = shutil.which("make")

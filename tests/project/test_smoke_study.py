@@ -13,8 +13,8 @@ import pytest
 from quick_kernel import kernels
 
 from specdec_lib import __main__ as cli
-from specdec_lib.config import load_params
 from specdec_lib.methods import METHODS
+from specdec_lib.params_files import load_params
 from specdec_lib.study.sweep import run_sweep_here
 
 pytestmark = pytest.mark.slow

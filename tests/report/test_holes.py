@@ -17,7 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 from synthetic_rows import step_costs, study, synthetic_rows
 
-from specdec_lib import config
+from specdec_lib import params_files
 from specdec_lib.analysis import comparison, headline, metrics, step_table
 from specdec_lib.analysis.cost_model import published
 from specdec_lib.exactness import certificate
@@ -114,16 +114,16 @@ def run(monkeypatch, tmp_path):
             yield patch
 
     def execute(notebook, **data):
-        (tmp_path / config.RUN_FACTS).touch()  # a finished run, so that nothing is measured
+        (tmp_path / params_files.RUN_FACTS).touch()  # a finished run, so that nothing is measured
         said, values = {}, {"gpu": str(tmp_path), "output_folder": str(tmp_path), "outputs": str(tmp_path)}
         cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
         with watched(said) as patch:
             for place, function in data.items():
                 module, name = PLACES[place]
                 patch.setattr(module, name, function)
-            load = config.load_params
+            load = params_files.load_params
             known = lambda gpu, overrides=None: PARAMS if gpu == str(tmp_path) else load(gpu, overrides)  # noqa: E731
-            patch.setattr(config, "load_params", known)
+            patch.setattr(params_files, "load_params", known)
             space = {}
             for cell in cells:
                 if cell["cell_type"] == "code":

@@ -3,13 +3,15 @@
 import os
 import pwd
 import sys
+import tempfile
 from pathlib import Path
 
 import papermill
 import pytest
 from written_notebooks import write_notebook
 
-from specdec_lib.config import cache_folder, load_params
+from specdec_lib.config import cache_folder
+from specdec_lib.params_files import load_params
 from specdec_lib.report import pages
 from specdec_lib.report.notebooks import ROOT, START_TIMEOUT, execute, start_timeout
 
@@ -64,11 +66,18 @@ def unknown(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 
 
-def test_without_a_home_the_cache_needs_a_folder_of_ones_own(monkeypatch):
+def test_without_a_home_the_cache_is_a_folder_of_ones_own_among_temporary_files(monkeypatch, tmp_path):
+    """Nobody else may put a library there that would be loaded."""
     for name in ("HOME", "SPECDEC_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    with pytest.raises(ValueError, match="no home directory to keep models in: set SPECDEC_CACHE to a folder you own"):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = cache_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    (tmp_path / "specdec_lib-54321").mkdir()
+    with pytest.raises(ValueError, match="specdec_lib-54321 is not yours: set SPECDEC_CACHE to a folder that is"):
         cache_folder()
     monkeypatch.setenv("XDG_CACHE_HOME", "caches")
     assert cache_folder() == Path.cwd() / "caches" / "specdec_lib"

@@ -5,7 +5,7 @@ import ast
 import nbformat
 import pytest
 
-from specdec_lib.config import data_folder, finished_run
+from specdec_lib.params_files import data_folder, finished_run
 from specdec_lib.report.notebooks import NOTEBOOKS
 from specdec_lib.report.pages import DATA, STUDY
 

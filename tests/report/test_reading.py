@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from specdec_lib.analysis.headline import headline
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.report.notebooks import ROOT
 from specdec_lib.report.publish import BLOCK, README, headline_of_all
 from specdec_lib.report.tables.sweep import method_table

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.study.cells import GIVEN, Source, block, first_blocks, num_blocks, plan, prompt_groups, settings
 
 SOURCE = Source("smoke", "this", "toy", "toy-target", "toy-draft", "0", "torch", "float32", 2, "mixed", "0")

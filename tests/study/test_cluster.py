@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toy_sweep import cells_in, determined, toy_params
 
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.study.run_folder import read_environment
 from specdec_lib.study.sweep import gather, run_sweep_here
 from specdec_lib.study.workers import cluster

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from specdec_lib.config import load_params
 from specdec_lib.machine.environment import check_device, check_product
+from specdec_lib.params_files import load_params
 from specdec_lib.study.workers import worker
 from specdec_lib.study.workers.team import Team
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.cli.commands import check_study
-from specdec_lib.config import CUSTOM_PAIR, SamplingConfig, load_params
+from specdec_lib.config import CUSTOM_PAIR, SamplingConfig
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.methods import make_proposer
@@ -26,6 +26,7 @@ from specdec_lib.models.checkpoints import config_of
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.presets import PRESETS
+from specdec_lib.params_files import load_params
 from specdec_lib.report.pages import COMPARISON, STUDY, make_comparison, make_reports
 from specdec_lib.study.prompt_file import Prompt
 from specdec_lib.study.prompts import encode_prompts, load_prompts

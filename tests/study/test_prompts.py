@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specdec_lib.cli.commands import check_study
-from specdec_lib.config import StudyParams, load_params, notebook_parameters, parse_overrides
+from specdec_lib.config import StudyParams
 from specdec_lib.models.pair import load_pair
+from specdec_lib.params_files import load_params, notebook_parameters, parse_overrides
 from specdec_lib.study.prompts import encode_prompts, load_prompts, prompt_set_hash, random_prompts
 from specdec_lib.study.runner import source_of
 from specdec_lib.study.sweep import run_sweep, run_sweep_here

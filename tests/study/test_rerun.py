@@ -7,7 +7,7 @@ import pytest
 from toy_sweep import run_interrupted
 
 from specdec_lib.__main__ import main
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.study import runner
 from specdec_lib.study.rerun import rerun
 from specdec_lib.study.run_folder import read_cell, write_cell

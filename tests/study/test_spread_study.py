@@ -6,8 +6,8 @@ from toy_sweep import toy_params
 
 from specdec_lib.__main__ import main
 from specdec_lib.cli import commands
-from specdec_lib.config import load_params
 from specdec_lib.hardware.catalog import price
+from specdec_lib.params_files import load_params
 from specdec_lib.report.captions.cost import price_note
 from specdec_lib.report.run_page import why_no_certificate
 from specdec_lib.study.workers.cluster import Device

@@ -10,7 +10,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdec_lib.analysis.statistics import median_interval
 from specdec_lib.analysis.step_table import COLUMNS, StepTable, read_step_costs
-from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers.ngram import NgramProposer
 from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
 from specdec_lib.machine import step_costs
@@ -18,6 +17,7 @@ from specdec_lib.machine.step_costs import write_step_costs
 from specdec_lib.machine.stopwatch import Stopwatch
 from specdec_lib.methods import METHODS, RULES, Method, make_proposer, pieces
 from specdec_lib.models.pair import load_pair
+from specdec_lib.params_files import load_params
 from specdec_lib.study import machine_measurement as machine
 from specdec_lib.study.machine_measurement import measure_machine
 from specdec_lib.study.runner import BlockRunner

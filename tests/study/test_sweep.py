@@ -7,10 +7,10 @@ import torch
 from toy_sweep import run_interrupted
 
 from specdec_lib.analysis.metrics import speedups
-from specdec_lib.config import load_params
 from specdec_lib.decoding.proposers.ngram import NgramDrafting
 from specdec_lib.machine import telemetry
 from specdec_lib.models.pair import load_pair
+from specdec_lib.params_files import load_params
 from specdec_lib.study import sweep
 from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.runner import BlockRunner

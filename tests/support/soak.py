@@ -27,7 +27,8 @@ from faulty_worker import out_of_memory
 from quick_worker import hurry
 from toy_sweep import cells_in, determined
 
-from specdec_lib.config import StudyParams, load_params
+from specdec_lib.config import StudyParams
+from specdec_lib.params_files import load_params
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.sweep import run_sweep, run_sweep_here
 from specdec_lib.study.table import read_results

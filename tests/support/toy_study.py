@@ -19,7 +19,7 @@ from specdec_lib.report import pages
 
 SWEEP = """
 import json, os, pathlib
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.study import sweep
 sweep.run_sweep(load_params(gpu, overrides), pathlib.Path(output_folder), command=json.loads(os.environ["TOY_WORKER"]))
 """

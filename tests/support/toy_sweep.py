@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.study import runner
 
 FAULTY_WORKER = str(Path(__file__).parent / "faulty_worker.py")
