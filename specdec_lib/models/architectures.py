@@ -8,6 +8,15 @@ from typing import Any
 
 WINDOWS = ("sliding_window", "attention_chunk_size")  # the keys of a config that say how far a token sees
 NARROW = 8  # positions: the windows while a model is checked
+REFUSED = {  # by model type
+    "cpmant": "reads tokens that follow",
+    "idefics": "reads no text without an image",
+    "kosmos-2.5": "generates something else in transformers than its forward computes",
+    "moshi": "computes something else in transformers with a cache than without",
+    "pi0": "writes actions, no text",
+    "reformer": "hashes its tokens at random",
+    "xlm": "reads tokens that follow",
+}
 UNBOUNDED = 2**20  # tokens: the context of models that say none, such as recurrent ones
 
 
@@ -34,7 +43,8 @@ def auto_class(config: Any) -> Any:
     """The class of transformers that loads a model with all of its tensors, those of other towers among them."""
     import transformers
 
-    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and text_config(config) is not config:
+    is_text = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and text_config(config) is config
+    if type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not is_text:
         return transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
 
@@ -110,6 +120,3 @@ def has_windows(config: Any) -> bool:
     used = bool(sizes) and field(config, "use_sliding_window") is not False
     kinds = set(field(config, "layer_types") or ["sliding_attention" if used else "full_attention"])
     return not kinds <= ({"full_attention"} if acting else {"full_attention", "sliding_attention", "chunked_attention"})
-
-
-REFUSED: dict[str, str] = {}  # by model type, what is known not to be decoded exactly

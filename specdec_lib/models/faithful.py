@@ -12,10 +12,17 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers import GenerationConfig
 
 from specdec_lib.models.architectures import narrow_windows, text_config
-from specdec_lib.models.attention import NAME, NotServedError, attending, compared_with_own, set_attention
+from specdec_lib.models.attention import (
+    NAME,
+    NotServedError,
+    as_transformers_does,
+    attending,
+    compared_with_own,
+    set_attention,
+)
 from specdec_lib.models.engines.engine import EagerEngine, Engine
 from specdec_lib.models.engines.row_by_row import RereadingEngine, RowByRowEngine, TokenByTokenEngine
 from specdec_lib.models.tested_architectures import read_as
@@ -28,7 +35,7 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.1  # relative difference of logits between engines: bfloat16 results depend on where they are rounded
 TOLERANCE_FLOAT32 = 1e-3
 LENGTHS = (40, 23, 30)  # tokens of the rows of a trial
-BEFORE = 24  # tokens of the first row, after which its own code goes on with a cache
+BEFORE = 24  # tokens of the first row, after which its own `generate` goes on
 PIECES = ((16, 12), (1, 1), (9, 5), (9, 9), (9, 9), (9, 4))  # tokens of a pass, and how many of the first row's stay
 FOREIGN = (
     ArithmeticError,
@@ -101,32 +108,36 @@ def _in_a_line(error: Exception | None) -> str:
 
 
 def _own_logits(model: LanguageModel, texts: list[torch.Tensor]) -> list[torch.Tensor]:  # [n, V] of each text
-    """By the model's own code and attention, each text alone and without a cache."""
+    """By the model's own code and attention, each text alone and without a cache.
+
+    NotServedError if its `generate` computes something else, or if a token's logits depend on those that follow.
+    """
     with attending(model.model, "eager"):
-        *own, start = (_forward(model.model, text) for text in (*texts, texts[0][:BEFORE]))
-        if not _close(start, own[0][: len(start)], model.dtype):
-            raise NotServedError("it reads tokens that follow, as an encoder does")
-        _check_own_cache(model, texts[0], own[0])
+        own = [_forward(model.model, text) for text in texts]
+        start = texts[0][:BEFORE]
+        generated = _generated(model.model, start)  # [2, V]
+        longer = _forward(model.model, torch.cat([start, generated[:1].argmax(dim=-1)]))
+    if not _close(longer[: len(start)], own[0][: len(start)], model.dtype):
+        raise NotServedError("it reads tokens that follow, as an encoder does")
+    if not _close(generated, longer[-2:], model.dtype):
+        raise NotServedError("its generate in transformers computes something else than its forward")
     return own
 
 
-def _check_own_cache(model: LanguageModel, text: torch.Tensor, own: torch.Tensor) -> None:
-    """NotServedError if the model computes something else with a cache of transformers than without one."""
-    try:
-        cache = DynamicCache(config=text_config(model.model.config))
-        _forward(model.model, text[:BEFORE], past_key_values=cache)
-        found = _forward(model.model, text[BEFORE : BEFORE + 1], BEFORE, past_key_values=cache)
-    except FOREIGN:  # it has a cache of its own kind, or none
-        return
-    if cache.is_initialized and not _close(found, own[BEFORE : BEFORE + 1], model.dtype):
-        raise NotServedError("with a cache of transformers its own code computes something else than without")
+def _generated(model: Any, start: torch.Tensor) -> torch.Tensor:  # [2, V]
+    """The logits of the first two tokens that `generate` makes after `start`, with a cache of its choice."""
+    said = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    settings = GenerationConfig(**said, eos_token_id=None, pad_token_id=0)
+    with as_transformers_does(model):
+        mask = torch.ones_like(start)[None]
+        return torch.cat(model.generate(start[None], attention_mask=mask, generation_config=settings).logits).float()
 
 
-def _forward(model: Any, text: torch.Tensor, start: int = 0, **cache: object) -> torch.Tensor:  # [n] -> [n, V]
-    """Logits of `text` at positions from `start`, which are handed over as `generate` does."""
-    given: dict[str, Any] = {"use_cache": bool(cache), **cache}
+def _forward(model: Any, text: torch.Tensor) -> torch.Tensor:  # [n] -> [n, V]
+    """Logits of `text` at positions that are handed over as `generate` does."""
+    given: dict[str, Any] = {"use_cache": False}
     if "position_ids" in inspect.signature(model.forward).parameters:
-        given["position_ids"] = torch.arange(start, start + len(text), device=text.device)[None]
+        given["position_ids"] = torch.arange(len(text), device=text.device)[None]
     return model(input_ids=text[None], **given).logits[0].float()
 
 

@@ -3,17 +3,20 @@
 import pytest
 import torch
 from architectures import PAGE, SHAPES, TABLE, VOCABULARY, page, tiny_config, tiny_model
+from checkpoints import write_checkpoint
 from transformers import GenerationConfig
 
-from specdec_lib import ModelProposer, SamplingConfig, autoregressive_decode, speculative_decode
+from specdec_lib import ModelProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
 from specdec_lib.decoding.proposers.proposer import Proposer
+from specdec_lib.exactness.joint_law import put_to_test
+from specdec_lib.exactness.subjects import engine_sampler
 from specdec_lib.models.attention import our_attention, set_attention
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tested_architectures import read_as
 
 GREEDY = SamplingConfig(temperature=0)
-NEW_TOKENS, GAMMA = 10, 3
-PROMPTS = [torch.randint(3, VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 13, 9)]
+NEW_TOKENS, GAMMA = 8, 3
+PROMPTS = [torch.randint(3, VOCABULARY, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 12, 9)]
 pytestmark = pytest.mark.slow
 
 
@@ -71,6 +74,31 @@ def test_models_of_each_kind_draft(name):
     assert [row.tolist() for row in found] == [row.tolist() for row in expected]
     itself = speculative_decode(same, ModelProposer(same), PROMPTS, **options)
     assert itself.accepted == itself.tested  # what it drafts is what it verifies
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "deepseek_v3", "llama4_text"])
+def test_sampled_tokens_follow_the_targets_law(name):
+    """Windows and caps, sinks, compressed keys, chunks. A false alarm has a chance below 1e-8."""
+    config = tiny_config(**SHAPES[name] | {"vocab_size": 8})
+    target, draft = (checked(tiny_model(config, seed)) for seed in (0, 1))
+    options = {"sampling": SamplingConfig(), "length": 3}
+    sample = engine_sampler(target, ModelProposer(draft), batch_size=500, num_draft_tokens=2, **options)
+    tests, _ = put_to_test(sample, target, [PROMPTS[1] % 8], samples=500, seed=0, **options)
+    assert tests["p_value"].min() > 1e-8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gptj", "gemma3", "llava", "mamba", "opt-350m"])
+def test_checkpoints_of_all_kinds_make_pairs(name, dtype, tmp_path):
+    """Those of multimodal models with all their towers."""
+    folder = write_checkpoint(tmp_path)
+    tiny_model(tiny_config(**SHAPES[name])).save_pretrained(folder)
+    pair = load_pair(target=folder, draft=folder, dtype=dtype)
+    prompts = [prompt.tolist() for prompt in PROMPTS]
+    options = {"max_new_tokens": 4, "sampling": GREEDY}
+    made = speculative_decode(pair.target, ModelProposer(pair.draft), prompts, num_draft_tokens=2, **options)
+    assert pair.target.engine == pair.draft.engine == read_as(pair.target.model.config)
+    assert made.accepted > 0
 
 
 def test_the_page_of_models_is_current():

@@ -5,7 +5,8 @@ import torch
 from architectures import tiny_config, tiny_model
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_llama
+from tiny_models import SHAPE, tiny_llama
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama import modeling_llama
 
@@ -82,6 +83,19 @@ def test_attention_that_we_do_not_know_is_not_taken_for_ours():
         patch.setattr(modeling_llama, "eager_attention_forward", doubled)
         model.check_faithful()
     assert model.engine == "row by row"  # by its own code, not by ours
+
+
+def test_what_has_not_been_tested_is_refused_where_small_differences_do_not_show():
+    class NewConfig(LlamaConfig):
+        model_type = "newcomer"
+
+    for dtype in (torch.float32, torch.bfloat16):
+        model = LanguageModel(LlamaForCausalLM(NewConfig(**SHAPE)).to(dtype), "new", compiled=False)
+        if dtype == torch.float32:
+            model.check_faithful()
+        else:
+            with pytest.raises(ValueError, match="of type newcomer, which has not been tested"):
+                model.check_faithful()
 
 
 def test_a_model_that_sees_what_follows_is_refused():

@@ -10,7 +10,7 @@ import transformers
 import yaml
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from specdec_lib.models.architectures import auto_class, field
+from specdec_lib.models.architectures import REFUSED, auto_class, field
 from specdec_lib.models.engines.layers import NORM_OFFSETS
 from specdec_lib.models.tested_architectures import READ, read_as
 
@@ -60,6 +60,8 @@ def page(written: str) -> str:
     parts = [written.partition(GENERATED)[0] + GENERATED]
     for read, kinds in READ.items():
         parts.append(f"## Read as `{read}`: {len(kinds)} architectures\n\n{', '.join(f'`{kind}`' for kind in kinds)}\n")
+    refused = [f"| `{kind}` | {reason} |" for kind, reason in sorted(REFUSED.items())]
+    parts.append("\n".join(["| refused by its type | it |", "| --- | --- |", *refused, ""]))
     shapes = {name: (shape["model_type"], read_as(tiny_config(**shape))) for name, shape in TABLE["variants"].items()}
     lines = [f"| {name} | `{kind}` | {read} |" for name, (kind, read) in shapes.items()]
     served = ", ".join(f"`{kind}`" for kind in sorted(NORM_OFFSETS))

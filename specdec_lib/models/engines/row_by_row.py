@@ -76,6 +76,9 @@ class RowByRowEngine(Engine):
         )
         return Step(hidden, features)
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden.to(self.head.weight.dtype))  # Mamba's are float32, whatever its weights are
+
     def _read(self, row: _Row, text: torch.Tensor, length: int) -> Step:  # states [n, H] of the n tokens after `length`
         """Read what `row` does not hold yet of `text` `[length + n]`."""
         start = row.roll_back(min(length, len(text) - 1))
