@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.headline import at_headline
-from specdec_lib.analysis.metrics import distinct_outputs, undisturbed
+from specdec_lib.analysis.metrics import distinct_outputs, has_fixed_length, undisturbed
 from specdec_lib.analysis.statistics import ratio_of_sums
 from specdec_lib.config import StudyParams
 from specdec_lib.methods import AUTOREGRESSIVE
@@ -76,6 +76,7 @@ def agreement(profile: pd.DataFrame, rows: pd.DataFrame, params: StudyParams) ->
     keys = [*LINE, "category"]
     expected = acceptance_lines(profile)
     outputs = distinct_outputs(undisturbed(at_headline(rows, params)))
+    outputs = outputs[has_fixed_length(outputs)]
     outputs = outputs[(outputs["method"] != AUTOREGRESSIVE) & (outputs["verification"] != GIVEN)]
     outputs = outputs[outputs["category"].notna() & outputs["tested_tokens"].notna()]
     counts = outputs.groupby([*keys, "prompt_group"], as_index=False)[["accepted_tokens", "tested_tokens"]].sum()

@@ -17,7 +17,7 @@ from scipy import stats
 
 from specdec_lib.analysis.acceptance import read_acceptance
 from specdec_lib.analysis.headline import AXES, at_headline
-from specdec_lib.analysis.metrics import OWN_ENGINE, with_ratios
+from specdec_lib.analysis.metrics import OWN_ENGINE, has_fixed_length, with_ratios
 from specdec_lib.analysis.statistics import CONFIDENCE, geometric_mean
 from specdec_lib.analysis.step_table import StepTable, costs_of, read_step_costs
 from specdec_lib.config import StudyParams
@@ -106,29 +106,39 @@ def regrets(rows: pd.DataFrame, params: StudyParams, profile: pd.DataFrame, cost
     """
     costs, found = costs_of(rows, costs), []
     for cell, prompts in _swept(rows, params).groupby(["temperature", "category", *AXES], dropna=False):
-        temperature, category, batch, prompt_tokens, max_new_tokens = cell
         gains = prompts.pivot_table(index=["prompt_group", "prompt_ids"], columns=CHOICE, values="speedup").dropna()
-        place = int(batch), float(prompts["mean_prompt_tokens"].mean() + max_new_tokens / 2)
-        known = profile[(profile["temperature"] == temperature)].merge(gains.columns.to_frame(index=False), on=CHOICE)
-        advised = [
-            _advised(known[~known["prompt_id"].isin(names.split())], costs, place, str(category), params.verification)
-            for _, names in gains.index
-        ]
-        if not advised or None in advised:
-            continue
-        gains = gains.set_axis(gains.columns.to_flat_index(), axis=1).assign(**{OFF: 1.0})
-        logs = np.log(gains)
-        got = float(np.exp(np.mean([logs[name].iloc[row] for row, (name, _) in enumerate(advised)])))
-        means = np.exp(logs.mean())
-        names = list(dict.fromkeys(name for name, _ in advised))
-        expected = float(np.exp(np.mean(np.log([speedup for _, speedup in advised]))))
-        wrong = any(_is_slower(gains[name]) for name in names if name != OFF)
-        line = (temperature, category, int(batch), prompt_tokens, int(max_new_tokens), len(gains), gains.shape[1] - 1)
-        line += names, expected, got, means.idxmax(), float(means.max())
-        found.append((*line, max(float(1 - got / means.max()), 0.0), wrong))
+        place = int(cell[2]), float(prompts["mean_prompt_tokens"].mean() + cell[4] / 2)
+        known = profile[(profile["temperature"] == cell[0])].merge(gains.columns.to_frame(index=False), on=CHOICE)
+        others = (known[~known["prompt_id"].isin(names.split())] for _, names in gains.index)
+        advised = [_advised(each, costs, place, str(cell[1]), params.verification) for each in others]
+        choices = [each for each in advised if each is not None]
+        if choices and len(choices) == len(advised):
+            found.append((*cell[:2], *map(_whole, cell[2:]), *_outcome(gains, choices)))
     columns = ["temperature", "category", *AXES, "num_prompts", "tried", "advised", "expected", "speedup"]
     columns += ["best", "best_speedup", "regret", "wrongly_on"]
     return pd.DataFrame(found, columns=columns).assign(evidence="measured")
+
+
+def _outcome(gains: pd.DataFrame, choices: list[tuple[Any, float]]) -> tuple[Any, ...]:
+    """The columns of `regrets` from `num_prompts` on.
+
+    Args:
+        gains: a line per prompt, and the speedup with each setting that was measured.
+        choices: for each prompt the setting that was advised, or `OFF`, and its expected speedup.
+    """
+    tried = gains.shape[1]
+    gains = gains.set_axis(gains.columns.to_flat_index(), axis=1).assign(**{OFF: 1.0})
+    logs, names = np.log(gains), list(dict.fromkeys(name for name, _ in choices))
+    got = float(np.exp(np.mean([logs[name].iloc[row] for row, (name, _) in enumerate(choices)])))
+    expected = float(np.exp(np.mean(np.log([speedup for _, speedup in choices]))))
+    means = np.exp(logs.mean())
+    wrong = any(_is_slower(gains[name]) for name in names if name != OFF)
+    regret = max(float(1 - got / means.max()), 0.0)
+    return len(gains), tried, names, expected, got, means.idxmax(), float(means.max()), regret, wrong
+
+
+def _whole(number: Any) -> Any:
+    return number if pd.isna(number) else int(number)
 
 
 def _advised(
@@ -203,6 +213,7 @@ def _step_cost(table: StepTable, place: Place, gain: Any) -> float:
 def _swept(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """The speedup of every prompt and setting, by cell: all prompts, and at the headline's lengths each category."""
     paired = with_ratios(rows[rows["engine"] == OWN_ENGINE])
+    paired = paired[has_fixed_length(paired)]
     paired = paired[(paired["method"] != AUTOREGRESSIVE) & paired["speedup"].notna()]
     of_one = at_headline(paired, params)
     both = [paired.assign(category=EVERY_KIND), of_one[of_one["category"].notna()]]
