@@ -35,8 +35,8 @@ UV_PINS := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11
 PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run params certify test soak lint lab report compare rerun bench-peers peers cluster gpu-check publish
-.PHONY: speed draft audit pins clean
+.PHONY: setup help run params certify advise test soak lint lab report compare rerun bench-peers peers cluster gpu-check
+.PHONY: publish speed draft audit pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -52,6 +52,9 @@ params: $(STAMP) ## print all keys of GPU=<name>, explained; SET="key=value ..."
 
 certify: $(STAMP) ## write the certificate of exactness of GPU=<name> alone; THOROUGH=1 takes hours
 	@$(SPECDEC) certify $(STUDY) $(if $(THOROUGH),--thorough)
+
+advise: $(STAMP) ## say what to set for GPU=<name>: method, gamma, on or off; measures a profile of a few minutes if there is none
+	@$(SPECDEC) advise $(STUDY)
 
 test: $(STAMP) ## run all tests, a small study from papermill to HTML among them
 	@$(PYTHON) -m pytest --numprocesses auto --dist loadfile

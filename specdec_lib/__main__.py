@@ -14,6 +14,7 @@ COMMANDS = (
     study.run,
     study.params,
     study.certify,
+    study.advise,
     study.report,
     study.publish,
     study.compare,

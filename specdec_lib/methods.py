@@ -38,7 +38,8 @@ class Method:
         pieces: the methods whose proposals its step contains; a method that drafts by itself is its only piece. The
             cost of each piece is measured.
         uses_pair_draft: whether the pair's draft identifies its drafts (`draft_id`); otherwise its own name does.
-        capturable: whether its proposals are nothing but operators on tensors, so that CUDA graphs can hold its steps.
+        capturable: whether its proposals are nothing but operators on tensors, so that CUDA graphs can hold its steps,
+            unless its proposer for a pair says otherwise.
         needs_layers: whether it drafts with layers of the target, which toys do not have.
     """
 
@@ -298,5 +299,5 @@ def make_proposer(name: str, pair: Pair) -> Proposer:
     if method is None or method.make is None:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(speculative_methods())}")
     proposer = method.make(pair)
-    assert proposer.capturable == method.capturable, f"{name}: the registry and the proposer differ in `capturable`"
+    assert method.capturable or not proposer.capturable, f"{name}: the registry and the proposer differ in `capturable`"
     return proposer

@@ -65,6 +65,22 @@ def _per_prompt(rows: pd.DataFrame, column: str) -> pd.Series:
     return rows.groupby("prompt_group")[column].median().astype(float).dropna()
 
 
+def ratio_of_sums(numerators: Sequence[float] | pd.Series, denominators: Sequence[float] | pd.Series) -> Estimate:
+    """The sum of one over the sum of the other, a pair of numbers per prompt, with a 95 % interval over prompts.
+
+    Of a ratio estimator, linearised, with Student's t (Cochran 1977, section 6.4); undefined for a single prompt.
+    """
+    top, bottom = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
+    if bottom.sum() <= 0:
+        return Estimate(np.nan, np.nan, np.nan, bottom.size)
+    ratio, size = float(top.sum() / bottom.sum()), bottom.size
+    if size < 2:
+        return Estimate(ratio, np.nan, np.nan, size)
+    spread = np.sqrt(size / (size - 1) * ((top - ratio * bottom) ** 2).sum()) / bottom.sum()
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, size - 1) * spread)
+    return Estimate(ratio, ratio - half, ratio + half, size)
+
+
 def median_interval(values: Sequence[float] | pd.Series) -> tuple[float, float]:
     """95 % interval of a median from order statistics, for values that are independent; (NaN, NaN) for fewer than 6.
 

@@ -24,7 +24,7 @@ from specdec_lib.cli.commands import (
     study_params,
 )
 from specdec_lib.config import StudyParams
-from specdec_lib.params_files import finished_run
+from specdec_lib.params_files import RUN_FACTS, finished_run
 
 
 @command(
@@ -124,6 +124,31 @@ def certify(options: Options) -> int:
         print(f"not exact: {failure}")
     print(f"certificate: {(folder / FILE).resolve()}")
     return 1 if failures else 0
+
+
+@command(*STUDY, example="--gpu cpu")
+def advise(options: Options) -> int:
+    """Say what to set: method, gamma, and on or off, with the expected speedup.
+
+    Reads the profile of a run, or measures one first, in minutes and without a sweep: the costs of the pieces of a
+    step, and the expected acceptance on a few prompts. One line for each temperature, kind of text, batch size and
+    context.
+    """
+    params = study_params(options)
+    folder = finished_run(options.gpu) or options.outputs / params.gpu
+    if not (folder / RUN_FACTS).is_file():  # a run is read, and not measured over
+        check_study(params)
+        from specdec_lib.study.profile import make_profile
+
+        make_profile(params, folder)
+    from specdec_lib.analysis.advice import advice_of_run
+    from specdec_lib.report.captions.advice import finding_advice
+    from specdec_lib.report.tables.advice import advice_table
+
+    advised = advice_of_run(params, folder)
+    print(advice_table(advised).to_string(index=False))
+    print(finding_advice(advised))
+    return 0
 
 
 @command(*PARAMS)

@@ -48,12 +48,17 @@ class Call:
     def host_may_branch(self) -> bool:
         return self.caches is None and self.rows.tokens.device.type == "cpu" and self.ops.host_may_branch
 
-    def new_cache(self, model: LanguageModel | DraftHead, role: str) -> Any:  # a RaggedCache of that model's kind
-        """An empty cache of `model` for these rows; a captured step gets the same one whenever it asks for `role`."""
+    def new_cache(self, model: LanguageModel | DraftHead, role: str, capacity: int | None = None) -> Any:
+        """An empty cache of `model`, of its kind; a captured step gets the same one whenever it asks for `role`.
+
+        Args:
+            capacity: positions of each row, by default those of `rows`.
+        """
+        capacity = capacity or self.rows.capacity
         if self.caches is None:
-            return model.new_cache(self.rows.batch_size, self.rows.capacity)
+            return model.new_cache(self.rows.batch_size, capacity)
         if (role, model) not in self.caches:
-            self.caches[role, model] = model.new_cache(self.rows.batch_size, self.rows.capacity)
+            self.caches[role, model] = model.new_cache(self.rows.batch_size, capacity)
         cache = self.caches[role, model]
         cache.set_lengths(torch.zeros_like(self.rows.lengths), 0)
         return cache

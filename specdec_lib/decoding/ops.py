@@ -38,6 +38,10 @@ class PlainOps(RandomOps):
         """The next token from what `probabilities` gave; greedy looks at no number."""
         return probs.argmax(dim=-1) if self.sampling.temperature == 0 else self.invert(probs, uniforms)
 
+    def choose_among(self, ids: torch.Tensor, probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        """The next token where `probs` `[..., n]` are those of the tokens `ids` `[n]` alone."""
+        return ids[self.choose(probs, uniforms)]
+
     def verification(self, rule: VerificationRule) -> VerifyStep:
         """The function that verifies by `rule`."""
         return partial(rule.load(), ops=self)

@@ -27,6 +27,7 @@ from specdec_lib.models.attention import our_attention
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.toy import ToyModel
+from specdec_lib.models.translation import Translation
 
 PROMPTS = [torch.tensor([1]), torch.tensor([2, 0]), torch.tensor([0, 1, 2, 1])]  # ragged: one batch holds all
 NEVER = -1e6  # a logit whose probability is exactly 0
@@ -76,9 +77,12 @@ def enumeration_table(
     runs += [(first, *fixed, pair, ENGINE_SETTINGS) for pair in engine_pairs(device, engines)]
     lines = []
     for method, rule, length, pair, chosen in runs:
+        proposer = make_proposer(method, pair)
         for gamma, sampling in chosen:
+            if proposer.looks_ahead and (gamma, sampling) not in OTHER_RULES:
+                continue  # too many paths
             prompts = PROMPTS[: 1 if gamma > 2 else None]  # longer drafts have many paths
-            line = enumeration_line(pair, make_proposer(method, pair), prompts, gamma, sampling, rule, length)
+            line = enumeration_line(pair, proposer, prompts, gamma, sampling, rule, length)
             lines.append({"method": method, "verification": rule, "draft_length": length} | line)
     return pd.DataFrame(lines)
 
@@ -116,9 +120,10 @@ def enumeration_line(
     )
 
 
-def toy_pair(name: str, target: torch.Tensor, draft: torch.Tensor) -> Pair:
-    """A pair of toys with these tables of logits `[V, V, V]`."""
+def toy_pair(name: str, target: torch.Tensor, draft: torch.Tensor, translation: Translation | None = None) -> Pair:
+    """A pair of toys with these tables of logits `[V, V, V]`; with a translation they may differ in V."""
     models = LanguageModel(ToyModel(target), "target"), LanguageModel(ToyModel(draft), "draft")
+    models[1].translation = translation
     return Pair(name, *models, None, "target", "draft", files={})
 
 
@@ -153,7 +158,22 @@ def adversarial_pairs() -> dict[str, Pair]:
         ),
         "near-ties": (tied + normal(1e-9), tied + normal(1e-9)),
     }
-    return {name: toy_pair(name, *pair) for name, pair in tables.items()}
+    pairs = {name: toy_pair(name, *pair) for name, pair in tables.items()}
+    other = normal(2.0)
+    for name, retokenise in (("other vocabulary", None), ("other vocabulary, as text", _retokenise)):
+        translation = Translation.of([2, -1, 0], [[2], [1, 2], [0]], retokenise)
+        pairs[name] = toy_pair(name, table, other, translation)
+    return pairs
+
+
+def _retokenise(draft_tokens: Sequence[int]) -> list[int]:
+    """The target's tokens that read as these of the other vocabulary; what is left at the end is dropped."""
+    tokens = {(2,): 0, (1, 2): 1, (0,): 2}
+    found, rest = [], tuple(draft_tokens)
+    while token := next((token for token in tokens if rest[: len(token)] == token), None):
+        found.append(tokens[token])
+        rest = rest[len(token) :]
+    return found
 
 
 def engine_pairs(device: str, engines: Sequence[str] = ENGINES) -> Iterator[Pair]:

@@ -86,8 +86,8 @@ def enumerate_output(
 
     Every path is a row of a ragged batch, so cache, rollback, bonus token and the next steps take part. The number of
     paths grows as (possible tokens) ** (draft and emitted tokens): a few tokens, a few draft tokens. Rules that end at
-    the first test that fails take the fewest, as no later number matters to them; any other is tried with every
-    outcome of every test.
+    the first test that fails take the fewest, as no later number matters to them; any other, and any proposer that
+    looks ahead, is tried with every outcome of every test.
     """
     draws, width = draws_of_call(max_new_tokens), num_draft_tokens + 1
     kernels = CppOps(sampling) if target.engine == "kernels" else None  # toys are too small to be given them otherwise
@@ -104,6 +104,7 @@ def enumerate_output(
     found = Enumeration([{} for _ in prompts])
     numbers = torch.zeros(len(prompts), draws * width, dtype=torch.float64)
     every = verification not in ("token", verify) and not getattr(verification, "ends_at_first_failure", False)
+    every = every or proposer.looks_ahead
     queue = [(_Boxes(torch.arange(len(prompts)), numbers, numbers + 1), frozenset[object](), every)]
     while queue:
         boxes, cut, fully = queue.pop()

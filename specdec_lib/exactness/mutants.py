@@ -270,12 +270,20 @@ def systems(pair: Pair) -> dict[str, SystemUnderTest]:
         "temperature on one side only": (_at_temperature_1, probabilities),
         "draft sampled in bfloat16, ratio in float32": (_in_bfloat16, probabilities),
     }
+    restrictions: dict[str, tuple[Filter, Filter]] = {
+        "shared tokens only, not renormalised": (_of_shared_tokens, _not_renormalised),
+        "shared tokens only, verified against the whole draft": (_of_shared_tokens, probabilities),
+    }
     return {
         SOUND: sound,
         **{name: replace(sound, verification=rule) for name, rule in rules.items()},
         **{name: replace(sound, verification=rule, sampling=THREE_TOKENS) for name, rule in blocks.items()},
         **{name: replace(sound, proposer=MisreportingProposer(draft, *pair)) for name, pair in misreports.items()},
         "draft cut where a drawn token is unlikely": replace(sound, proposer=ChoosyProposer(draft)),
+        **{
+            name: replace(sound, proposer=MisreportingProposer(draft, *pair), sampling=THREE_TOKENS)
+            for name, pair in restrictions.items()
+        },
         "draft draw and residual draw share a stream": SystemUnderTest(
             target, remembering, Rule(number=remembering.number)
         ),
@@ -294,3 +302,12 @@ def _at_temperature_1(logits: Tensor, sampling: SamplingConfig) -> Tensor:
 def _in_bfloat16(logits: Tensor, sampling: SamplingConfig) -> Tensor:
     probs = probabilities(logits, sampling)
     return probs.bfloat16().to(probs.dtype)
+
+
+def _of_shared_tokens(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    """The draft of a target that lacks token 1, as it should be."""
+    return probabilities(logits.index_fill(-1, torch.tensor([1]), -torch.inf), sampling)
+
+
+def _not_renormalised(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    return probabilities(logits, sampling).index_fill(-1, torch.tensor([1]), 0.0)

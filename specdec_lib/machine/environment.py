@@ -111,7 +111,7 @@ def _commit() -> str | None:
 
 
 def engine_facts(pair: Pair) -> dict[str, object]:
-    """What computes target and draft, and whether steps are captured, as known by now."""
+    """What computes target and draft, whether steps are captured (as known by now), and what tokens they share."""
     head = "kernels, block and output rows in 8 bits" if getattr(pair.draft, "fused", None) else "eager"
     engine: dict[str, object] = {
         "target": pair.target.engine,
@@ -120,7 +120,8 @@ def engine_facts(pair: Pair) -> dict[str, object]:
         "not_compiled": pair.target.why_not_compiled,
         "graphs": graph_facts(pair.target),
     }
-    return {"engine": engine} | (kernel_facts() if pair.target.device.type == "cpu" else {})
+    vocabulary = pair.translation.facts() if pair.translation else {"vocabularies": "the same"}
+    return {"engine": engine, "vocabulary": vocabulary} | (kernel_facts() if pair.target.device.type == "cpu" else {})
 
 
 def path_of(target: LanguageModel) -> str:

@@ -30,7 +30,7 @@ from specdec_lib.decoding.step import as_wide_as_needed, emit, prefill
 from specdec_lib.decoding.uniforms import Uniforms
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.machine.stopwatch import Stopwatch
-from specdec_lib.methods import METHODS, RULES, make_proposer
+from specdec_lib.methods import RULES, make_proposer
 from specdec_lib.models.pair import Pair
 
 WARM_UP, STEPS = 3, 3  # times that the pieces are run, and then timed: the first after a prefill take longer
@@ -82,7 +82,7 @@ def measure_step_costs(
     return [
         dict(zip(KEY, key, strict=True))
         | {"ms": statistics.geometric_mean(ms), "samples_ms": [round(each, 4) for each in ms]}
-        | {"replayed": captured and _is_capturable(key[0])}
+        | {"replayed": captured and _is_capturable(key[0], pair)}
         for key, ms in sorted(seen.items())
     ]
 
@@ -100,7 +100,7 @@ def _time_point(
     call = _call(pair, watch, batch, context, tokens, temperature)
     called = Stopwatch(watch.device)
     timers = {
-        name: (watch if _is_capturable(name) else called).ready(piece)
+        name: (watch if _is_capturable(name, pair) else called).ready(piece)
         for name, piece in step_pieces(pair, call, methods).items()
     }
     for _ in range(WARM_UP):
@@ -116,8 +116,8 @@ def _time_point(
     return found
 
 
-def _is_capturable(piece: str) -> bool:
-    return piece in (TARGET, SAMPLING) or METHODS[piece].capturable
+def _is_capturable(piece: str, pair: Pair) -> bool:
+    return piece in (TARGET, SAMPLING) or make_proposer(piece, pair).capturable
 
 
 def _call(pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float) -> Call:

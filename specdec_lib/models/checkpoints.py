@@ -21,6 +21,7 @@ from specdec_lib.models.config_checks import check_quantisation, check_rows
 from specdec_lib.models.presets import PRESETS, Checkpoint
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
+from specdec_lib.models.translation import Translation, translate
 from specdec_lib.models.weights import check_weight_files, fetch_small_files, is_local
 
 RANDOM = " (random weights)"  # ends the names of such a pair and of its models
@@ -29,12 +30,12 @@ STANDARD_DEVIATION = 0.02
 
 def check_checkpoints(
     checkpoints: Sequence[Checkpoint], tensor_parallel: int = 1, device: str = "cpu"
-) -> tuple[transformers.PreTrainedTokenizerBase, list[Any]]:
-    """The target's tokenizer and the config of each model, before any weights are read.
+) -> tuple[transformers.PreTrainedTokenizerBase, list[Any], Translation | None]:
+    """The target's tokenizer, the config of each model, and the draft's translation, before any weights are read.
 
     Raises:
         ValueError: missing or truncated files, weights in a form that cannot be read here, an unsuitable architecture,
-            or vocabularies that differ.
+            or vocabularies without a common token.
     """
     configs, tokenizers = [], []
     for checkpoint in checkpoints:
@@ -44,16 +45,13 @@ def check_checkpoints(
         check_rows(config, shapes, checkpoint.where)
         check_architecture(config, checkpoint.where)
         tokenizers.append(from_hub(transformers.AutoTokenizer, checkpoint))
-    target = tokenizers[0].get_vocab()
-    for checkpoint, tokenizer in zip(checkpoints[1:], tokenizers[1:], strict=True):
-        draft = tokenizer.get_vocab()
-        for token in sorted(target.keys() | draft.keys()):
-            if target.get(token) != draft.get(token):
-                what = f"{checkpoint.where} does not share the vocabulary of {checkpoints[0].where}"
-                ids = f"{token!r} is {target.get(token)} in the target and {draft.get(token)} in the draft"
-                raise ValueError(f"{what}: {ids}; choose a draft of the same model family")
+    translation = None
+    if len(checkpoints) > 1:
+        sizes = configs[0].vocab_size, configs[1].vocab_size
+        names = checkpoints[0].where, checkpoints[1].where
+        translation = translate(tokenizers[0], tokenizers[1], sizes, names)
     check_heads(configs[0], tensor_parallel, checkpoints[0].where)
-    return tokenizers[0], configs
+    return tokenizers[0], configs, translation
 
 
 def load_language_model(

@@ -34,6 +34,7 @@ from specdec_lib.models.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpo
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
 from specdec_lib.models.toy import toy_draft, toy_model
+from specdec_lib.models.translation import Translation, warn_if_useless
 from specdec_lib.models.weights import CONFIG, check_weight_files, fetch_weights, read_draft, weight_files
 
 DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
@@ -51,6 +52,11 @@ class Pair:
     draft_id: str
     files: dict[str, str]  # SHA-256 of the files with weights; those from a hub are named with their commit
     configs: str | None = None  # SHA-256 of the config.json of both, which decide what is computed too; of checkpoints
+
+    @property
+    def translation(self) -> Translation | None:
+        """Which tokens a draft of another vocabulary shares with the target; None if the vocabulary is the same."""
+        return self.draft.translation if isinstance(self.draft, LanguageModel) else None
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -72,10 +78,10 @@ class Pair:
         return tuple(sorted(token for token in tokens if 0 <= token < self.target.vocab_size))
 
     def __repr__(self) -> str:
-        target = self.target
+        target, overlap = self.target, f"; {self.translation.sentence()}" if self.translation else ""
         return (
             f"Pair {self.name}: target {self.target_id}, draft {self.draft_id}, vocabulary of {target.vocab_size:,} "
-            f"tokens, context of {target.context_length:,} tokens, {target.precision} on {target.device}"
+            f"tokens, context of {target.context_length:,} tokens, {target.precision} on {target.device}{overlap}"
         )
 
 
@@ -106,9 +112,9 @@ def load_pair(
             `torchrun --nproc-per-node <tensor_parallel>` must make the same calls with the same seeds.
 
     Raises:
-        ValueError: an unknown name, dtype or device, int8 without kernels, damaged weights, vocabularies that differ,
-            an architecture that the ragged cache cannot serve, or heads that so many devices cannot share; one line
-            with the remedy.
+        ValueError: an unknown name, dtype or device, int8 without kernels, damaged weights, vocabularies without a
+            common token, an architecture that the ragged cache cannot serve, or heads that so many devices cannot
+            share; one line with the remedy.
     """
     target, draft = (None if each is None else str(each) for each in (target, draft))  # paths too
     models = (target, draft, target_revision, draft_revision)
@@ -178,7 +184,7 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
     else:
         models = (params.target, params.draft, params.target_revision, params.draft_revision)
         checkpoints, _ = _opened(checkpoints_of(params.pair, *models))
-    tokenizer, configs = check_checkpoints(checkpoints, params.tensor_parallel, params.device)
+    tokenizer, configs, _ = check_checkpoints(checkpoints, params.tensor_parallel, params.device)
     shorter = min(configs, key=context_length)
     return tokenizer, context_length(shorter), how_to_extend(shorter)
 
@@ -233,7 +239,8 @@ def _checkpoint_pair(
     if tensor_parallel > 1:
         check_processes(tensor_parallel, device)
     checkpoints, names = _opened(checkpoints)
-    tokenizer, loaded = check_checkpoints(checkpoints, tensor_parallel, device)
+    tokenizer, loaded, translation = check_checkpoints(checkpoints, tensor_parallel, device)
+    warn_if_useless(translation, checkpoints[1].where)
     compiled = compiled and tensor_parallel == 1  # messages between processes can be neither compiled nor captured
     files: dict[str, str] = {}
     models: list[LanguageModel] = []
@@ -248,6 +255,8 @@ def _checkpoint_pair(
         place = str(models[0].device) if models else device  # the draft joins this process's part of the target
         models.append(load_language_model(str(folder), place, dtype, where, compiled=compiled, tensor_parallel=spread))
     target, draft = models
+    if translation is not None:
+        draft.translation = translation.to(draft.device)
     return Pair(name, target, draft, tokenizer, names[0], names[1], files, configs.hexdigest())
 
 

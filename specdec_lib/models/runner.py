@@ -21,6 +21,7 @@ from specdec_lib.models.engines.row_by_row import ALONE, RowByRowEngine
 from specdec_lib.models.faithful import TOLERANCE, check_kernels, faithful_engine, relative_difference, some_tokens
 from specdec_lib.models.output_layer import output_layer
 from specdec_lib.models.tested_architectures import read_as
+from specdec_lib.models.translation import Translation
 
 PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
 
@@ -68,6 +69,7 @@ class LanguageModel:
         self.active_engine: Engine = self._engine_at_load  # computes the passes; another one after `compile()`
         self.why_not_compiled: str | None = None  # the reason why `compile()` failed
         self.kept: object = None  # what decoding keeps for this model between calls
+        self.translation: Translation | None = None  # of a draft whose vocabulary is not its target's
 
     @property
     def engine(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from specdec_lib.analysis.acceptance import FILE as ACCEPTANCE
 from specdec_lib.config import StudyParams
 from specdec_lib.exactness.certificate import FILE as CERTIFICATE
 from specdec_lib.machine.files import locked, write_atomically, writing
@@ -18,14 +19,22 @@ from specdec_lib.report.render import render_page
 from specdec_lib.report.run_page import CORRECTNESS, run_page, why_no_certificate
 from specdec_lib.study.sweep import run_first_blocks
 
+ADVISOR = "06_advisor"
 STUDY = {  # the notebooks of a run, in order, with the text of a link to each
     CORRECTNESS: "Correctness: is the output distribution untouched?",
     "02_latency_sweep": "Latency: when does it pay, and by how much?",
     "03_cost_analysis": "Cost: what does a million tokens cost?",
+    ADVISOR: "Advisor: what to set?",
 }
 PEERS, PEERS_TITLE = "05_peers", "Peers: what would other engines do with the same weights?"  # by make bench-peers
 TABLE, PEER_ROWS = "results.parquet", "peer_rows.parquet"
-DATA = {CORRECTNESS: CERTIFICATE, "02_latency_sweep": TABLE, "03_cost_analysis": TABLE, PEERS: PEER_ROWS}  # each reads
+DATA = {  # what each reads
+    CORRECTNESS: CERTIFICATE,
+    "02_latency_sweep": TABLE,
+    "03_cost_analysis": TABLE,
+    ADVISOR: ACCEPTANCE,
+    PEERS: PEER_ROWS,
+}
 
 
 def make_reports(params: StudyParams, output_root: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from specdec_lib.analysis.acceptance import FILE as ACCEPTANCE
 from specdec_lib.analysis.categories import category_lines
 from specdec_lib.analysis.headline import headline
 from specdec_lib.analysis.verdicts import prompts_used
@@ -30,7 +31,7 @@ from specdec_lib.study.table import read_results
 
 README = ROOT / "README.md"
 NEEDED = ("results.parquet", "environment.json", "step_costs.json")
-KEPT = (*NEEDED, CERTIFICATE, "calibration.json", "peer_rows.parquet")
+KEPT = (*NEEDED, CERTIFICATE, ACCEPTANCE, "calibration.json", "peer_rows.parquet")
 TEXTS = "transcripts.json"  # kept where the prompts are ours to publish
 FIGURE = "speedup.png"
 BLOCK = re.compile(r"(<!-- headline ([\w -]+) -->).*?(<!-- end of headline -->)", re.DOTALL)

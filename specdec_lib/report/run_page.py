@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from specdec_lib.analysis.advice import advice_of_run
 from specdec_lib.analysis.categories import category_lines
 from specdec_lib.analysis.headline import along, at_headline, every_batch, headline, headline_over_transformers
 from specdec_lib.analysis.metrics import speedups
@@ -20,6 +21,7 @@ from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.peers.lines import finding_against_peers, peer_lines
 from specdec_lib.peers.rows import FILE as PEER_ROWS
 from specdec_lib.peers.rows import read_peers
+from specdec_lib.report.captions.advice import finding_advice
 from specdec_lib.report.captions.categories import finding_category
 from specdec_lib.report.captions.sweep import finding_transformers
 from specdec_lib.report.captions.verdict import answer, best_sentence, evidence_sentence, verdict_sentence
@@ -29,6 +31,7 @@ from specdec_lib.report.figures.sweep import speedup_figure
 from specdec_lib.report.figures.tradeoff import tradeoff_figure
 from specdec_lib.report.safe_html import render_template
 from specdec_lib.report.show import picture_of, table_html
+from specdec_lib.report.tables.advice import advice_table
 from specdec_lib.report.tables.exactness import four_checks
 from specdec_lib.report.tables.sweep import method_table, trouble_table
 from specdec_lib.study.run_folder import read_environment
@@ -87,6 +90,7 @@ def run_page(params: StudyParams, folder: Path, titles: dict[str, str]) -> str:
         reports=[(f"reports/{name}.html", title, report_state(params, folder, name)) for name, title in titles.items()],
         exactness=_exactness(folder, params),
         peers=_peers(folder),
+        advice=_advice(params, folder),
         glossary=GLOSSARY,
         **(_measured(params, read_results(folder)) if (folder / FILE).exists() else {}),
     )
@@ -164,3 +168,14 @@ def _peers(folder: Path) -> str | None:
     if not (folder / PEER_ROWS).exists():
         return None
     return f"{finding_against_peers(peer_lines(read_peers(folder)))} {PEERS_APART}"
+
+
+def _advice(params: StudyParams, folder: Path) -> dict[str, str] | None:
+    """What to set at the headline's batch size and shortest context; None for a run without a profile."""
+    try:
+        advised = advice_of_run(params, folder)
+    except ValueError:
+        return None
+    here = advised[advised["batch_size"] == params.batch_sizes[0]]
+    here = here[here["context_tokens"] == here["context_tokens"].min()]
+    return {"finding": finding_advice(advised), "table": table_html(advice_table(here), "What to set", folded=True)}

@@ -32,7 +32,8 @@ def enumerate_pair(pair, method, gamma, sampling=FILTERS[0], verification="token
 
 @pytest.mark.parametrize("sampling", FILTERS, ids=str)
 @pytest.mark.parametrize(
-    ("name", "method"), [*((name, "draft") for name in PAIRS), ("random", "ngram"), ("random", "composite")]
+    ("name", "method"),  # of text there are too many paths: see test_other_vocabulary.py
+    [*((name, "draft") for name in PAIRS if "text" not in name), ("random", "ngram"), ("random", "composite")],
 )
 def test_the_law_of_every_path_is_the_target_s(name, method, sampling):
     for gamma in (1, 2):

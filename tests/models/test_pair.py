@@ -8,6 +8,8 @@ from checkpoints import WORDS, write_checkpoint
 from transformers import AutoTokenizer
 
 from specdec_lib import ModelProposer, NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
+from specdec_lib.machine.environment import engine_facts
+from specdec_lib.models import pair as pair_module
 from specdec_lib.models.pair import check_study_pair, load_pair
 from specdec_lib.params_files import load_params
 from specdec_lib.study.transformers_generate import transformers_decode
@@ -63,11 +65,25 @@ def test_transformers_sampling_leaves_the_global_generator_alone(target, draft):
     assert len(result.step_s) == 4
 
 
-def test_vocabularies_that_differ_are_refused_by_token(target, tmp_path):
+def test_a_draft_whose_ids_differ_is_read_by_its_own(target, tmp_path):
+    """The same words at other ids: the pair decodes like the target alone, and says what it shares."""
     swapped = [*WORDS[:10], WORDS[11], WORDS[10], *WORDS[12:]]
-    other = write_checkpoint(tmp_path / "other", words=swapped)
-    with pytest.raises(ValueError, match="'w10' is 10 in the target and 11 in the draft"):
+    pair = load_pair(target=target, draft=write_checkpoint(tmp_path / "other", words=swapped), dtype="float32")
+    assert "40 of the target's 40 tokens are the draft's too, 100% of those in an ordinary text" in repr(pair)
+    assert engine_facts(pair)["vocabulary"]["shared_tokens"] == 40
+    options = {"max_new_tokens": 12, "sampling": SamplingConfig(temperature=0)}
+    prompts = [torch.tensor([3, 10, 5]), torch.tensor([11, 7])]
+    expected = autoregressive_decode(pair.target, prompts, **options).tokens
+    found = speculative_decode(pair.target, ModelProposer(pair.draft), prompts, num_draft_tokens=3, **options).tokens
+    assert [row.tolist() for row in found] == [row.tolist() for row in expected]
+
+
+def test_a_vocabulary_without_a_common_word_is_refused_before_weights_are_read(target, tmp_path, monkeypatch):
+    other = write_checkpoint(tmp_path / "other", words=["w0", "w1", *(f"v{i}" for i in range(38))])
+    monkeypatch.setattr(pair_module, "load_language_model", lambda *given, **options: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match=r"other has no token in common with .*target.*: choose a draft") as refusal:
         load_pair(target=target, draft=other)
+    assert "\n" not in str(refusal.value)
 
 
 def test_truncated_weights_are_refused(target, draft):

@@ -20,7 +20,7 @@ from specdec_lib.study.sweep import run_sweep_here
 pytestmark = pytest.mark.slow
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 CHANGES = {"plugins": ["foreign_method"], "methods": ["echo", "draft"], "max_new_tokens": [8]}
-REPORTS = ["01_correctness", "02_latency_sweep", "03_cost_analysis"]
+REPORTS = ["01_correctness", "02_latency_sweep", "03_cost_analysis", "06_advisor"]
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,14 @@ def pages(folder):
     return {page.stem: page.read_text(encoding="utf-8") for page in (folder / "reports").iterdir()}
 
 
-def test_there_are_three_reports_and_an_index(outputs, folder):
+def test_there_are_four_reports_and_an_index(outputs, folder):
     index = (folder / "index.html").read_text(encoding="utf-8")
     assert sorted(pages(folder)) == REPORTS
     assert all(f"reports/{name}.html" in index for name in REPORTS)
     assert 'href="smoke/index.html"' in (outputs / "index.html").read_text(encoding="utf-8")
     assert "specdec-transcript" in pages(folder)["02_latency_sweep"]
     assert index.count(': <b class="good">passed</b>') == 4, "the four checks"
+    assert "What to set" in index
 
 
 def test_what_is_measured_is_measured_once(folder, capsys):

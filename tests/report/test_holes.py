@@ -15,16 +15,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from synthetic_rows import step_costs, study, synthetic_rows
+from synthetic_rows import step_costs, study, synthetic_profile, synthetic_rows
 
 from specdec_lib import params_files
-from specdec_lib.analysis import comparison, headline, metrics, step_table
+from specdec_lib.analysis import acceptance, comparison, headline, metrics, step_table
 from specdec_lib.analysis.cost_model import published
 from specdec_lib.exactness import certificate
 from specdec_lib.hardware.catalog import price
 from specdec_lib.peers import lines as peer_lines
 from specdec_lib.peers import rows as peer_run
 from specdec_lib.report import captions, figures, show, tables
+from specdec_lib.report.captions.advice import NO_AGREEMENT, NO_PROFILE, NO_REGRET
 from specdec_lib.report.captions.phrases import NOTHING
 from specdec_lib.report.captions.sweep import NO_COSTS
 from specdec_lib.report.figures.style import EMPTY
@@ -35,6 +36,7 @@ FEW = {"num_draft_tokens": [1, 4], "batch_sizes": [1, 2], "prompt_tokens": [0], 
 FEW |= {"num_prompts": 2, "repetitions": 1}
 PARAMS = study(**FEW)  # too few prompts for intervals, which take time
 ROWS = synthetic_rows(PARAMS)
+PROFILE = synthetic_profile(PARAMS)
 PARTS = {  # what views are made of, and so need not be asked for alone
     "figures.style",
     "figures.heatmap",
@@ -84,10 +86,10 @@ def lines_made_once(monkeypatch, request):
     made = {} if "hole_in_the_rows" in request.node.name else LINES
     real = metrics.speedups
 
-    def speedups(rows, seed=0, reference=metrics.OWN_ENGINE):
-        key = pd.util.hash_pandas_object(rows["cell_id"]).sum(), len(rows), reference
+    def speedups(rows, seed=0, reference=metrics.OWN_ENGINE, by=()):
+        key = pd.util.hash_pandas_object(rows["cell_id"]).sum(), len(rows), reference, tuple(by)
         if key not in made:
-            made[key] = real(rows, seed, reference)
+            made[key] = real(rows, seed, reference, by)
         return made[key]
 
     for module in (metrics, headline):
@@ -143,6 +145,7 @@ PLACES = {  # where notebooks get their data
     "published": (published, "load_published"),
     "certificate": (certificate, "read_certificate"),
     "peers": (peer_run, "read_peers"),
+    "profile": (acceptance, "read_acceptance"),
 }
 
 
@@ -152,6 +155,10 @@ def always(value):
 
 def latency(run, rows, costs):
     return run("02_latency_sweep", rows=always(rows), costs=always(costs))
+
+
+def advisor(run, rows, costs, profile):
+    return run("06_advisor", rows=always(rows), costs=always(costs), profile=always(profile))
 
 
 def a_run(rows, folder):
@@ -228,6 +235,7 @@ def test_every_view_is_shown_by_a_notebook(run, tmp_path):
     said |= run("01_correctness", certificate=always(CERTIFICATE))
     said |= run("04_gpu_comparison", runs=always([a_run(ROWS, tmp_path)]))
     said |= run("05_peers", peers=always(peer_rows("ok")))
+    said |= advisor(run, ROWS, step_costs(), PROFILE)
     assert {f"{place}.{name}" for _, place, name, _ in views()} == said.keys()
     assert EMPTY not in " ".join(text for texts in said.values() for text in texts)
 
@@ -242,6 +250,7 @@ def test_a_hole_in_the_rows_is_said(hole, run, tmp_path):
     rows = HOLES[hole](ROWS.copy())
     costs = WITH_COSTS.get(hole, lambda costs: costs)(step_costs())
     said = latency(run, rows, costs) | run("03_cost_analysis", rows=always(rows))
+    advisor(run, rows, costs, PROFILE)
     run("04_gpu_comparison", runs=always([a_run(rows, tmp_path)]), presets=always([]), published=always({}))
     if hole in ("nothing", "all failed"):
         drawn = {name: texts for name, texts in said.items() if "figure" in name.rsplit(".", 1)[1]}
@@ -253,6 +262,14 @@ def test_a_hole_in_the_rows_is_said(hole, run, tmp_path):
 def test_costs_that_were_not_measured_are_said(hole, run):
     said = latency(run, ROWS, COSTS[hole](step_costs()))
     assert said["captions.sweep.finding_waterfall"] == [NO_COSTS]
+    assert advisor(run, ROWS, COSTS[hole](step_costs()), PROFILE)["captions.advice.finding_advice"] == [NO_PROFILE]
+
+
+def test_a_run_without_a_profile_says_so(run):
+    said = advisor(run, ROWS, step_costs(), acceptance.read_acceptance(ROOT))
+    assert said["captions.advice.finding_advice"] == [NO_PROFILE]
+    assert said["captions.advice.finding_regret"] == [NO_REGRET]
+    assert said["captions.advice.finding_agreement"] == [NO_AGREEMENT]
 
 
 @pytest.mark.parametrize(

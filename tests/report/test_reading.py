@@ -107,7 +107,7 @@ def test_a_copied_run_renders_every_page_without_pytorch(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(hidden), str(ROOT)])}
     subprocess.run([sys.executable, "-c", RENDER, copy], check=True, env=environment, cwd=tmp_path)
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (copy / "reports").iterdir()}
-    assert pages.keys() == {"01_correctness", "02_latency_sweep", "03_cost_analysis"}
+    assert pages.keys() == {"01_correctness", "02_latency_sweep", "03_cost_analysis", "06_advisor"}
     assert "This run kept no counts of pairs" in pages["01_correctness"]
     assert "This run recorded no transcripts" in pages["02_latency_sweep"]
     assert all(f'href="reports/{name}.html' in (copy / "index.html").read_text(encoding="utf-8") for name in pages)

@@ -145,3 +145,27 @@ def _decode(rng, alpha, gamma, batch, length):
         "accepted_tokens": int(accepted_at.sum()), "accepted_by_position": accepted_at.tolist(),
         "tested_by_position": tested_at.tolist(), "step_tokens": step_tokens,
     }  # fmt: skip
+
+
+def synthetic_profile(params: StudyParams | None = None, prompts: int = 6) -> pd.DataFrame:
+    """The expected acceptance behind `synthetic_rows`, on other prompts of the same two kinds."""
+    params = params or study()
+    lines = []
+    for temperature in params.temperatures:
+        for method in params.methods:
+            for gamma in params.num_draft_tokens:
+                for number in range(prompts):
+                    rate = ACCEPTANCE.get((method, float(temperature)), 0) + 0.02 * (number - (prompts - 1) / 2)
+                    kept = rate ** np.arange(gamma + 1)
+                    counts = {"steps": 20.0, "tokens": 20 * kept.sum(), "block_steps": 20.0}
+                    counts |= {
+                        "block_tokens": 20.4 * kept.sum(),
+                        "copied": 0.0,
+                        "rejected_first": 8.0,
+                        "saved_by_second": 3.0,
+                    }
+                    counts |= {"tested_by_position": list(20 * kept[:-1]), "accepted_by_position": list(20 * kept[1:])}
+                    facts = {"method": method, "temperature": float(temperature), "num_draft_tokens": gamma}
+                    facts |= {"category": f"kind-{number % 2}", "prompt_id": f"unseen-{number}"}
+                    lines.append(facts | counts)
+    return pd.DataFrame(lines)

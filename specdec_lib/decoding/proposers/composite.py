@@ -29,6 +29,10 @@ class CompositeProposer(Proposer):
     def capturable(self) -> bool:
         return self.draft.capturable and self.lookup.capturable
 
+    @property
+    def looks_ahead(self) -> bool:
+        return self.draft.looks_ahead or self.lookup.looks_ahead
+
     def start(self, call: Call) -> Drafting:
         draft = self.draft.start(call)
         draft.expect_other_drafts()

@@ -45,7 +45,8 @@ class HeadDrafting(Drafting):
             if self.length.ends_before(logits):
                 break
             here = self.ops.probabilities(logits)
-            tokens.append(self.head.scored_ids[self.ops.choose(here, uniforms[:, position])][:, None])
+            token = self.ops.choose_among(self.head.scored_ids, here, uniforms[:, position])
+            tokens.append(token[:, None])
             probs.append(self.length.keep(here)[:, None])
         scored = torch.cat(probs, dim=1)
         everywhere = scored.new_zeros(*scored.shape[:2], self.head.vocab_size)

@@ -13,6 +13,7 @@ from specdec_lib.decoding.proposers.proposer import Drafting, Proposal, Proposer
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.translation import Translation, fit_vocabulary
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class ModelProposer(Proposer):
     """Drafts with a pair's draft, of either kind.
 
     Args:
-        draft: a language model, which reads the tokens; or a head, which reads the target's hidden states.
+        draft: a language model, which reads the tokens; or a head, which reads the target's hidden states. A language
+            model with another vocabulary than the target's has a `translation`, which `load_pair` makes.
 
     Raises:
         ValueError: the draft is neither.
@@ -34,23 +36,45 @@ class ModelProposer(Proposer):
 
     @property
     def capturable(self) -> bool:
-        return not isinstance(self.draft, LanguageModel) or self.draft.active_engine.capturable
+        """Unless tokenizers handle the draft's text on the host, or its engine reads lengths there."""
+        capturable = not isinstance(self.draft, LanguageModel) or self.draft.active_engine.capturable
+        return capturable and not self.looks_ahead
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Of text, what is drafted later decides where the target's tokens end."""
+        return self._translation is not None and self._translation.retokenise is not None
 
     def start(self, call: Call) -> Drafting:
         check_context(self.draft, call.rows.max_length, call.rows.max_new_tokens)
         if isinstance(self.draft, DraftHead):
             return start_head(self.draft, call)
+        if self._translation and (self._translation.longest > 1 or self._translation.retokenise):
+            from specdec_lib.decoding.proposers.respelled import start_respelled
+
+            return start_respelled(self.draft, call)
         return ModelDrafting(self.draft, call)
+
+    @property
+    def _translation(self) -> Translation | None:
+        return self.draft.translation if isinstance(self.draft, LanguageModel) else None
 
 
 class ModelDrafting(Drafting):
     """One call's drafting with a language model, whose cache follows the rows."""
 
+    translation: Translation | None = None
+
     def __init__(self, draft: LanguageModel, call: Call):
         self.draft, self.ops, self.length = draft, call.ops, call.length
+        self.translation = draft.translation
         self.vocab_size, self.width = call.rows.vocab_size, call.rows.width
-        self.cache = call.new_cache(draft, "draft")
+        self.cache = call.new_cache(draft, "draft", self.room(call.rows.capacity))
         self.unread = 2  # tokens at a row's end that it may not have read: its own last draft token and the next one
+
+    def room(self, positions: int) -> int:
+        """Positions in its cache for so many tokens of the target."""
+        return positions
 
     def expect_other_drafts(self) -> None:
         """Of another proposer's draft it has read nothing."""
@@ -69,7 +93,7 @@ class ModelDrafting(Drafting):
             if position > 0:
                 hidden = self._forward(tokens[-1])[:, 0]
                 self.cache.commit(1, at_most=1)
-            logits = fit_vocabulary(self.draft.logits(hidden), self.vocab_size)
+            logits = self._target_logits(hidden)
             if self.length.ends_before(logits):
                 break
             here = self.ops.probabilities(logits)
@@ -88,11 +112,13 @@ class ModelDrafting(Drafting):
         return hidden.gather(1, last.expand(-1, 1, hidden.shape[-1]))[:, 0]
 
     def _forward(self, tokens: torch.Tensor, counts: torch.Tensor | None = None) -> torch.Tensor:  # [B, m, H]
+        if self.translation is not None:
+            tokens = self.translation.read_as(tokens)
         # A target that pads its vocabulary further may emit an id that the draft has no row for: any other will do.
         return self.draft.forward(tokens.clamp(max=self.draft.vocab_size - 1), self.cache, counts).hidden
 
-
-def fit_vocabulary(logits: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Cut or pad `[B, V_draft]` to `[B, V]`: models of one family pad the same vocabulary to different widths."""
-    extra = vocab_size - logits.shape[-1]
-    return torch.nn.functional.pad(logits, (0, extra), value=float("-inf")) if extra else logits
+    def _target_logits(self, hidden: torch.Tensor) -> torch.Tensor:  # [B, hidden_size] -> [B, V]
+        logits = self.draft.logits(hidden)
+        if self.translation is not None:
+            return self.translation.target_logits(logits)
+        return fit_vocabulary(logits, self.vocab_size)

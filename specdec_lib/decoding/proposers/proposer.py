@@ -68,6 +68,11 @@ class Proposer(Drafting):
         """
         return False
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a draft token may depend on the random number of a later position; the enumeration must know."""
+        return False
+
     def start(self, call: Call) -> Drafting:
         """Prepare for a call; raises ValueError if this proposer cannot serve it."""
         return self

@@ -29,7 +29,7 @@ from specdec_lib.machine.environment import check_device, check_product, describ
 from specdec_lib.machine.files import writing
 from specdec_lib.models.pair import load_study_pair
 from specdec_lib.study import transcripts
-from specdec_lib.study.machine_measurement import measure_machine
+from specdec_lib.study.profile import measure_profile
 from specdec_lib.study.run_folder import add_facts, write_environment
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.workers import heartbeat
@@ -45,7 +45,7 @@ class WorkerTask:
     folder: Path
     blocks: tuple[int, ...] | None = None  # their numbers in the study's plan; None for all
     skip: tuple[str, ...] = ()  # ids of cells not to be tried
-    machine: bool = True  # also measure calibration, costs of a step and transcripts
+    machine: bool = True  # also measure calibration, costs of a step, expected acceptance and transcripts
 
     def to_json(self) -> str:
         return TypeAdapter(WorkerTask).dump_json(self).decode()
@@ -75,7 +75,7 @@ def _work(task: WorkerTask, team: Team) -> None:
         runner.run(task.blocks, task.skip)
         if team.leads:
             add_facts(folder, runner.run_id, **engine_facts(runner.pair))  # what was compiled and captured by now
-        if task.machine and (measure_machine(runner) or not (folder / transcripts.FILE).exists()):
+        if task.machine and (measure_profile(runner) or not (folder / transcripts.FILE).exists()):
             transcripts.measure_transcripts(runner)
 
 
