@@ -36,7 +36,7 @@ PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
 
 .DEFAULT_GOAL := setup
 .PHONY: setup help run params certify test soak lint lab report compare rerun bench-peers peers cluster gpu-check publish
-.PHONY: speed draft audit pins clean
+.PHONY: gpu-rehearsal .rehearsal gpu-first gpu-bundle speed draft audit pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -86,6 +86,19 @@ peers: $(STAMP) ## install the other engines that bench-peers knows, each into a
 gpu-check: $(STAMP) ## check this machine for GPU=<name> in a minute: device, exactness, a short sweep, telemetry
 	@$(SPECDEC) gpu-check $(STUDY)
 
+gpu-rehearsal: ## rehearse GPU=<name> without a GPU: every kind of step at its real size, and the memory it takes
+	@[ -e .venv-cuda/bin/python ] || echo "Making .venv-cuda with the CUDA build of PyTorch: 3 GB to fetch, 7 GB of disk, once"
+	@$(MAKE) --no-print-directory ENV=.venv-cuda TORCH=cuda .rehearsal
+
+.rehearsal: $(STAMP)
+	@$(SPECDEC) gpu-rehearsal $(STUDY)
+
+gpu-first: $(STAMP) ## measure what is worth most in the first MINUTES=12 on a GPU, without internet; on a CPU a rehearsal
+	@$(SPECDEC) gpu-first $(STUDY) --minutes $(if $(filter file,$(origin MINUTES)),12,$(MINUTES))
+
+gpu-bundle: $(STAMP) ## pack what gpu-first needs for a machine without a package index into outputs/gpu-bundle
+	@$(SPECDEC) gpu-bundle
+
 publish: $(STAMP) ## keep the run of GPU=<name> under outputs/published and in the README's headline
 	@$(SPECDEC) publish --gpu "$$GPU"
 
@@ -107,7 +120,7 @@ pins: $(TOOLS)/.pins ## write the pins and their hashes anew; UPGRADE=1 takes th
 	$(UV_PINS) $(if $(UPGRADE),--upgrade) --group tools -o requirements/tools.txt
 
 clean: ## remove the environments and the caches of tools; outputs/ and the model cache stay
-	rm -rf .venv .venv-tools *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-cuda .venv-tools *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PYTHON):

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from specdec_lib.cli import study
+from specdec_lib.cli import gpu, study
 
 COMMANDS = (
     study.run,
@@ -19,6 +19,9 @@ COMMANDS = (
     study.compare,
     study.rerun,
     study.gpu_check,
+    gpu.gpu_rehearsal,
+    gpu.gpu_first,
+    gpu.gpu_bundle,
     study.bench_peers,
     study.peers,
     study.draft,

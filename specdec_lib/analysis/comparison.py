@@ -13,7 +13,7 @@ from specdec_lib.analysis import headline, metrics
 from specdec_lib.analysis.cost import with_front
 from specdec_lib.analysis.cost_model.gpus import predict
 from specdec_lib.config import StudyParams
-from specdec_lib.hardware.catalog import Price, load_prices, price, usd_per_million_tokens
+from specdec_lib.hardware.catalog import MEMORY_PLAN, Price, load_gpus, load_prices, price, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.models.presets import PRESETS
 from specdec_lib.params_files import available_params, load_params, params_of_run
@@ -115,6 +115,23 @@ def pareto(lines: pd.DataFrame) -> pd.DataFrame:
     The same work is one pair, dtype and temperature; where an acceptance is given there is no temperature.
     """
     return with_front(lines[lines["fits"].fillna(True)], SAME_WORK)
+
+
+def memory_plan() -> pd.DataFrame:
+    """What each preset pair needs of a GPU by context, and the largest batch that fits each size of GPU; all predicted.
+
+    A line for each pair and context: `weights_bytes`, `first_bytes` of a batch of one, `row_bytes` of each further row,
+    and `fits_<GB>`, 0 where not even one row fits. From `hardware/memory.csv`; memory grows evenly with the batch.
+    """
+    lines, sizes = [], sorted({gpu.memory_gb for gpu in load_gpus().values()})
+    for (pair, tokens), needs in pd.read_csv(MEMORY_PLAN, comment="#").groupby(["pair", "tokens"], sort=False):
+        first, last = (needs.sort_values("batch_size").iloc[place] for place in (0, -1))
+        row = (last["needed_bytes"] - first["needed_bytes"]) / (last["batch_size"] - first["batch_size"])
+        rooms = {size: size * 1e9 - first["needed_bytes"] for size in sizes}
+        fits = {f"fits_{size:g}": 1 + int(room / row) if room >= 0 else 0 for size, room in rooms.items()}
+        known = {"pair": pair, "tokens": tokens, "weights_bytes": first["target_bytes"] + first["draft_bytes"]}
+        lines.append(known | {"first_bytes": first["needed_bytes"], "row_bytes": row, "evidence": "predicted"} | fits)
+    return pd.DataFrame(lines)
 
 
 def break_even(study: StudyParams, cheaper: str, dearer: str) -> pd.DataFrame:

@@ -116,12 +116,14 @@ def run_folder(options: Options) -> Path:
 def check_study(params: StudyParams) -> None:
     """Refuse a study that cannot run here, by a ValueError with the remedy, before anything is loaded.
 
-    It has the wrong device, an unknown prompt set or price, a pair that cannot work, or prompts that do not fit it.
+    It has the wrong device, an unknown prompt set or price, a pair that cannot work, prompts that do not fit it, or
+    needs more memory than its GPU has.
     """
     from specdec_lib.hardware.catalog import price
     from specdec_lib.machine.environment import check_device, check_product, product_here
     from specdec_lib.models.pair import check_study_pair
     from specdec_lib.study.prompts import check_prompts, load_prompts
+    from specdec_lib.study.rehearsal import check_memory
 
     check_device(params)
     price(params.price)
@@ -129,3 +131,5 @@ def check_study(params: StudyParams) -> None:
     load_prompts(params.prompt_set, params.turns)
     if read := check_study_pair(params):
         check_prompts(params, *read)
+    if params.device == "cuda":
+        check_memory(params)

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.exactness.certificate import FALSE_ALARM, POWER
@@ -191,6 +190,8 @@ def decide(tests: pd.DataFrame) -> pd.DataFrame:
     Adds to the lines of `put_to_test`: rejected, and detectable_bias at the strictest level that Holm's procedure
     can ask of a test.
     """
+    from statsmodels.stats.multitest import multipletests  # large, and nothing else here needs it
+
     rejected = multipletests(tests["p_value"].clip(lower=np.finfo(np.float64).tiny), FALSE_ALARM, method="holm")[0]
     level = FALSE_ALARM / len(tests)
     bias = [detectable_bias(line.samples, line.degrees_of_freedom, level) for line in tests.itertuples()]

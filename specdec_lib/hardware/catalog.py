@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 FOLDER = Path(__file__).resolve().parent
+MEMORY_PLAN = FOLDER / "memory.csv"  # what each preset pair needs, predicted
 CPU = "cpu"  # the `gpu` of a price for a machine without one
 TOLERANCE = 0.1  # of memory and power: vendors' 80 GB are read as 85.5e9 bytes on an H100 and 85.9e9 on an A100
 

@@ -26,6 +26,8 @@ from specdec_lib.models.weights import fill_draft, read_draft, save_draft
 if TYPE_CHECKING:
     from specdec_lib.models.engines.kernel_head import KernelHead
 
+RANDOM_SCORED = 32_000  # tokens that published heads score, of vocabularies of 128,000 to 152,000
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -114,6 +116,25 @@ class DraftHead(nn.Module):
         head = kind(config, target.model.get_input_embeddings().weight, name=Path(folder).name)
         fill_draft(head, folder)
         head.to(device=target.device, dtype=target.dtype).eval().requires_grad_(False)
+        head.prepare()
+        return head
+
+    @classmethod
+    def random(cls, target: LanguageModel, num_scored: int = RANDOM_SCORED) -> DraftHead:
+        """A head of random weights for a target of any size: real latency and memory, and drafts that mean nothing."""
+        model, before = target.model, torch.get_default_dtype()
+        config = HeadConfig.for_target(model.config, target.feature_layers, min(num_scored, target.vocab_size))
+        torch.set_default_dtype(target.dtype)
+        try:
+            with torch.device(target.device):
+                head = cls(config, model.get_input_embeddings().weight, f"head of {target.name}")
+        finally:
+            torch.set_default_dtype(before)
+        head.eval().requires_grad_(False)
+        generator = torch.Generator(target.device).manual_seed(0)
+        for weight in head.parameters():
+            if weight.dim() >= 2:
+                weight.normal_(0, 0.02, generator=generator)
         head.prepare()
         return head
 

@@ -79,8 +79,7 @@ class InductorEngine(Engine):
     def __call__(self, tokens: torch.Tensor, cache: RaggedStaticCache, counts: torch.Tensor | None = None) -> Step:
         """As every engine does; NotCompiledError for shapes that cannot be compiled, before anything is committed."""
         positions = self.place(tokens, cache)
-        outputs = self.run_layers(tokens, positions, cache.attention_mask(self.head.weight.dtype), cache)
-        return Step.of([*(outputs[layer] for layer in self.feature_layers), outputs[-1]])
+        return Step.of(self.run_layers(tokens, positions, cache.attention_mask(self.head.weight.dtype), cache))
 
     def run_layers(
         self,
@@ -89,17 +88,20 @@ class InductorEngine(Engine):
         mask: torch.Tensor,  # [B, 1, m, view]
         cache: RaggedStaticCache,
     ) -> list[torch.Tensor]:
-        """The output `[B, m, H]` of each layer, that of the last one after the last norm."""
+        """The outputs `[B, m, H]` of the feature layers, and of the last one after the last norm; no other is kept."""
         from torch._dynamo.exc import TorchDynamoException
 
         run_layer = _compiled_layer()
-        where, outputs = cache.placement, [self.body.embed_tokens(tokens)]
-        rotary = self.body.rotary_emb(outputs[0], position_ids=positions)
-        for layer, kept in zip(self.body.layers, cache.layers, strict=True):
+        where, hidden = cache.placement, self.body.embed_tokens(tokens)
+        rotary = self.body.rotary_emb(hidden, position_ids=positions)
+        states: list[torch.Tensor] = []
+        for number, (layer, kept) in enumerate(zip(self.body.layers, cache.layers, strict=True)):
             arguments = (mask, positions, rotary, kept.keys, kept.values, where.rows, where.positions)
             try:
-                outputs.append(run_layer(layer, outputs[-1], *arguments))
+                hidden = run_layer(layer, hidden, *arguments)
             except TorchDynamoException as error:
                 reason = " ".join(str(error).strip().splitlines()[:2])
                 raise NotCompiledError(f"{type(error).__name__}: {reason}") from error
-        return [*outputs[1:-1], self.body.norm(outputs[-1])]
+            if number in self.feature_layers:
+                states.append(hidden)
+        return [*states, self.body.norm(hidden)]

@@ -41,3 +41,17 @@ def break_even_table(table: pd.DataFrame) -> pd.DataFrame:
         "break_even_without": Format("without speculation", "{:.2f}"),
     }
     return readable(table, ["vendor", *formats, "evidence"], formats)
+
+
+def memory_table(plan: pd.DataFrame) -> pd.DataFrame:
+    """What each pair needs, and the largest batch that fits; from `comparison.memory_plan`."""
+    formats = {
+        "tokens": Format("tokens of a row", "{:,}"),
+        "weights_bytes": Format("weights (GB)", "{:.1f}", 1e-9),
+        "first_bytes": Format("batch 1 (GB)", "{:.1f}", 1e-9),
+        "row_bytes": Format("each further row (GB)", "{:.2f}", 1e-9),
+    }
+    sizes = [name for name in plan if name.startswith("fits_")]
+    formats |= {name: Format(f"batch on {name.removeprefix('fits_')} GB", "{:,}") for name in sizes}
+    shown = plan.assign(**{name: plan[name].where(plan[name] > 0).astype("Int64") for name in sizes})
+    return readable(shown, ["pair", *formats, "evidence"], formats)
