@@ -154,7 +154,7 @@ def _memory(sweep: Lines, plan: Lines) -> str:
     peaks = rows.groupby("batch_size")["peak_memory_allocated_bytes"].max()
     made = [
         {"batch_size": need["batch_size"], "peak": peaks.get(need["batch_size"]), "plan": need["peak_bytes"]}
-        for need in (line["need"] for line in plan)
+        for need in (line["need"] for line in plan if "need" in line)
     ]
     made = [line | {"ratio": line["peak"] / line["plan"] if line["peak"] else None} for line in made]
     ratio = FORMATS | {"ratio": Format("measured / planned", "{:.2f}")}

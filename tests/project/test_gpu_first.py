@@ -58,7 +58,7 @@ def test_measuring_needs_no_more_than_an_image_and_the_bundle_hold(measured):
     path, said = measured
     assert "no page here (" in said
     assert "--render first.jsonl" in said
-    assert said.count("failed") == 1, said  # the plan of memory, which a CPU does not have
+    assert "failed" not in said
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["item"] for line in lines} == set(gpu_first.ITEMS)
     rows = [line["row"] for line in lines if "row" in line]
@@ -74,7 +74,7 @@ def test_its_page_renders_from_the_file_alone(measured, capsys):
     assert cli.main(["gpu-first", "--gpu", "h200", "--render", str(path)]) == 0
     page = path.with_suffix(".html").read_text(encoding="utf-8")
     assert str(path.with_suffix(".html")) in capsys.readouterr().out
-    for heading in ("Checks", "Bandwidth and matrix rate", "The pieces of a step", "Whole calls", "What failed"):
+    for heading in ("Checks", "Bandwidth and matrix rate", "The pieces of a step", "Whole calls"):
         assert f">{heading}</h2>" in page
 
 
