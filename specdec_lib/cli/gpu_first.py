@@ -171,7 +171,7 @@ def _rates(first: First) -> Iterator[Row]:
     """Bandwidth and matrix rate, as data sheets state them: bytes read and written, and dense operations."""
     device, small = torch.device(first.params.device), first.params.device == "cpu"
     dtype, watch = getattr(torch, first.params.dtype), Stopwatch(torch.device(first.params.device))
-    block = torch.ones(2**24 if small else 2**30, dtype=torch.int32, device=device)
+    block = torch.ones(2**24 if small else 2**30, device=device)
     other, side = torch.empty_like(block), 512 if small else 8192
     matrix = torch.ones(side, side, dtype=dtype, device=device)
     pieces: dict[str, tuple[Callable[[], object], float]] = {

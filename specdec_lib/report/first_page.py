@@ -65,7 +65,7 @@ def first_page(path: Path) -> str:
     }
     cells = [{"prose": markdown_to_html(title) + (html or "")} for title, html in titles.items() if html != ""]
     return render_template(
-        "report.html.j2", home="index.html", home_name="All results of this machine", title="The first minutes",
+        "report.html.j2", home=path.name, home_name="The measurements of this page", title="The first minutes",
         code_style="", sections=_SECTION.findall("".join(cell["prose"] for cell in cells)), cells=cells,
     )  # fmt: skip
 
