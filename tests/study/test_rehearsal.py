@@ -23,8 +23,10 @@ from specdec_lib.models import checkpoints, host_memory
 from specdec_lib.models.checkpoints import config_of, random_model
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import DRAFTS_FOLDER, load_pair
-from specdec_lib.study import rehearsal
-from specdec_lib.study.rehearsal import check_memory, fake_gpu, fake_pair, rehearse, share_of
+from specdec_lib.study import fake_gpu as there
+from specdec_lib.study.fake_gpu import fake_gpu, fake_pair, share_of
+from specdec_lib.study.memory_plan import Need, check_memory
+from specdec_lib.study.rehearsal import rehearse
 
 CUT = {
     "num_draft_tokens": [2], "headline_num_draft_tokens": 2, "batch_sizes": [2], "prompt_tokens": [600],
@@ -172,7 +174,7 @@ def test_a_product_in_float32_is_refused_in_a_bfloat16_model(two_layers, monkeyp
 
 
 def test_a_fault_is_a_line_of_the_verdict(two_layers, monkeypatch, capsys):
-    monkeypatch.setattr(rehearsal, "REPORTS", 2)  # calls end before a step is captured
+    monkeypatch.setattr(there, "REPORTS", 2)  # calls end before a step is captured
     few = "batch_sizes=[1] prompt_tokens=[0] max_new_tokens=[8] temperatures=[0] num_draft_tokens=[4] methods=[ngram]"
     assert cli.main(["gpu-rehearsal", "--gpu", "h100", "--set", few]) == 1
     said = capsys.readouterr().out
@@ -220,7 +222,7 @@ import json, sys, tempfile
 from pathlib import Path
 from specdec_lib.config import load_params
 from specdec_lib.machine.environment import check_device, check_product, describe_environment, product_here
-from specdec_lib.study.rehearsal import fake_gpu, fake_pair
+from specdec_lib.study.fake_gpu import fake_gpu, fake_pair
 from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.runner import BlockRunner
 
@@ -299,7 +301,7 @@ def test_the_plan_of_the_embedded_pair_is_within_ten_percent_of_what_a_cpu_alloc
 
 
 def test_products_are_named_with_their_memory():
-    need = rehearsal.Need("p", "d", "bfloat16", 32, 4096, 4, 40 * 10**9, 10**9, 10**10, 58 * 10**9, 17 * 10**8)
+    need = Need("p", "d", "bfloat16", 32, 4096, 4, 40 * 10**9, 10**9, 10**10, 58 * 10**9, 17 * 10**8)
     assert need.of(load_gpus()["h100-sxm"]) == "61.2 of 80 GB"
     assert need.fits(load_gpus()["h100-sxm"])
     assert not need.fits(load_gpus()["a100-sxm-40"])
