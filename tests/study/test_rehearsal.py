@@ -24,12 +24,13 @@ from specdec_lib.models.checkpoints import config_of, random_model
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import DRAFTS_FOLDER, load_pair
 from specdec_lib.study import fake_gpu as there
+from specdec_lib.study import memory_plan
 from specdec_lib.study.fake_gpu import fake_gpu, fake_pair, share_of
 from specdec_lib.study.memory_plan import Need, check_memory
 from specdec_lib.study.rehearsal import rehearse
 
 CUT = {
-    "num_draft_tokens": [2], "headline_num_draft_tokens": 2, "batch_sizes": [2], "prompt_tokens": [600],
+    "num_draft_tokens": [2], "headline_num_draft_tokens": 2, "batch_sizes": [2], "prompt_tokens": [0],
     "max_new_tokens": [32],
 }  # fmt: skip
 STUB = Path(__file__).parents[1] / "support" / "stub_nvml" / "nvml.c"
@@ -45,11 +46,21 @@ def two_layers(monkeypatch):
     monkeypatch.setattr(checkpoints, "load_models", lambda: short)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gpu", "changes"),
     [
         ("h100", {}),
-        ("a100", {"pair": "llama-3.1-8b", "top_p": 0.9, "verification": "block", "temperatures": [1.0]}),
+        (
+            "a100",
+            {
+                "pair": "llama-3.1-8b",
+                "prompt_tokens": [600],
+                "top_p": 0.9,
+                "verification": "block",
+                "temperatures": [1.0],
+            },
+        ),
     ],
 )
 def test_every_kind_of_step_of_a_study_could_be_captured(gpu, changes, two_layers):
@@ -182,6 +193,7 @@ def test_a_fault_is_a_line_of_the_verdict(two_layers, monkeypatch, capsys):
     assert "faults" in said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_study_that_does_not_fit_names_the_batch_that_would():
     """A real size: 66 GB of weights, and 0.3 GB of keys and values for each 1,024 tokens of a row."""
     params = load_params(
@@ -200,8 +212,13 @@ def test_a_study_that_does_not_fit_names_the_batch_that_would():
         check_memory(params)
     batch = int(str(refused.value).rpartition("lower batch_sizes to ")[2].split(",")[0])
     check_memory(params.model_copy(update={"batch_sizes": [batch]}))
-    with pytest.raises(ValueError, match="no room for one row"):
-        check_memory(params.model_copy(update={"price": "lambda-a100-40", "batch_sizes": [1]}))
+
+
+def test_models_that_leave_no_room_for_a_row_are_refused_so(monkeypatch):
+    need = Need("p", "d", "bfloat16", 1, 256, 4, 80 * 10**9, 10**9, 10**9, 83 * 10**9, 10**7)
+    monkeypatch.setattr(memory_plan, "needs_of", lambda *_: [need, need])
+    with pytest.raises(ValueError, match="choose a smaller pair or tensor_parallel: the models alone leave no room"):
+        check_memory(load_params("h100"))
 
 
 def test_a_study_of_no_gpu_is_refused_with_the_remedy(capsys):
@@ -238,6 +255,7 @@ print(json.dumps([environment["cuda"], rows]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 def test_a_sweep_with_a_driver_writes_every_column_of_a_gpu(tmp_path):
     """The driver is the stub of test_telemetry.py; the least of two tiny models."""
@@ -278,6 +296,7 @@ def measured_peak(run):
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 8])
 def test_the_plan_of_the_embedded_pair_is_within_ten_percent_of_what_a_cpu_allocates(batch, monkeypatch):
     """Caches, logits and activations; the plan from shapes alone, the measurement with the weights that are shipped."""
