@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from specdec_lib.config import PARAMS_FOLDER
+from specdec_lib.params_files import PARAMS_FOLDER
 
 ROOT = PARAMS_FOLDER.parent
 PACKAGES = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from specdec_lib.config import StudyParams, load_params
+from specdec_lib.config import StudyParams
 from specdec_lib.decoding.captured_loop import drop_captured, graph_facts
 from specdec_lib.hardware.catalog import MEMORY_PLAN, Gpu, load_gpus
 from specdec_lib.machine.fake_device import FakeDevice, FaultError
@@ -20,6 +20,7 @@ from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.presets import PRESETS
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.params_files import load_params
 from specdec_lib.study.cells import NATURAL_PROMPT, Cell, Setting, block, settings
 from specdec_lib.study.decode_cell import decode_cell
 from specdec_lib.study.fake_gpu import Depths, bytes_of, fake_gpu, models_of, product_of, short_pair
@@ -83,10 +84,10 @@ def rehearse_cell(device: FakeDevice, pair: Pair, cell: Cell, depths: Depths | N
     ids = torch.Generator().manual_seed(0)
     prompts = random_prompts(pair.target.vocab_size, cell.batch_size, length, ids)
     decode_cell(pair, cell, prompts, max_new_tokens=cell.max_new_tokens, seed=0)
-    if device.captures == captures:
+    if device.captures == captures and METHODS[cell.method].capturable:
         raise FaultError(f"no step was captured: {graph_facts(pair.target)}")
     peak = device.memory.peak - before  # other models may be on the device too
-    caches = {role: cache for (role, _), cache in pair.target.kept.caches.items()}  # type: ignore[attr-defined]
+    caches = {role: cache for (role, _), cache in getattr(pair.target.kept, "caches", {}).items()}
     held = {role: bytes_of([*cache.keys, *cache.values]) for role, cache in caches.items()}
     weights = {"target": bytes_of(pair.target.model.parameters()), "draft": bytes_of(_weights(pair.draft))}
     for role, depth in (depths or {}).items():

@@ -10,7 +10,7 @@ import pytest
 
 from specdec_lib import __main__ as cli
 from specdec_lib.cli import bundle, gpu_first
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.report.first_page import first_page
 
 ROOT = Path(__file__).resolve().parents[2]

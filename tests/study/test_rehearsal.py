@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import linear
 
 from specdec_lib import __main__ as cli
-from specdec_lib.config import SamplingConfig, load_params
+from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.decode import speculative_decode
 from specdec_lib.decoding.ops import PlainOps
 from specdec_lib.decoding.proposers.model import ModelProposer
@@ -23,6 +23,7 @@ from specdec_lib.models import checkpoints, host_memory
 from specdec_lib.models.checkpoints import config_of, random_model
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import DRAFTS_FOLDER, load_pair
+from specdec_lib.params_files import load_params
 from specdec_lib.study import fake_gpu as there
 from specdec_lib.study import memory_plan
 from specdec_lib.study.fake_gpu import fake_gpu, fake_pair, share_of
@@ -237,7 +238,7 @@ def test_a_pair_without_a_known_configuration_is_refused_with_the_remedy():
 ROWS = """
 import json, sys, tempfile
 from pathlib import Path
-from specdec_lib.config import load_params
+from specdec_lib.params_files import load_params
 from specdec_lib.machine.environment import check_device, check_product, describe_environment, product_here
 from specdec_lib.study.fake_gpu import fake_gpu, fake_pair
 from specdec_lib.study.run_folder import read_cell
