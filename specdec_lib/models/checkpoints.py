@@ -18,6 +18,7 @@ from specdec_lib.models import host_memory
 from specdec_lib.models.architectures import auto_class, check_architecture
 from specdec_lib.models.attention import our_attention, set_attention
 from specdec_lib.models.config_checks import check_quantisation, check_rows
+from specdec_lib.models.faithful import FOREIGN, refusing_foreign_code
 from specdec_lib.models.presets import PRESETS, Checkpoint
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
@@ -83,8 +84,9 @@ def load_language_model(
     set_attention(model, our_attention())
     if tensor_parallel == 1 and dtype != INT8:  # which has its matrices in a block of their own
         host_memory.move(model)
-    language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
-    language_model.check_faithful()
+    with refusing_foreign_code(name):
+        language_model = LanguageModel(model, name, feature_layers, compiled=compiled and tensor_parallel == 1)
+        language_model.check_faithful()
     if dtype == INT8:
         language_model.round_to_eight_bits()
     return language_model
@@ -149,7 +151,7 @@ def refusing(where: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, SafetensorError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, SafetensorError, ImportError, *FOREIGN) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "check the path or hub id and that its safetensors files are complete; delete and fetch them again"
         raise ValueError(f"cannot load {where}: {reason} - {remedy}") from error

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.1  # relative difference of logits between engines: bfloat16 results depend on where they are rounded
 TOLERANCE_FLOAT32 = 1e-3
-LENGTHS = (40, 23, 30)  # tokens of the rows of a trial
-BEFORE = 24  # tokens of the first row, after which its own `generate` goes on
-PIECES = ((16, 12), (1, 1), (9, 5), (9, 9), (9, 9), (9, 4))  # tokens of a pass, and how many of the first row's stay
+LENGTHS = (28, 16, 21)  # tokens of the rows of a trial
+BEFORE = 16  # tokens of the first row, after which its own `generate` goes on
+PIECES = ((16, 12), (1, 1), (9, 6), (9, 9))  # tokens of a pass, and how many of the first row's stay
 FOREIGN = (
     ArithmeticError,
     AssertionError,
@@ -61,9 +63,9 @@ def faithful_engine(model: LanguageModel) -> type[Engine]:
         try:
             own = _own_logits(model, texts)
         except NotServedError as error:
-            raise _refused(model, str(error)) from error
+            raise _refused(model.name, str(error)) from error
         except FOREIGN as error:
-            raise _refused(model, f"its own code fails on text alone, {_in_a_line(error)}") from error
+            raise _refused(model.name, f"its own code fails on text alone, {_in_a_line(error)}") from error
         for kind in kinds:
             if kind is not EagerEngine:
                 set_attention(model.model, "eager")
@@ -74,7 +76,7 @@ def faithful_engine(model: LanguageModel) -> type[Engine]:
             except (NotServedError, *FOREIGN) as error:
                 reason = error
                 logger.info("%s is not read %s: %s", model.name, kind.name, _in_a_line(error))
-    raise _refused(model, _in_a_line(reason)) from reason
+    raise _refused(model.name, _in_a_line(reason)) from reason
 
 
 def _kinds(model: LanguageModel) -> list[type[Engine]]:
@@ -96,8 +98,17 @@ def _kinds(model: LanguageModel) -> list[type[Engine]]:
     return kinds[names.index(known) :] if known in names else kinds
 
 
-def _refused(model: LanguageModel, reason: str) -> ValueError:
-    return ValueError(f"{model.name} cannot be decoded exactly ({reason}): choose another model, see docs/models.md")
+def _refused(name: str, reason: str) -> ValueError:
+    return ValueError(f"{name} cannot be decoded exactly ({reason}): choose another model, see docs/models.md")
+
+
+@contextmanager
+def refusing_foreign_code(name: str) -> Iterator[None]:
+    """Turn whatever a model's own code raises while it is tried out into a ValueError of one line."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, NotServedError, RuntimeError, TypeError) as error:
+        raise _refused(name, _in_a_line(error)) from error
 
 
 def _in_a_line(error: Exception | None) -> str:

@@ -12,6 +12,7 @@ from transformers.models.llama import modeling_llama
 
 from specdec_lib import SamplingConfig, autoregressive_decode, load_pair
 from specdec_lib.models.architectures import check_architecture, context_length
+from specdec_lib.models.faithful import refusing_foreign_code
 from specdec_lib.models.runner import LanguageModel
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -96,6 +97,14 @@ def test_what_has_not_been_tested_is_refused_where_small_differences_do_not_show
         else:
             with pytest.raises(ValueError, match="of type newcomer, which has not been tested"):
                 model.check_faithful()
+
+
+def test_what_a_models_own_code_raises_is_said_in_a_line():
+    with (
+        pytest.raises(ValueError, match=r"^new cannot be decoded exactly \(AttributeError: it has no layers\): choose"),
+        refusing_foreign_code("new"),
+    ):
+        raise AttributeError("it has\n no layers")
 
 
 def test_a_model_that_sees_what_follows_is_refused():
