@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import WORDS, write_checkpoint
+from small_tokenizers import byte_level, sentencepiece
 from transformers import AutoTokenizer
 
 from specdec_lib import ModelProposer, NgramProposer, SamplingConfig, autoregressive_decode, speculative_decode
@@ -76,6 +77,23 @@ def test_a_draft_whose_ids_differ_is_read_by_its_own(target, tmp_path):
     expected = autoregressive_decode(pair.target, prompts, **options).tokens
     found = speculative_decode(pair.target, ModelProposer(pair.draft), prompts, num_draft_tokens=3, **options).tokens
     assert [row.tolist() for row in found] == [row.tolist() for row in expected]
+
+
+def test_a_draft_of_another_family_drafts_for_a_target(tmp_path):
+    """A byte-level target and a SentencePiece draft: text that only one of them has a token for is decoded too."""
+    folders = []
+    for name, tokenizer in (("target", byte_level()), ("draft", sentencepiece())):
+        folders.append(write_checkpoint(tmp_path / name, words=[f"w{number}" for number in range(len(tokenizer) + 7)]))
+        tokenizer.save_pretrained(folders[-1])
+    pair = load_pair(target=folders[0], draft=folders[1], dtype="float32")
+    assert pair.translation.longest > 1
+    assert 0.5 < pair.translation.share_of_text < 1
+    prompts = [pair.tokenizer(text, return_tensors="pt")["input_ids"][0] for text in ("the lazy dog", "Köln 日本")]
+    options = {"max_new_tokens": 12, "sampling": SamplingConfig(temperature=0)}
+    expected = autoregressive_decode(pair.target, prompts, **options).tokens
+    found = speculative_decode(pair.target, ModelProposer(pair.draft), prompts, num_draft_tokens=3, **options)
+    assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected]
+    assert found.drafted > 0
 
 
 def test_a_vocabulary_without_a_common_word_is_refused_before_weights_are_read(target, tmp_path, monkeypatch):
