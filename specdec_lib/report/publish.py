@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from specdec_lib.analysis.acceptance import FILE as ACCEPTANCE
-from specdec_lib.analysis.categories import category_lines
 from specdec_lib.analysis.headline import headline
+from specdec_lib.analysis.sweep.categories import category_lines
 from specdec_lib.analysis.verdicts import prompts_used
 from specdec_lib.config import StudyParams
 from specdec_lib.exactness.certificate import FILE as CERTIFICATE

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from specdec_lib.analysis.advice import advice_of_run
-from specdec_lib.analysis.categories import category_lines
 from specdec_lib.analysis.headline import along, at_headline, every_batch, headline, headline_over_transformers
 from specdec_lib.analysis.metrics import speedups
-from specdec_lib.analysis.passes import tokens_per_pass
-from specdec_lib.analysis.tradeoff import tradeoff_lines
+from specdec_lib.analysis.sweep.categories import category_lines
+from specdec_lib.analysis.sweep.passes import tokens_per_pass
+from specdec_lib.analysis.sweep.tradeoff import tradeoff_lines
 from specdec_lib.analysis.verdicts import Verdict, exclusions, prompts_used, verdicts
 from specdec_lib.config import StudyParams
 from specdec_lib.exactness.certificate import read_certificate

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 from synthetic_rows import as_read_back, study, synthetic_rows
 
-from specdec_lib.analysis import batching, metrics
+from specdec_lib.analysis import metrics
 from specdec_lib.analysis.headline import along
+from specdec_lib.analysis.sweep import batching
 from specdec_lib.report.captions.sweep import finding_batches
 from specdec_lib.report.tables.sweep import batching_table
 

@@ -6,8 +6,8 @@ import pytest
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.categories import best_and_worst, category_lines, prompt_ratios
 from specdec_lib.analysis.headline import at_headline
+from specdec_lib.analysis.sweep.categories import best_and_worst, category_lines, prompt_ratios
 
 PARAMS = study(num_draft_tokens=[1, 4], batch_sizes=[1, 2], prompt_tokens=[0], max_new_tokens=[48], num_prompts=5)
 KINDS = {0: "chat", 1: "chat", 2: "code", 3: "code", 4: "list"}

@@ -9,7 +9,7 @@ from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import comparison, metrics
 from specdec_lib.analysis.cost_model.calibrated import calibrated_errors
-from specdec_lib.analysis.crossover import all_crossovers, measured_crossovers, predicted_crossovers
+from specdec_lib.analysis.sweep.crossover import all_crossovers, measured_crossovers, predicted_crossovers
 from specdec_lib.machine.calibration_file import write_calibration
 from specdec_lib.machine.step_costs import write_step_costs
 from specdec_lib.models.pair import load_pair

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 from synthetic_rows import study, synthetic_rows
 
-from specdec_lib.analysis.draft_lengths import compared_lengths
 from specdec_lib.analysis.headline import every_gamma, headline
+from specdec_lib.analysis.sweep.draft_lengths import compared_lengths
 from specdec_lib.report.tables.readable import readable
 from specdec_lib.report.tables.sweep import draft_length_table
 

@@ -7,7 +7,7 @@ import pytest
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.passes import tokens_per_pass
+from specdec_lib.analysis.sweep.passes import tokens_per_pass
 
 PARAMS = study(num_draft_tokens=[1, 4], batch_sizes=[1, 4], prompt_tokens=[0], max_new_tokens=[48], num_prompts=2)
 ROWS = synthetic_rows(PARAMS)

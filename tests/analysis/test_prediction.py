@@ -6,9 +6,9 @@ import pytest
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.crossover import crossing
 from specdec_lib.analysis.headline import along
 from specdec_lib.analysis.prediction import predicted_speedups
+from specdec_lib.analysis.sweep.crossover import crossing
 from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
 from specdec_lib.methods import AUTOREGRESSIVE
 

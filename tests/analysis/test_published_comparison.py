@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from specdec_lib.analysis import comparison
 from specdec_lib.analysis.cost_model.calibrated import calibrated_errors
-from specdec_lib.analysis.crossover import measured_crossovers
+from specdec_lib.analysis.sweep.crossover import measured_crossovers
 from specdec_lib.report.captions import comparison as findings
 from specdec_lib.report.captions.cost import finding_pareto
 from specdec_lib.report.captions.sweep import finding_crossover

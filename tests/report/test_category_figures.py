@@ -7,9 +7,9 @@ from matplotlib.collections import PathCollection
 from synthetic_rows import study, synthetic_rows
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.categories import category_lines, prompt_ratios
 from specdec_lib.analysis.headline import at_headline, every_batch
-from specdec_lib.analysis.passes import tokens_per_pass
+from specdec_lib.analysis.sweep.categories import category_lines, prompt_ratios
+from specdec_lib.analysis.sweep.passes import tokens_per_pass
 from specdec_lib.report.captions import categories as findings
 from specdec_lib.report.figures import categories as plots
 from specdec_lib.report.figures import passes as pass_plots

@@ -9,8 +9,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic_rows import synthetic_rows
 
-from specdec_lib.analysis.drift import baseline_calls
-from specdec_lib.analysis.tradeoff import tradeoff_lines
+from specdec_lib.analysis.sweep.drift import baseline_calls
+from specdec_lib.analysis.sweep.tradeoff import tradeoff_lines
 from specdec_lib.methods import METHODS
 from specdec_lib.report.captions.cost import finding_tradeoff
 from specdec_lib.report.captions.drift import finding_drift

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from synthetic_rows import step_costs, study, synthetic_rows
 
 from specdec_lib.analysis import cost, headline, metrics
-from specdec_lib.analysis.batching import batch_gains
-from specdec_lib.analysis.crossover import measured_crossovers
-from specdec_lib.analysis.drift import baseline_calls
 from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import verification_costs
-from specdec_lib.analysis.tradeoff import tradeoff_lines
+from specdec_lib.analysis.sweep.batching import batch_gains
+from specdec_lib.analysis.sweep.crossover import measured_crossovers
+from specdec_lib.analysis.sweep.drift import baseline_calls
+from specdec_lib.analysis.sweep.tradeoff import tradeoff_lines
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.methods import METHODS, Method, register
 from specdec_lib.report import show

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from specdec_lib.analysis.categories import best_and_worst
 from specdec_lib.analysis.statistics import LEAST_VALUES
+from specdec_lib.analysis.sweep.categories import best_and_worst
 from specdec_lib.methods import label
 from specdec_lib.report.captions.phrases import with_interval
 

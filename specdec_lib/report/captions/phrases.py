@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from specdec_lib.analysis import crossover
+from specdec_lib.analysis.sweep import crossover
 from specdec_lib.methods import label
 
 NOTHING = "Nothing was measured here: see the failed cells."
@@ -58,7 +58,7 @@ def span(values: pd.Series, form: str = "{:.2f}") -> str:
 
 
 def where_it_pays(line: Any) -> str:
-    """The batch sizes at which speculation pays, of a line from `analysis.crossover`."""
+    """The batch sizes at which speculation pays, of a line from `analysis.sweep.crossover`."""
     return _CROSSOVERS[line.outcome].format(
         batch=line.crossover_batch, smallest=line.smallest_batch, largest=line.largest_batch
     )

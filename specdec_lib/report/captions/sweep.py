@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from specdec_lib.analysis import crossover
-from specdec_lib.analysis.stops import PARTS
+from specdec_lib.analysis.sweep import crossover
+from specdec_lib.analysis.sweep.stops import PARTS
 from specdec_lib.methods import AUTOREGRESSIVE, label
 from specdec_lib.report.captions.phrases import NOTHING, setting, span, with_interval
 
@@ -52,7 +52,7 @@ def finding_gamma(lines: pd.DataFrame, predicted: pd.DataFrame) -> str:
 
 
 def finding_crossover(crossovers: pd.DataFrame) -> str:
-    """In how many settings speculation stops paying within the batch sizes tried; from `analysis.crossover`."""
+    """In how many settings speculation stops paying within the batch sizes tried; from `analysis.sweep.crossover`."""
     if crossovers.empty:
         return "No setting was measured at two batch sizes, so no crossover can be read."
     sentences = []

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 
-from specdec_lib.analysis.crossover import crossing
 from specdec_lib.analysis.metrics import DEVICE_MEMORY, memory_column
+from specdec_lib.analysis.sweep.crossover import crossing
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.report.captions.phrases import GIB, temperature_name
 from specdec_lib.report.figures.style import (
@@ -136,7 +136,7 @@ def _mark_best(axes: Axes, panel: pd.DataFrame, values: list[int]) -> None:
 
 
 def _mark_crossings(axes: Axes, panel: pd.DataFrame, values: list[int]) -> None:
-    """A cross where a curve falls through 1; `analysis.crossover` says at which batch size."""
+    """A cross where a curve falls through 1; `analysis.sweep.crossover` says at which batch size."""
     for method, curve in panel.sort_values("batch_size").groupby("method"):
         batches = curve["batch_size"].to_numpy(float)
         value = crossing(batches, np.log(curve["speedup"].to_numpy(float)))

@@ -84,7 +84,7 @@ def stop_table(lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def crossover_table(crossovers: pd.DataFrame) -> pd.DataFrame:
-    """B* of every setting, and where speculation pays; from `analysis.crossover`."""
+    """B* of every setting, and where speculation pays; from `analysis.sweep.crossover`."""
     pays = [where_it_pays(line) for line in crossovers.itertuples()]
     columns = ["gpu", "pair", "method", "num_draft_tokens", "temperature", "prompt_tokens", "crossover_batch"]
     return readable(crossovers.assign(pays=pays), [*columns, "pays", "evidence"])
