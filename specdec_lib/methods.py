@@ -133,7 +133,7 @@ def _suffix_or_draft(pair: Pair) -> Proposer:
 def _early_exit(pair: Pair) -> Proposer:
     from specdec_lib.decoding.proposers.early_exit import EarlyExitProposer
 
-    return EarlyExitProposer(max(pair.target.model.config.num_hidden_layers // 3, 1))
+    return EarlyExitProposer(max(pair.target.num_layers // 3, 1))
 
 
 def _token() -> Verify:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from specdec_lib.config import CUSTOM_PAIR, INT8, StudyParams
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
-from specdec_lib.models.architectures import auto_class, check_architecture
+from specdec_lib.models.architectures import auto_class, check_architecture, text_config
 from specdec_lib.models.attention import our_attention, set_attention
 from specdec_lib.models.config_checks import check_quantisation, check_rows
 from specdec_lib.models.faithful import FOREIGN, refusing_foreign_code
@@ -48,7 +48,7 @@ def check_checkpoints(
         tokenizers.append(from_hub(transformers.AutoTokenizer, checkpoint))
     translation = None
     if len(checkpoints) > 1:
-        sizes = configs[0].vocab_size, configs[1].vocab_size
+        sizes = text_config(configs[0]).vocab_size, text_config(configs[1]).vocab_size
         names = checkpoints[0].where, checkpoints[1].where
         translation = translate(tokenizers[0], tokenizers[1], sizes, names)
     check_heads(configs[0], tensor_parallel, checkpoints[0].where)
@@ -169,7 +169,7 @@ def random_shapes(params: StudyParams) -> list[tuple[str, Any]]:
     shapes = [(name, config_of(name)) for name in names]
     for name, config in shapes:
         check_architecture(config, name)
-    target, draft = (config.vocab_size for _, config in shapes)
+    target, draft = (text_config(config).vocab_size for _, config in shapes)
     if target != draft:
         what = f"{' and '.join(names)} have vocabularies of {target} and {draft} tokens"
         raise ValueError(f"{what}: choose shapes of one family")

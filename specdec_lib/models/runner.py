@@ -54,8 +54,9 @@ class LanguageModel:
         self.context_length, self.why_shorter = context_length(model.config), why_shorter(model.config)
         self.device: torch.device = self.head.weight.device
         self.dtype: torch.dtype = self.head.weight.dtype
-        self.feature_layers = tuple(layer % config.num_hidden_layers for layer in feature_layers)
-        if sorted({*self.feature_layers} - {config.num_hidden_layers - 1}) != [*self.feature_layers]:
+        self.num_layers: int = config.num_hidden_layers
+        self.feature_layers = tuple(layer % self.num_layers for layer in feature_layers)
+        if sorted({*self.feature_layers} - {self.num_layers - 1}) != [*self.feature_layers]:
             raise ValueError(
                 f"feature_layers are {feature_layers}: name layers before the last, each once, in rising order"
             )

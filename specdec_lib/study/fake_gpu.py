@@ -121,7 +121,7 @@ def share_of(config: Any, devices: int, name: str) -> Any:
 
 def with_head(pair: Pair) -> Pair:
     """The same target, with a draft head of random weights in the place of its draft."""
-    last = pair.target.model.config.num_hidden_layers - 2
+    last = pair.target.num_layers - 2
     tapped = tuple(sorted({0, last // 2, last} if last > 0 else ()))  # as many as EAGLE-3 reads, and the last state
     target = LanguageModel(pair.target.model, pair.target.name, tapped)
     target.active_engine = type(pair.target.active_engine)(*target._parts)
