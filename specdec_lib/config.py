@@ -79,7 +79,7 @@ class StudyParams(BaseModel):
     """what an hour of the device costs: a key of hardware/prices.yaml"""
 
     pair: str = "smollm2-135m-embedded"
-    """a preset of target and draft (models/presets.py), or custom for the target and draft that follow"""
+    """a preset of target and draft (models/loading/presets.py), or custom for the target and draft that follow"""
     target: str | None = None
     """with pair: custom, a path or hub id"""
     target_revision: str | None = None

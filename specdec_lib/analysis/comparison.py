@@ -15,9 +15,9 @@ from specdec_lib.analysis.cost_model.gpus import predict
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import MEMORY_PLAN, Price, load_gpus, load_prices, price, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE
-from specdec_lib.models.presets import PRESETS
+from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.params_files import available_params, load_params, params_of_run
-from specdec_lib.study.table import price_of_run, read_results
+from specdec_lib.study.rows.table import price_of_run, read_results
 
 SKIPPED = ("smoke",)  # toys, which are no measurement of a machine
 BATCHES = [2**power for power in range(10)]  # for predicted crossovers

@@ -122,7 +122,7 @@ def check_study(params: StudyParams) -> None:
     from specdec_lib.hardware.catalog import price
     from specdec_lib.machine.environment import check_device, check_product, product_here
     from specdec_lib.models.pair import check_study_pair
-    from specdec_lib.study.memory_plan import check_memory
+    from specdec_lib.study.dry_run.memory_plan import check_memory
     from specdec_lib.study.prompts import check_prompts, load_prompts
 
     check_device(params)

@@ -21,9 +21,9 @@ def gpu_rehearsal(options: Options) -> int:
     """
     params = study_params(options)
     from specdec_lib.hardware.catalog import load_gpus
-    from specdec_lib.study.fake_gpu import product_of
-    from specdec_lib.study.memory_plan import write_plan
-    from specdec_lib.study.rehearsal import rehearse
+    from specdec_lib.study.dry_run.fake_gpu import product_of
+    from specdec_lib.study.dry_run.memory_plan import write_plan
+    from specdec_lib.study.dry_run.rehearsal import rehearse
 
     gpu, started = load_gpus()[product_of(params)], time.monotonic()
     found = rehearse(params)

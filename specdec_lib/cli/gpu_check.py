@@ -29,7 +29,7 @@ from specdec_lib.machine.telemetry import Telemetry
 from specdec_lib.methods import AUTOREGRESSIVE, make_proposer
 from specdec_lib.models.pair import TOY, Pair, load_pair
 from specdec_lib.models.tensor_parallel import check_devices
-from specdec_lib.study.columns import latency_columns
+from specdec_lib.study.rows.columns import latency_columns
 
 PASS, FAIL, SKIP = "pass", "fail", "skipped"
 EMBEDDED = "smollm2-135m-embedded"

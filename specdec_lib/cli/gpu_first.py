@@ -33,8 +33,8 @@ from specdec_lib.machine.step_costs import measure_step_costs
 from specdec_lib.machine.stopwatch import Stopwatch
 from specdec_lib.models.pair import TOY, Pair, load_study_pair
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.study.fake_gpu import with_head
-from specdec_lib.study.memory_plan import needs_of
+from specdec_lib.study.dry_run.fake_gpu import with_head
+from specdec_lib.study.dry_run.memory_plan import needs_of
 from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.runner import BlockRunner
 

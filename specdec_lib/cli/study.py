@@ -51,7 +51,7 @@ def run(options: Options) -> int:
     check_study(params)
     from specdec_lib.report.captions.verdict import in_short
     from specdec_lib.report.pages import make_reports
-    from specdec_lib.study.table import read_results
+    from specdec_lib.study.rows.table import read_results
 
     if options.cluster:
         os.environ["SPECDEC_CLUSTER"] = options.cluster  # the sweep runs in a notebook's kernel
@@ -69,7 +69,7 @@ def run(options: Options) -> int:
 
 def _failed_cells(folder: Path) -> list[str]:
     """One line for each cell that failed."""
-    from specdec_lib.study.table import read_results
+    from specdec_lib.study.rows.table import read_results
 
     if not (folder / "results.parquet").exists():
         return []

@@ -7,8 +7,8 @@ from numbers import Integral
 
 import torch
 
-from specdec_lib.models.config_checks import how_to_extend
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.loading.config_checks import how_to_extend
 from specdec_lib.models.runner import LanguageModel
 
 Prompts = Sequence[torch.Tensor | Sequence[int]]

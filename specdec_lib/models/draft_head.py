@@ -19,9 +19,9 @@ from torch.nn.functional import embedding, linear, rms_norm, silu
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import grouped_attention
 from specdec_lib.models.cache import LayerShape, RaggedStaticCache
+from specdec_lib.models.loading.weights import fill_draft, read_draft, save_draft
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import attention_geometry
-from specdec_lib.models.weights import fill_draft, read_draft, save_draft
 
 if TYPE_CHECKING:
     from specdec_lib.models.engines.kernel_head import KernelHead

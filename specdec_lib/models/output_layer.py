@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from specdec_lib.models.architectures import text_config, text_model
+from specdec_lib.models.loading.architectures import text_config, text_model
 
 LARGE = 30.0  # of hidden states that show a cap on the logits
 

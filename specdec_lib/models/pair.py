@@ -15,8 +15,9 @@ from specdec_lib.config import CUSTOM_PAIR, INT8, Dtype, StudyParams
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.kernels.threads import fit_threads
 from specdec_lib.models import host_memory
-from specdec_lib.models.architectures import context_length
-from specdec_lib.models.checkpoints import (
+from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.loading.architectures import context_length
+from specdec_lib.models.loading.checkpoints import (
     RANDOM,
     check_checkpoints,
     from_hub,
@@ -25,17 +26,16 @@ from specdec_lib.models.checkpoints import (
     random_shapes,
     refusing,
 )
-from specdec_lib.models.config_checks import check_rows, how_to_extend
-from specdec_lib.models.draft_head import DraftHead
-from specdec_lib.models.embedded import embedded_target
-from specdec_lib.models.gguf_files import SUFFIX, dense_checkpoint, precision_of
+from specdec_lib.models.loading.config_checks import check_rows, how_to_extend
+from specdec_lib.models.loading.embedded import embedded_target
+from specdec_lib.models.loading.gguf_files import SUFFIX, dense_checkpoint, precision_of
+from specdec_lib.models.loading.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights, names_of
+from specdec_lib.models.loading.weights import CONFIG, check_weight_files, fetch_weights, read_draft, weight_files
 from specdec_lib.models.plain_draft import load_plain_draft
-from specdec_lib.models.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights, names_of
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.translation import Translation, warn_if_useless
-from specdec_lib.models.weights import CONFIG, check_weight_files, fetch_weights, read_draft, weight_files
 
 DRAFTS_FOLDER = Path(__file__).resolve().parent.parent / "drafts"
 

@@ -16,8 +16,8 @@ from torch.nn.functional import linear
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention
 from specdec_lib.models.engines import kernels
+from specdec_lib.models.loading.weights import fill_draft, read_draft, save_draft
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.models.weights import fill_draft, read_draft, save_draft
 
 
 class ScoredRows(nn.Module):

@@ -11,16 +11,22 @@ import transformers
 
 from specdec_lib.config import INT8
 from specdec_lib.kernels.build import why_no_kernels
-from specdec_lib.models.architectures import context_length, text_config, text_model, why_shorter
 from specdec_lib.models.attention import NAME
 from specdec_lib.models.cache import RaggedCache
 from specdec_lib.models.engines.engine import EagerEngine, Engine, Step
 from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.engines.row_by_row import ALONE, RowByRowEngine
-from specdec_lib.models.faithful import TOLERANCE, check_kernels, faithful_engine, relative_difference, some_tokens
+from specdec_lib.models.loading.architectures import context_length, text_config, text_model, why_shorter
+from specdec_lib.models.loading.faithful import (
+    TOLERANCE,
+    check_kernels,
+    faithful_engine,
+    relative_difference,
+    some_tokens,
+)
+from specdec_lib.models.loading.tested_architectures import read_as
 from specdec_lib.models.output_layer import output_layer
-from specdec_lib.models.tested_architectures import read_as
 from specdec_lib.models.translation import Translation
 
 PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations

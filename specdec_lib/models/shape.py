@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
 from specdec_lib.hardware.catalog import load_models
-from specdec_lib.models.architectures import auto_class, field, text_config, text_model
+from specdec_lib.models.loading.architectures import auto_class, field, text_config, text_model
 
 if TYPE_CHECKING:
     from specdec_lib.models.draft_head import DraftHead

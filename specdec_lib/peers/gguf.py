@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from specdec_lib.models.weights import sha256
+from specdec_lib.models.loading.weights import sha256
 
 FORMAT = "GGUF, 2"  # raise it when what is written changes
 _FILE_TYPES = {

@@ -23,7 +23,7 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.models.pair import Pair
 from specdec_lib.peers.gguf import gguf_of
 from specdec_lib.peers.ways import Decode, Way, settings
-from specdec_lib.study.columns import result_of_arrivals
+from specdec_lib.study.rows.columns import result_of_arrivals
 
 FOLDER = Path(__file__).resolve().parent / "engines"
 LOAD_S, ANSWER_S = 900.0, 300.0  # compiling a model may take minutes

@@ -26,10 +26,10 @@ from specdec_lib.peers import ways as peer_ways
 from specdec_lib.peers.installed import installed_ways
 from specdec_lib.peers.rows import FILE, read_peers
 from specdec_lib.peers.ways import LOOKUP_TOKENS, Way
-from specdec_lib.study.columns import latency_columns
 from specdec_lib.study.prompt_file import Prompt
 from specdec_lib.study.prompts import encode_prompts, load_prompts
-from specdec_lib.study.schema import Row
+from specdec_lib.study.rows.columns import latency_columns
+from specdec_lib.study.rows.schema import Row
 
 WARM_UP_TOKENS = 8
 SETTLE_S = 0.05  # before each call, so that another engine's threads have gone to sleep

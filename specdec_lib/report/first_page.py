@@ -13,8 +13,8 @@ from specdec_lib.analysis.cost_model.gpus import corners, data_sheet_machine
 from specdec_lib.analysis.cost_model.machine import step_costs
 from specdec_lib.hardware.catalog import Gpu, load_gpus
 from specdec_lib.methods import AUTOREGRESSIVE
-from specdec_lib.models.checkpoints import RANDOM
-from specdec_lib.models.presets import PRESETS
+from specdec_lib.models.loading.checkpoints import RANDOM
+from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.shape import known_shape
 from specdec_lib.report.render import _SECTION, markdown_to_html
 from specdec_lib.report.safe_html import render_template

@@ -17,8 +17,8 @@ from specdec_lib.params_files import load_params
 from specdec_lib.report.captions.verdict import NO, YES, answer, speedup_text, why
 from specdec_lib.report.run_page import why_no_certificate
 from specdec_lib.report.safe_html import render_template
+from specdec_lib.study.rows.table import read_results
 from specdec_lib.study.run_folder import read_environment
-from specdec_lib.study.table import read_results
 
 COMPARISON = "04_gpu_comparison"  # of several runs
 TONES = {YES: "good", NO: "bad"}

@@ -27,7 +27,7 @@ from specdec_lib.report.run_page import why_no_certificate
 from specdec_lib.report.show import png
 from specdec_lib.report.tables.readable import UNDEFINED
 from specdec_lib.report.tables.sweep import NUMBERS, method_table
-from specdec_lib.study.table import read_results
+from specdec_lib.study.rows.table import read_results
 
 README = ROOT / "README.md"
 NEEDED = ("results.parquet", "environment.json", "step_costs.json")

@@ -34,8 +34,8 @@ from specdec_lib.report.show import picture_of, table_html
 from specdec_lib.report.tables.advice import advice_table
 from specdec_lib.report.tables.exactness import four_checks
 from specdec_lib.report.tables.sweep import method_table, trouble_table
+from specdec_lib.study.rows.table import FILE, read_results
 from specdec_lib.study.run_folder import read_environment
-from specdec_lib.study.table import FILE, read_results
 
 CORRECTNESS = "01_correctness"
 SPREAD = "not made: a certificate needs the whole target in one process, and this one is spread over several devices"

@@ -9,8 +9,8 @@ from specdec_lib.machine.environment import check_device
 from specdec_lib.models.pair import load_study_pair
 from specdec_lib.params_files import params_of_run
 from specdec_lib.study.cells import Block, Cell
-from specdec_lib.study.columns import fingerprint
 from specdec_lib.study.decode_cell import decode_cell
+from specdec_lib.study.rows.columns import fingerprint
 from specdec_lib.study.run_folder import read_cell, read_environment
 from specdec_lib.study.runner import BlockRunner
 

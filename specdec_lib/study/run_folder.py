@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.study.schema import Row, check_columns
+from specdec_lib.study.rows.schema import Row, check_columns
 
 ENVIRONMENT = "environment.json"
 

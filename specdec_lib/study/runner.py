@@ -26,13 +26,13 @@ from specdec_lib.machine.telemetry import MEMORY, Telemetry
 from specdec_lib.models import host_memory
 from specdec_lib.models.pair import Pair
 from specdec_lib.study.cells import FIXED, Block, Cell, Source, plan, spread_evenly
-from specdec_lib.study.columns import counter_columns, identity_columns, latency_columns
 from specdec_lib.study.decode_cell import decode_cell
-from specdec_lib.study.drift import unsteady
 from specdec_lib.study.prompts import Encoded, prompt_set_hash, study_prompts
+from specdec_lib.study.rows.columns import counter_columns, identity_columns, latency_columns
+from specdec_lib.study.rows.drift import unsteady
+from specdec_lib.study.rows.schema import Row
+from specdec_lib.study.rows.stops import stop_columns
 from specdec_lib.study.run_folder import read_cell, whole_runs, write_cell
-from specdec_lib.study.schema import Row
-from specdec_lib.study.stops import stop_columns
 from specdec_lib.study.workers import heartbeat
 from specdec_lib.study.workers.team import Team, merge_ranks
 

@@ -14,8 +14,8 @@ from specdec_lib.hardware.catalog import price
 from specdec_lib.machine.files import locked, now, writing
 from specdec_lib.params_files import params_of_run
 from specdec_lib.study.cells import Source, first_blocks, plan
+from specdec_lib.study.rows.table import FILE, price_of_run, read_results, write_results
 from specdec_lib.study.run_folder import ENVIRONMENT, add_facts, read_environment
-from specdec_lib.study.table import FILE, price_of_run, read_results, write_results
 
 LOCK = "sweep"
 

@@ -13,7 +13,7 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.models.attention import as_transformers_does
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.study.columns import Arrival, result_of_arrivals
+from specdec_lib.study.rows.columns import Arrival, result_of_arrivals
 
 
 class _Clock(StoppingCriteria):

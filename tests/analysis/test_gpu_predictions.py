@@ -7,7 +7,7 @@ from synthetic_rows import study
 from specdec_lib.analysis.cost_model.gpus import Range, corners, data_sheet_machine, predict
 from specdec_lib.analysis.cost_model.published import AIM, published_table
 from specdec_lib.hardware import catalog
-from specdec_lib.models.presets import PRESETS
+from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.shape import known_shape
 from specdec_lib.params_files import load_params
 from specdec_lib.report.captions.comparison import finding_published

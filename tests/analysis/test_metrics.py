@@ -8,7 +8,7 @@ from synthetic_rows import ACCEPTANCE, DRAFT_MS, TARGET_MS, VERIFY_MS, study, sy
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.headline import along, at_headline, headline, headline_over_transformers
 from specdec_lib.report.tables import sweep as tables
-from specdec_lib.study.table import SCHEMA
+from specdec_lib.study.rows.table import SCHEMA
 
 PARAMS = study()
 ROWS = synthetic_rows(PARAMS)

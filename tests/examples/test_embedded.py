@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from specdec_lib.config import cache_folder
-from specdec_lib.models import embedded
+from specdec_lib.models.loading import embedded
 
 GGUF_BYTES = b"GGUF" + bytes(range(200))
 

@@ -11,8 +11,8 @@ from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.exactness.joint_law import put_to_test
 from specdec_lib.exactness.subjects import engine_sampler
 from specdec_lib.models.attention import our_attention, set_attention
+from specdec_lib.models.loading.tested_architectures import read_as
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.models.tested_architectures import read_as
 
 GREEDY = SamplingConfig(temperature=0)
 NEW_TOKENS, GAMMA = 8, 3

@@ -10,9 +10,9 @@ from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from specdec_lib import SamplingConfig, autoregressive_decode, load_pair
-from specdec_lib.models import checkpoints, weights
+from specdec_lib.models.loading import checkpoints, weights
+from specdec_lib.models.loading.presets import Checkpoint, checkpoints_of, names_of
 from specdec_lib.models.pair import check_study_pair
-from specdec_lib.models.presets import Checkpoint, checkpoints_of, names_of
 from specdec_lib.params_files import load_params
 from specdec_lib.study.prompts import check_prompts
 from specdec_lib.study.runner import source_of

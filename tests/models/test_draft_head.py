@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from specdec_lib.distill.students import HeadStudent, layers_of_target
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.loading.weights import WEIGHTS
 from specdec_lib.models.plain_draft import export_plain_draft, load_plain_draft
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.models.weights import WEIGHTS
 
 SCORED = torch.tensor([1, 2, 5, 8, 13, 21])
 

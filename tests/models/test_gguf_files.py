@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from specdec_lib import ModelProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
-from specdec_lib.models import gguf_files
+from specdec_lib.models.loading import gguf_files
 from specdec_lib.peers.gguf import write_gguf
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from specdec_lib.distill.students import layers_of_target
 from specdec_lib.models import host_memory
 from specdec_lib.models.cache import LayerShape, RaggedStaticCache
-from specdec_lib.models.checkpoints import load_language_model
 from specdec_lib.models.engines.kernels import KernelEngine
+from specdec_lib.models.loading.checkpoints import load_language_model
 from specdec_lib.models.plain_draft import load_plain_draft
 
 CPU = torch.device("cpu")

@@ -13,8 +13,8 @@ from specdec_lib.decoding.proposers.model import ModelProposer
 from specdec_lib.machine.calibration import matrix_weights
 from specdec_lib.machine.environment import path_of
 from specdec_lib.models.attention import our_attention
-from specdec_lib.models.checkpoints import load_language_model
 from specdec_lib.models.engines.layers import MATRICES, EightBits, read_layers
+from specdec_lib.models.loading.checkpoints import load_language_model
 from specdec_lib.models.pair import load_pair
 from specdec_lib.models.runner import LanguageModel
 

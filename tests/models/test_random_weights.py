@@ -10,9 +10,9 @@ from specdec_lib.analysis import metrics
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.config import SamplingConfig, validate_params
-from specdec_lib.models.checkpoints import config_of
+from specdec_lib.models.loading.checkpoints import config_of
+from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.pair import check_study_pair, load_pair, load_study_pair
-from specdec_lib.models.presets import PRESETS
 from specdec_lib.params_files import load_params
 from specdec_lib.study.decode_cell import GivenAcceptance
 from specdec_lib.study.sweep import run_sweep_here
@@ -44,7 +44,7 @@ def folder(params, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(folder):
-    from specdec_lib.study.table import read_results
+    from specdec_lib.study.rows.table import read_results
 
     return read_results(folder)
 

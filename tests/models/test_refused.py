@@ -11,8 +11,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama import modeling_llama
 
 from specdec_lib import SamplingConfig, autoregressive_decode, load_pair
-from specdec_lib.models.architectures import check_architecture, context_length
-from specdec_lib.models.faithful import refusing_foreign_code
+from specdec_lib.models.loading.architectures import check_architecture, context_length
+from specdec_lib.models.loading.faithful import refusing_foreign_code
 from specdec_lib.models.runner import LanguageModel
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -10,9 +10,9 @@ from checkpoints import write_checkpoint
 
 import specdec_lib
 from specdec_lib.models import pair
+from specdec_lib.models.loading.presets import PRESETS, checkpoints_of
+from specdec_lib.models.loading.weights import fetch_weights, sha256, weight_files
 from specdec_lib.models.pair import load_pair
-from specdec_lib.models.presets import PRESETS, checkpoints_of
-from specdec_lib.models.weights import fetch_weights, sha256, weight_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOADS = r"(partial\()?[\w.]+\.from_pretrained\b"  # called, or kept to be called

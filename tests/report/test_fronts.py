@@ -18,7 +18,7 @@ from specdec_lib.report.figures.comparison import pareto_figure
 from specdec_lib.report.figures.drift import drift_figure
 from specdec_lib.report.figures.labels import label_points
 from specdec_lib.report.figures.tradeoff import tradeoff_figure
-from specdec_lib.study.table import as_table
+from specdec_lib.study.rows.table import as_table
 
 SETTINGS = pd.DataFrame(
     [

@@ -30,7 +30,7 @@ from specdec_lib.report.captions.phrases import NOTHING
 from specdec_lib.report.captions.sweep import NO_COSTS
 from specdec_lib.report.figures.style import EMPTY
 from specdec_lib.report.notebooks import NOTEBOOKS, ROOT
-from specdec_lib.study import table
+from specdec_lib.study.rows import table
 
 FEW = {"num_draft_tokens": [1, 4], "batch_sizes": [1, 2], "prompt_tokens": [0], "max_new_tokens": [48]}
 FEW |= {"num_prompts": 2, "repetitions": 1}

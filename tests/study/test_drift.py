@@ -8,7 +8,7 @@ from specdec_lib.analysis import metrics
 from specdec_lib.models.pair import load_pair
 from specdec_lib.report.tables import sweep as tables
 from specdec_lib.study import runner
-from specdec_lib.study.drift import LIMIT, mark_drift, unsteady
+from specdec_lib.study.rows.drift import LIMIT, mark_drift, unsteady
 from specdec_lib.study.run_folder import read_cell
 
 

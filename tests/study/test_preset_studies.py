@@ -22,15 +22,15 @@ from specdec_lib.config import CUSTOM_PAIR, SamplingConfig
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.methods import make_proposer
-from specdec_lib.models.checkpoints import config_of
 from specdec_lib.models.engines.kernels import KernelEngine
+from specdec_lib.models.loading.checkpoints import config_of
+from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.pair import load_pair
-from specdec_lib.models.presets import PRESETS
 from specdec_lib.params_files import load_params
 from specdec_lib.report.pages import COMPARISON, STUDY, make_comparison, make_reports
 from specdec_lib.study.prompt_file import Prompt
 from specdec_lib.study.prompts import encode_prompts, load_prompts
-from specdec_lib.study.table import read_results
+from specdec_lib.study.rows.table import read_results
 from specdec_lib.study.transformers_generate import transformers_decode
 
 STUDIES = [("h100", "qwen3-8b"), ("a100", "llama-3.1-8b"), ("h200", "smollm2-1.7b")]  # params, pair in miniature

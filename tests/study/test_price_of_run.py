@@ -8,8 +8,8 @@ from toy_sweep import toy_params
 from specdec_lib.hardware.catalog import price
 from specdec_lib.params_files import load_params
 from specdec_lib.report.captions.cost import price_note
+from specdec_lib.study.rows.table import price_of_run
 from specdec_lib.study.sweep import run_sweep_here
-from specdec_lib.study.table import price_of_run
 
 CPU, LISTED = load_params("cpu"), price("cpu-2-vcpu")
 

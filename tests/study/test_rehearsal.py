@@ -19,16 +19,17 @@ from specdec_lib.decoding.proposers.model import ModelProposer
 from specdec_lib.decoding.proposers.ngram import NgramDrafting, NgramProposer
 from specdec_lib.hardware.catalog import load_gpus
 from specdec_lib.machine.fake_device import FaultError
-from specdec_lib.models import checkpoints, host_memory
-from specdec_lib.models.checkpoints import config_of, random_model
+from specdec_lib.models import host_memory
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.loading import checkpoints
+from specdec_lib.models.loading.checkpoints import config_of, random_model
 from specdec_lib.models.pair import DRAFTS_FOLDER, load_pair
 from specdec_lib.params_files import load_params
-from specdec_lib.study import fake_gpu as there
-from specdec_lib.study import memory_plan
-from specdec_lib.study.fake_gpu import fake_gpu, fake_pair, share_of
-from specdec_lib.study.memory_plan import Need, check_memory
-from specdec_lib.study.rehearsal import rehearse
+from specdec_lib.study.dry_run import fake_gpu as there
+from specdec_lib.study.dry_run import memory_plan
+from specdec_lib.study.dry_run.fake_gpu import fake_gpu, fake_pair, share_of
+from specdec_lib.study.dry_run.memory_plan import Need, check_memory
+from specdec_lib.study.dry_run.rehearsal import rehearse
 
 CUT = {
     "num_draft_tokens": [2], "headline_num_draft_tokens": 2, "batch_sizes": [2], "prompt_tokens": [0],
@@ -240,7 +241,7 @@ import json, sys, tempfile
 from pathlib import Path
 from specdec_lib.params_files import load_params
 from specdec_lib.machine.environment import check_device, check_product, describe_environment, product_here
-from specdec_lib.study.fake_gpu import fake_gpu, fake_pair
+from specdec_lib.study.dry_run.fake_gpu import fake_gpu, fake_pair
 from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.runner import BlockRunner
 

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_rows import synthetic_rows
 
+from specdec_lib.study.rows.schema import COLUMNS, data_dictionary
+from specdec_lib.study.rows.table import SCHEMA, read_results, write_results
 from specdec_lib.study.run_folder import read_cell, write_cell
-from specdec_lib.study.schema import COLUMNS, data_dictionary
-from specdec_lib.study.table import SCHEMA, read_results, write_results
 
 CONTRACT = [
     *("run_id", "cell_id", "benchmark_version", "status", "error", "evidence"),

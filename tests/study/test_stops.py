@@ -5,7 +5,7 @@ import torch
 
 from specdec_lib import NgramProposer, SamplingConfig, load_pair, speculative_decode
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.study.stops import stop_columns
+from specdec_lib.study.rows.stops import stop_columns
 
 
 def test_steps_before_the_stop_are_told_from_those_after_it():

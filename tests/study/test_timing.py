@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.study.columns import latency_columns
+from specdec_lib.study.rows.columns import latency_columns
 
 
 def test_latencies_of_a_known_timeline():

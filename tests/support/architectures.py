@@ -10,9 +10,9 @@ import transformers
 import yaml
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from specdec_lib.models.architectures import REFUSED, auto_class, field
 from specdec_lib.models.engines.layers import NORM_OFFSETS
-from specdec_lib.models.tested_architectures import READ, read_as
+from specdec_lib.models.loading.architectures import REFUSED, auto_class, field
+from specdec_lib.models.loading.tested_architectures import READ, read_as
 
 TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 VOCABULARY: int = TABLE["sizes"]["vocab_size"]

@@ -29,9 +29,9 @@ from toy_sweep import cells_in, determined
 
 from specdec_lib.config import StudyParams
 from specdec_lib.params_files import load_params
+from specdec_lib.study.rows.table import read_results
 from specdec_lib.study.runner import BlockRunner
 from specdec_lib.study.sweep import run_sweep, run_sweep_here
-from specdec_lib.study.table import read_results
 from specdec_lib.study.workers import heartbeat, worker
 
 GROWTH = 0.05  # of resident memory, from after the warm-up to the end of a process

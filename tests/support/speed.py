@@ -19,9 +19,9 @@ from specdec_lib.decoding.decode import autoregressive_decode
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.machine.calibration import matrix_weights
 from specdec_lib.machine.stopwatch import Stopwatch
-from specdec_lib.models.checkpoints import config_of, random_model
+from specdec_lib.models.loading.checkpoints import config_of, random_model
 from specdec_lib.models.runner import LanguageModel
-from specdec_lib.study.columns import latency_columns
+from specdec_lib.study.rows.columns import latency_columns
 from specdec_lib.study.transformers_generate import transformers_decode
 
 GREEDY = SamplingConfig(temperature=0)

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from specdec_lib.config import StudyParams, validate_params
-from specdec_lib.study.table import as_table
+from specdec_lib.study.rows.table import as_table
 
 STUDY = {  # what differs from the defaults
     "gpu": "synthetic",

@@ -20,7 +20,7 @@ from specdec_lib.analysis.theory import expected_tokens
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Gpu, Price, load_gpus, usd_per_million_tokens
 from specdec_lib.methods import AUTOREGRESSIVE
-from specdec_lib.models.presets import PRESETS
+from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.shape import ModelShape, known_shape
 from specdec_lib.study.cells import NATURAL_PROMPT
 

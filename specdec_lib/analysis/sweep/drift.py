@@ -6,7 +6,7 @@ import pandas as pd
 
 from specdec_lib.analysis.metrics import OWN_ENGINE
 from specdec_lib.methods import AUTOREGRESSIVE
-from specdec_lib.study.drift import BLOCK
+from specdec_lib.study.rows.drift import BLOCK
 
 CALLS = ["device_name", "block", "batch_size", "repetition", "tpot_ms", "drifted", "minutes", "call", "evidence"]
 

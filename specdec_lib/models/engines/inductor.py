@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from specdec_lib.config import cache_folder
-from specdec_lib.models.architectures import has_windows
 from specdec_lib.models.cache import KeysAndValues, Placement, RaggedStaticCache
 from specdec_lib.models.engines.engine import Engine, Step
+from specdec_lib.models.loading.architectures import has_windows
 
 VARIANTS = 64  # of one function in a process: sizes of one or more, times models, times element types
 

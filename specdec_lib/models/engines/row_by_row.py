@@ -28,10 +28,10 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from specdec_lib.models.architectures import text_config
 from specdec_lib.models.attention import NotServedError
 from specdec_lib.models.cache import RaggedCache
 from specdec_lib.models.engines.engine import Engine, Step
+from specdec_lib.models.loading.architectures import text_config
 
 SNAPSHOTS = 8  # of a row: as many as drafted tokens and two; with fewer more is read again
 READ_AGAIN = 16  # tokens: before more of them are read again, a new snapshot is taken

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from specdec_lib.report.captions.phrases import NOTHING
-from specdec_lib.study.drift import LIMIT
+from specdec_lib.study.rows.drift import LIMIT
 
 
 def finding_drift(calls: pd.DataFrame) -> str:

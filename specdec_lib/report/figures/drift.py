@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.report.figures.style import MARKERS, PALETTE, faceted, in_house_style, look_of
-from specdec_lib.study.drift import LIMIT
+from specdec_lib.study.rows.drift import LIMIT
 
 
 @in_house_style

@@ -12,7 +12,7 @@ from specdec_lib.methods import AUTOREGRESSIVE, label
 from specdec_lib.report.captions.phrases import where_it_pays
 from specdec_lib.report.captions.verdict import speedup_text
 from specdec_lib.report.tables.readable import SETTING, UNDEFINED, readable
-from specdec_lib.study.drift import BLOCK, LIMIT
+from specdec_lib.study.rows.drift import BLOCK, LIMIT
 
 NUMBERS = ("speedup", "whole calls", "TPOT (ms)", "acceptance", "tokens per pass")
 

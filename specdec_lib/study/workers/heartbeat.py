@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.study.schema import Row
+from specdec_lib.study.rows.schema import Row
 
 FILE = "heartbeat.json"
 LOAD, CELL, BETWEEN, MACHINE = "load", "cell", "between cells", "machine"  # the phases of a worker

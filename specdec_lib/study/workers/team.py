@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore, TCPStore
 from specdec_lib.config import StudyParams
 from specdec_lib.machine.telemetry import of_all_devices
 from specdec_lib.models.tensor_parallel import check_processes
-from specdec_lib.study.schema import Row
+from specdec_lib.study.rows.schema import Row
 
 T = TypeVar("T")
 NO_LIMIT = timedelta(days=30)  # the supervisor ends the processes sooner

@@ -15,15 +15,15 @@ from specdec_lib.decoding.captured_loop import drop_captured, graph_facts
 from specdec_lib.hardware.catalog import MEMORY_PLAN, Gpu, load_gpus
 from specdec_lib.machine.fake_device import FakeDevice, FaultError
 from specdec_lib.methods import METHODS
-from specdec_lib.models.checkpoints import RANDOM, random_shapes
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.loading.checkpoints import RANDOM, random_shapes
+from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.pair import Pair
-from specdec_lib.models.presets import PRESETS
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.params_files import load_params
 from specdec_lib.study.cells import NATURAL_PROMPT, Cell, Setting, block, settings
 from specdec_lib.study.decode_cell import decode_cell
-from specdec_lib.study.fake_gpu import Depths, bytes_of, fake_gpu, models_of, product_of, short_pair
+from specdec_lib.study.dry_run.fake_gpu import Depths, bytes_of, fake_gpu, models_of, product_of, short_pair
 from specdec_lib.study.prompts import random_prompts
 from specdec_lib.study.runner import source_of
 

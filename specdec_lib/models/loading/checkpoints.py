@@ -15,15 +15,15 @@ from safetensors import SafetensorError
 from specdec_lib.config import CUSTOM_PAIR, INT8, StudyParams
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
-from specdec_lib.models.architectures import auto_class, check_architecture, text_config
 from specdec_lib.models.attention import our_attention, set_attention
-from specdec_lib.models.config_checks import check_quantisation, check_rows
-from specdec_lib.models.faithful import FOREIGN, refusing_foreign_code
-from specdec_lib.models.presets import PRESETS, Checkpoint
+from specdec_lib.models.loading.architectures import auto_class, check_architecture, text_config
+from specdec_lib.models.loading.config_checks import check_quantisation, check_rows
+from specdec_lib.models.loading.faithful import FOREIGN, refusing_foreign_code
+from specdec_lib.models.loading.presets import PRESETS, Checkpoint
+from specdec_lib.models.loading.weights import check_weight_files, fetch_small_files, is_local
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
 from specdec_lib.models.translation import Translation, translate
-from specdec_lib.models.weights import check_weight_files, fetch_small_files, is_local
 
 RANDOM = " (random weights)"  # ends the names of such a pair and of its models
 STANDARD_DEVIATION = 0.02

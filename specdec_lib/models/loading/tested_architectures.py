@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specdec_lib.models.architectures import text_config
+from specdec_lib.models.loading.architectures import text_config
 
 TABLE = {
     "eager": """

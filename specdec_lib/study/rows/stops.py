@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from specdec_lib.decoding.result import DecodeResult
-from specdec_lib.study.schema import Row
+from specdec_lib.study.rows.schema import Row
 
 
 def stop_columns(result: DecodeResult, stop_token_ids: Collection[int]) -> Row:

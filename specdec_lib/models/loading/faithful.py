@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from specdec_lib.models.architectures import narrow_windows, text_config
 from specdec_lib.models.attention import (
     NAME,
     NotServedError,
@@ -27,7 +26,8 @@ from specdec_lib.models.attention import (
 )
 from specdec_lib.models.engines.engine import EagerEngine, Engine
 from specdec_lib.models.engines.row_by_row import RereadingEngine, RowByRowEngine, TokenByTokenEngine
-from specdec_lib.models.tested_architectures import read_as
+from specdec_lib.models.loading.architectures import narrow_windows, text_config
+from specdec_lib.models.loading.tested_architectures import read_as
 
 if TYPE_CHECKING:
     from specdec_lib.models.runner import LanguageModel

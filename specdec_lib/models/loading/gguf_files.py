@@ -20,9 +20,9 @@ import torch
 import transformers
 
 from specdec_lib.config import cache_folder
-from specdec_lib.models.architectures import check_architecture
-from specdec_lib.models.checkpoints import check_tensors
-from specdec_lib.models.weights import sha256
+from specdec_lib.models.loading.architectures import check_architecture
+from specdec_lib.models.loading.checkpoints import check_tensors
+from specdec_lib.models.loading.weights import sha256
 
 SUFFIX = ".gguf"
 PRECISION = "precision.json"  # next to the weights: how the file held them

@@ -20,8 +20,8 @@ from specdec_lib.machine.fake_device import FakeDevice
 from specdec_lib.methods import METHODS, RULES
 from specdec_lib.models.pair import Pair
 from specdec_lib.study.cells import Cell, Setting, settings
-from specdec_lib.study.fake_gpu import LAYERS, Depths, fake_gpu, fake_pair, short_pair, with_head
-from specdec_lib.study.memory_plan import Need, cells_of, largest_cell, rehearse_cell, tokens_of
+from specdec_lib.study.dry_run.fake_gpu import LAYERS, Depths, fake_gpu, fake_pair, short_pair, with_head
+from specdec_lib.study.dry_run.memory_plan import Need, cells_of, largest_cell, rehearse_cell, tokens_of
 from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.runner import BlockRunner
 

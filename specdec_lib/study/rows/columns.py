@@ -15,7 +15,7 @@ from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.methods import METHODS
 from specdec_lib.study.cells import GIVEN, Cell
 from specdec_lib.study.prompts import Encoded
-from specdec_lib.study.schema import Row
+from specdec_lib.study.rows.schema import Row
 
 RATES = ("acceptance_rate", "draft_efficiency", "mean_acceptance_length")
 _ONLY_IN_THE_ID = (  # fields of a cell and of its source

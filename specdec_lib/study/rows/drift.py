@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from specdec_lib.methods import AUTOREGRESSIVE
-from specdec_lib.study.schema import Row
+from specdec_lib.study.rows.schema import Row
 
 BLOCK = ("run_id", "temperature", "batch_size", "prompt_tokens", "max_new_tokens", "prompt_group")
 LIMIT = 0.2

@@ -15,8 +15,8 @@ from specdec_lib.config import StudyParams
 from specdec_lib.decoding.progress import Progress
 from specdec_lib.hardware.catalog import load_gpus, price
 from specdec_lib.machine.fake_device import FakeDevice, fake_device
-from specdec_lib.models.checkpoints import RANDOM, random_model, random_shapes
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.loading.checkpoints import RANDOM, random_model, random_shapes
 from specdec_lib.models.pair import Pair, load_study_pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import attention_geometry

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Price, price, usd_per_million_tokens
-from specdec_lib.study.drift import mark_drift
+from specdec_lib.study.rows.drift import mark_drift
+from specdec_lib.study.rows.schema import BOOLEAN, COLUMNS, INTEGER, INTEGERS, NUMBER, NUMBERS, TEXT, Row, check_columns
 from specdec_lib.study.run_folder import read_cell
-from specdec_lib.study.schema import BOOLEAN, COLUMNS, INTEGER, INTEGERS, NUMBER, NUMBERS, TEXT, Row, check_columns
 
 FILE = "results.parquet"
 _ARROW = {TEXT: pa.string(), INTEGER: pa.int64(), NUMBER: pa.float64(), BOOLEAN: pa.bool_()}

@@ -122,7 +122,9 @@ def check_columns(names: Iterable[str]) -> None:
         ValueError: naming it.
     """
     if unknown := sorted(set(names) - NAMES):
-        raise ValueError(f"{', '.join(unknown)}: no such column; declare it in COLUMNS of specdec_lib/study/schema.py")
+        raise ValueError(
+            f"{', '.join(unknown)}: no such column; declare it in COLUMNS of specdec_lib/study/rows/schema.py"
+        )
 
 
 def data_dictionary() -> pd.DataFrame:

