@@ -32,16 +32,16 @@ def finding_category(lines: pd.DataFrame) -> str:
             most, least = lines_of["most"], lines_of["least"]
             sentences.append(f"{at}, {most.category} prompts gain most: {_measured(most)}.")
             sentences.append(f"{least.category.capitalize()} prompts gain least: {_measured(least)}.")
-        sentences += _slower(lines[(lines["temperature"] == temperature) & (lines["speedup"] < 1)])
+        slower = lines[(lines["temperature"] == temperature) & (lines["speedup"] < 1)]
+        if len(slower):
+            sentences.append(f"Slower than without speculation: {_named(slower)}.")
     return " ".join(sentences)
 
 
-def _slower(lines: pd.DataFrame) -> list[str]:
-    """A sentence for each method on the categories that it makes slower."""
+def _named(lines: pd.DataFrame) -> str:
+    """Methods, each with its categories."""
     named = lines.groupby("method", observed=True)["category"].agg(", ".join)
-    return [
-        f"Slower than without speculation: {label(method)} on {categories}." for method, categories in named.items()
-    ]
+    return "; ".join(f"{label(method)} on {categories}" for method, categories in named.items())
 
 
 def finding_passes(passes: pd.DataFrame) -> str:
