@@ -16,10 +16,9 @@ from specdec_lib.report.captions.verdict import in_short
 from specdec_lib.report.index import COMPARISON, overview_page
 from specdec_lib.report.notebooks import NOTEBOOKS, execute, start_timeout
 from specdec_lib.report.render import render_page
-from specdec_lib.report.run_page import CORRECTNESS, run_page, why_no_certificate
+from specdec_lib.report.run_page import ADVISOR, CORRECTNESS, OF_TEXT, run_page, why_no_certificate
 from specdec_lib.study.sweep import run_first_blocks
 
-ADVISOR = "06_advisor"
 STUDY = {  # the notebooks of a run, in order, with the text of a link to each
     CORRECTNESS: "Correctness: is the output distribution untouched?",
     "02_latency_sweep": "Latency: when does it pay, and by how much?",
@@ -46,7 +45,7 @@ def make_reports(params: StudyParams, output_root: Path) -> Path:
     """
     folder = (Path(output_root) / params.gpu).resolve()
     start_timeout()  # refused before anything is measured
-    names = [name for name in STUDY if name != CORRECTNESS or not why_no_certificate(params)]
+    names = [name for name in STUDY if name not in OF_TEXT or not why_no_certificate(params)]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, "run"):

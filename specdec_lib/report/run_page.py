@@ -37,9 +37,10 @@ from specdec_lib.report.tables.sweep import method_table, trouble_table
 from specdec_lib.study.rows.table import FILE, read_results
 from specdec_lib.study.run_folder import read_environment
 
-CORRECTNESS = "01_correctness"
-SPREAD = "not made: a certificate needs the whole target in one process, and this one is spread over several devices"
-RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to be exact about"
+CORRECTNESS, ADVISOR = "01_correctness", "06_advisor"
+OF_TEXT = (CORRECTNESS, ADVISOR)  # these need texts of the whole target in one process
+SPREAD = "not made: it needs the whole target in one process, and this one is spread over several devices"
+RANDOM = "does not apply: random weights, and an acceptance that is given, have no output to say anything about"
 FIRST_FACTS = ("device_name", "started", "ended", "commit", "benchmark_version", "versions")
 PEERS_APART = "Peers are timed next to ours, but at another time than this page's rows: compare on their own page."
 MOST_NAMED = 30  # prompts
@@ -103,7 +104,7 @@ def why_no_certificate(params: StudyParams) -> str | None:
 
 def report_state(params: StudyParams, folder: Path, name: str) -> str:
     """Whether a report is there; if not, why."""
-    why_not = why_no_certificate(params) if name == CORRECTNESS else None
+    why_not = why_no_certificate(params) if name in OF_TEXT else None
     there = (folder / "reports" / f"{name}.html").exists()
     return "there" if there else why_not or "missing: this part did not run to its end"
 

@@ -51,6 +51,7 @@ def test_notebooks_run_with_this_interpreter_and_failures_are_named(finished_run
     writes = f"import os, shutil, signal\nassert not os.path.exists({table!r})\nshutil.copy({aside!r}, {table!r})"
     write_notebook(notebooks, "02_latency_sweep", f"{writes}\nos.kill(os.getpid(), signal.SIGKILL)", "1")
     (notebooks / "03_cost_analysis.ipynb").symlink_to(NOTEBOOKS / "03_cost_analysis.ipynb")
+    write_notebook(notebooks, "06_advisor", "raise ValueError('no profile')")
     (finished_run / "reports" / "02_latency_sweep.html").write_text("an earlier run")
 
     with pytest.raises(RuntimeError, match="01_correctness failed: ValueError: no such device; 02_latency") as error:
@@ -66,7 +67,7 @@ def test_notebooks_run_with_this_interpreter_and_failures_are_named(finished_run
     assert "of a million tokens" in text
     assert "a figure without a description" not in text
     index = (finished_run / "index.html").read_text(encoding="utf-8")
-    assert index.count("missing: this part did not run to its end") == 2
+    assert index.count("missing: this part did not run to its end") == 3
 
 
 def test_a_page_is_self_contained_and_leaves_out_params_warnings_and_progress(tmp_path):
@@ -137,7 +138,7 @@ def test_the_four_checks_say_what_the_certificate_says(finished_run):
 def test_exactness_does_not_apply_to_random_weights_and_nothing_is_called_missing_for_it(finished_run):
     random = PARAMS.model_copy(update={"weights": "random", "accepted_per_step": [2]})
     index = index_of(finished_run, random)
-    assert index.count("does not apply: random weights") == 2  # the report and the certificate
+    assert index.count("does not apply: random weights") == 3  # two reports and the certificate
     assert index.count("missing: this part did not run to its end") == 2  # the other two reports
 
 
