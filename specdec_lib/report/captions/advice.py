@@ -39,8 +39,8 @@ def finding_regret(cells: pd.DataFrame) -> str:
     slow = f"in {wrong} cells the sweep measured a slowdown" if wrong else "nowhere did the sweep measure a slowdown"
     return (
         f"Following the advice loses {numbers['mean']:.1%} of speed on average over {len(cells)} cells and "
-        f"{numbers['worst']:.1%} at worst ({where}), against the best measured setting. It is judged on prompts that "
-        f"it did not see. Where it speculates, {slow} beyond its interval."
+        f"{numbers['worst']:.1%} at worst ({where}), against the best measured setting. Each prompt is advised "
+        f"from the profiles of the others. Where it speculates, {slow} beyond its interval."
     )
 
 

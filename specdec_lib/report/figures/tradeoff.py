@@ -32,7 +32,7 @@ def tradeoff_figure(lines: pd.DataFrame, width: float | None = None) -> Figure:
         for method, points in panel.groupby("method"):
             place = points["user_tokens_per_second"], points["tokens_per_second"]
             axes.scatter(*place, areas_of(points), alpha=0.75, linewidth=0, **look_of(method))
-        axes.set(xlabel="tokens/s of one user, after the first", ylabel="tokens/s of all users, whole calls")
+        axes.set(xlabel="one user: 1000 / TPOT", ylabel="all users: tokens/s of calls")
         axes.set_xlim(0, 1.12 * lines["user_tokens_per_second"].max())
         axes.set_ylim(0, 1.12 * lines["tokens_per_second"].max())
 
