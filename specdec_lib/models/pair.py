@@ -113,7 +113,7 @@ def load_pair(
 
     Raises:
         ValueError: an unknown name, dtype or device, int8 without kernels, damaged weights, vocabularies without a
-            common token, an architecture that the ragged cache cannot serve, or heads that so many devices cannot
+            common token, an architecture that cannot be decoded exactly, or heads that so many devices cannot
             share; one line with the remedy.
     """
     target, draft = (None if each is None else str(each) for each in (target, draft))  # paths too
