@@ -37,6 +37,20 @@ def expected_tokens_by_position(acceptance_rates: Sequence[float]) -> float:
     return tokens
 
 
+def expected_tokens_of_two_chains(acceptance_rates: Sequence[float], saved: float) -> float:
+    """Tokens per target pass with a second candidate at the first position, and a chain of as many tokens after each.
+
+    Recursive rejection without replacement (SpecInfer, arXiv 2305.09781). Where the second candidate is accepted, the
+    tokens after it are taken to be accepted as those after the first one are.
+
+    Args:
+        acceptance_rates: as of `expected_tokens_by_position`, of the first chain.
+        saved: the chance that the second candidate is accepted, given that the first was rejected.
+    """
+    first, *later = acceptance_rates
+    return expected_tokens_by_position(acceptance_rates) + (1 - first) * saved * expected_tokens_by_position(later)
+
+
 def walltime_improvement(
     acceptance_rate: float, num_draft_tokens: int, cost_ratio: float, verification_cost: float = 1.0
 ) -> float:

@@ -48,11 +48,13 @@ class Machine:
         between = min(1.0, (tokens - 1) / (self.verify_tokens - 1))
         return self._bare(shape, batch, tokens, context) + self.decode_pass_seconds + between * added
 
-    def propose(self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2) -> float:
-        """Seconds to draft with a model of this shape: the first pass reads `first` tokens a row, the others one."""
-        again = self._bare(shape, batch, 1, context, self.draft_matrix_seconds)
+    def propose(
+        self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2, chains: int = 1
+    ) -> float:
+        """Seconds to draft `chains` of these tokens: the first pass reads `first` tokens a row, later ones `chains`."""
+        again = self._bare(shape, batch, chains, context, self.draft_matrix_seconds)
         bare = self._bare(shape, batch, first, context, self._first_draft) + (num_draft_tokens - 1) * again
-        choices = num_draft_tokens * self._probabilities(shape, batch)
+        choices = num_draft_tokens * self._probabilities(shape, batch * chains)
         return bare + choices + (num_draft_tokens + 1) * self.draft_pass_seconds
 
     def prefill(self, shape: ModelShape, batch: int, tokens: int) -> float:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pandas as pd
 
 from specdec_lib.analysis.advice import EVERY_KIND, summary
+from specdec_lib.analysis.second_candidate import WORTH
 from specdec_lib.methods import label
-from specdec_lib.report.captions.phrases import temperature_name
+from specdec_lib.report.captions.phrases import span, temperature_name
 
 NO_PROFILE = "This run has no profile: expected acceptance or the costs of a step were not measured."
 NO_REGRET = "The advice could not be compared: no setting of this sweep was both expected and measured."
+NO_SECOND = "Of this run's draft nothing is known of second candidates."
 NO_AGREEMENT = "Expected and measured acceptance could not be compared."
 
 
@@ -51,3 +53,21 @@ def finding_agreement(lines: pd.DataFrame) -> str:
         return NO_AGREEMENT
     agreeing = f"{int(known['agrees'].sum())} of {len(known)}"
     return f"Expected and measured acceptance agree in {agreeing} cells (95 % intervals overlap)."
+
+
+def finding_second_candidate(lines: pd.DataFrame, gpu: str) -> str:
+    """Where a second candidate is expected to pay; from `second_candidate.gains_with_presets`.
+
+    Args:
+        gpu: of the run; the other lines are of GPU presets.
+    """
+    own, others = lines[lines["gpu"] == gpu], lines[(lines["gpu"] != gpu) & (lines["batch_size"] == 1)]
+    here = NO_SECOND
+    if len(own):
+        worth = int((own["gain"] >= WORTH).sum())
+        here = (
+            f"On {gpu} a second candidate is expected to make decoding at least {WORTH - 1:.0%} faster in {worth} of "
+            f"{len(own)} places; its speed is {span(own['gain'])} times that of the best single chain."
+        )
+    names = ", ".join(others["gpu"])
+    return f"{here} At batch 1 the cost model predicts {span(others['gain'])} times for {names}."

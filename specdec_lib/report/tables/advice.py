@@ -18,6 +18,8 @@ FORMATS = {
     "saved_by_second": Format("rejected first tokens that a second candidate saves", "{:.0%}"),
     "measured": Format("measured acceptance", "{:.3f}"),
     "agrees": Format("intervals overlap"),
+    "two_chains": Format("γ of two chains"),
+    "two_tokens_per_pass": Format("their tokens per pass", "{:.2f}"),
     "tried": Format("settings tried"),
     "best": Format("best measured"),
     "best_speedup": Format("its speedup (×)", "{:.2f}"),
@@ -38,6 +40,13 @@ def expected_table(lines: pd.DataFrame) -> pd.DataFrame:
     """Expected acceptance and tokens per pass by kind of text, from `acceptance.acceptance_lines`."""
     columns = ["temperature", "category", "method", "num_draft_tokens", "acceptance_rate", "tokens_per_pass"]
     return readable(lines, [*columns, "block_gain", "saved_by_second", "num_prompts", "evidence"], FORMATS)
+
+
+def second_candidate_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """Two chains of draft tokens against the best single one, from `second_candidate.gains_with_presets`."""
+    columns = ["gpu", "pair", "temperature", "batch_size", "context_tokens", "num_draft_tokens", "tokens_per_pass"]
+    gain = {"gain": Format("two chains over one (×)", "{:.2f}")}
+    return readable(lines, [*columns, "two_chains", "two_tokens_per_pass", "gain", "evidence"], FORMATS | gain)
 
 
 def agreement_table(lines: pd.DataFrame) -> pd.DataFrame:
