@@ -25,7 +25,7 @@ from specdec_lib.exactness.certificate import WIDTH, Certificate, write_certific
 from specdec_lib.exactness.greedy import greedy_agreement
 from specdec_lib.exactness.joint_law import decide, put_to_test
 from specdec_lib.exactness.mutant_battery import mutant_table
-from specdec_lib.exactness.subjects import engine_sampler, transformers_subjects
+from specdec_lib.exactness.subjects.in_process import engine_sampler, transformers_subjects
 from specdec_lib.exactness.target_law import Law, target_law
 from specdec_lib.machine.environment import describe_environment, path_of
 from specdec_lib.methods import label, make_proposer

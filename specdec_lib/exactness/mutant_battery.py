@@ -23,7 +23,7 @@ from specdec_lib.exactness.certificate import SOUND
 from specdec_lib.exactness.enumeration import enumerate_output, tolerance
 from specdec_lib.exactness.joint_law import put_to_test
 from specdec_lib.exactness.mutants import SystemUnderTest, systems
-from specdec_lib.exactness.subjects import engine_sampler
+from specdec_lib.exactness.subjects.in_process import engine_sampler
 from specdec_lib.exactness.target_law import Law, target_law
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel

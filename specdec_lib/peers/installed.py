@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 
-from specdec_lib.config import SamplingConfig, cache_folder
+from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.result import DecodeResult
+from specdec_lib.machine.own_environment import OwnEnvironment, ServedProcess
+from specdec_lib.models.loading.gguf_writing import gguf_of
 from specdec_lib.models.pair import Pair
-from specdec_lib.peers.gguf import gguf_of
 from specdec_lib.peers.ways import Decode, Way, settings
 from specdec_lib.study.rows.columns import result_of_arrivals
 
 FOLDER = Path(__file__).resolve().parent / "engines"
 LOAD_S, ANSWER_S = 900.0, 300.0  # compiling a model may take minutes
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,15 +38,14 @@ class Engine:
     unwanted: tuple[str, ...] = ()  # packages that come with the requirement and are removed again
 
     @property
-    def environment(self) -> Path:
-        """The folder of its environment, which need not exist."""
-        return cache_folder() / "peers" / self.name
+    def environment(self) -> OwnEnvironment:
+        """Its environment, which need not exist."""
+        return OwnEnvironment(self.name, self.requirement, self.megabytes, self.unwanted)
 
     @property
     def installed(self) -> bool:
         """Whether the requirement was installed; False after an installation with another pin."""
-        marker = self.environment / "installed"
-        return marker.exists() and marker.read_text(encoding="utf-8").strip() == self.requirement
+        return self.environment.installed
 
 
 def known_engines() -> list[Engine]:
@@ -64,24 +56,7 @@ def known_engines() -> list[Engine]:
 
 def install_engines() -> dict[str, str]:
     """Install every engine that is not there yet; one that fails does not stop the others. Returns each outcome."""
-    return {engine.name: _install(engine) for engine in known_engines()}
-
-
-def _install(engine: Engine) -> str:
-    folder = engine.environment
-    if engine.installed:
-        return f"installed before, in {folder}"
-    logger.warning("installing %s (about %d MB) into %s, once", engine.requirement, engine.megabytes, folder)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    commands = [[sys.executable, "-m", "venv", str(folder)], [*pip, "install", engine.requirement]]
-    if engine.unwanted:
-        commands.append([*pip, "uninstall", "--yes", *engine.unwanted])
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
-    (folder / "installed").write_text(engine.requirement + "\n", encoding="utf-8")
-    return f"installed in {folder}"
+    return {engine.name: engine.environment.install() for engine in known_engines()}
 
 
 def installed_ways(
@@ -117,7 +92,7 @@ def readable(engine: Engine, checkpoint: str, dtype: torch.dtype) -> str:
     """A checkpoint as the engine reads it: the same weights, converted where it reads no safetensors."""
     if engine.weights == "checkpoint":
         return checkpoint
-    models = engine.environment.parent / f"{engine.name}-models"
+    models = engine.environment.folder.parent / f"{engine.name}-models"
     return str(gguf_of(Path(checkpoint), models, torch.float16 if engine.weights == "gguf-float16" else dtype))
 
 
@@ -125,67 +100,20 @@ def _fail(reason: str, *_: object) -> DecodeResult:
     raise RuntimeError(reason)
 
 
-class EngineProcess:
-    """An engine, loaded with `settings`; the other side is `engines/serve.py`. RuntimeError if it could not load."""
+class EngineProcess(ServedProcess):
+    """An engine, loaded with `settings`. RuntimeError if it could not load."""
 
     def __init__(self, engine: Engine, settings: Mapping[str, Any]):
-        home = engine.environment
-        self.log = home.parent / f"{engine.name}-{settings['method']}-{settings['num_draft_tokens'] or 0}.log"
-        own = {"VLLM_CACHE_ROOT": str(home.parent / "vllm-cache"), "OMP_NUM_THREADS": str(settings["threads"])}
-        with self.log.open("w", encoding="utf-8") as errors:
-            self.process = subprocess.Popen(
-                [str(home / "bin" / "python"), str(FOLDER / "serve.py"), str(engine.file)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                bufsize=1,
-                env=os.environ | own,
-            )
-        try:
-            self.version = str(self._ask(settings, LOAD_S)["version"])
-        except RuntimeError:
-            self.__exit__()
-            raise
+        models = engine.environment.folder.parent
+        log = models / f"{engine.name}-{settings['method']}-{settings['num_draft_tokens'] or 0}.log"
+        own = {"VLLM_CACHE_ROOT": str(models / "vllm-cache"), "OMP_NUM_THREADS": str(settings["threads"])}
+        python = engine.environment.python
+        super().__init__(python, engine.file, settings, log, load_s=LOAD_S, environ=own, timed=True)
 
     def decode(self, prompt: torch.Tensor, new_tokens: int, sampling: SamplingConfig, seed: int) -> DecodeResult:
         """Decode one prompt `[n]`; RuntimeError if it answers with an error, dies, or takes too long and is killed."""
-        answer = self._ask(
+        answer = self.ask(
             {"prompt": prompt.tolist(), "new_tokens": new_tokens, "seed": seed} | vars(sampling), ANSWER_S
         )
         arrivals = [(float(seconds), int(count)) for seconds, count in answer["arrivals"]]
         return result_of_arrivals([torch.tensor(answer["tokens"])], arrivals)
-
-    def _ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send one message and wait for its answer."""
-        assert self.process.stdin
-        assert self.process.stdout
-        timer = threading.Timer(timeout_s, self.process.kill)
-        timer.start()
-        try:
-            self.process.stdin.write(json.dumps(message) + "\n")
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            timer.cancel()
-        if not line:
-            raise RuntimeError(f"its process ended without an answer; see {self.log}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(BrokenPipeError):  # by what a dead process never read
-                if pipe:
-                    pipe.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()

@@ -12,7 +12,7 @@ from specdec_lib.decoding.proposers.respelled import RespelledDrafting, TextDraf
 from specdec_lib.exactness.adversaries import FILTERS, PROMPTS, adversarial_pairs
 from specdec_lib.exactness.enumeration import enumerate_output
 from specdec_lib.exactness.joint_law import put_to_test
-from specdec_lib.exactness.subjects import engine_sampler
+from specdec_lib.exactness.subjects.in_process import engine_sampler
 from specdec_lib.exactness.target_law import target_law
 from specdec_lib.models.toy import toy_model
 from specdec_lib.models.translation import Translation

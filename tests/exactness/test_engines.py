@@ -24,7 +24,7 @@ from specdec_lib.exactness.adversaries import (
 from specdec_lib.exactness.greedy import greedy_agreement
 from specdec_lib.exactness.joint_law import decide, put_to_test
 from specdec_lib.exactness.mutant_battery import LENGTH
-from specdec_lib.exactness.subjects import engine_sampler
+from specdec_lib.exactness.subjects.in_process import engine_sampler
 from specdec_lib.kernels import ops as kernels
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.machine.environment import path_of

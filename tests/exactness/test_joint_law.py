@@ -13,7 +13,7 @@ from specdec_lib.decoding.proposers.ngram import NgramProposer
 from specdec_lib.exactness import joint_law as law_of
 from specdec_lib.exactness import target_law as laws
 from specdec_lib.exactness.mutants import without_residual
-from specdec_lib.exactness.subjects import engine_sampler
+from specdec_lib.exactness.subjects.in_process import engine_sampler
 from specdec_lib.models.toy import toy_draft, toy_model
 
 PROMPTS = [torch.tensor([5]), torch.tensor([7, 7, 1, 2])]

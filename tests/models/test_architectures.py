@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from specdec_lib import ModelProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
 from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.exactness.joint_law import put_to_test
-from specdec_lib.exactness.subjects import engine_sampler
+from specdec_lib.exactness.subjects.in_process import engine_sampler
 from specdec_lib.models.attention import our_attention, set_attention
 from specdec_lib.models.loading.tested_architectures import read_as
 from specdec_lib.models.runner import LanguageModel

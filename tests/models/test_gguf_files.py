@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from specdec_lib import ModelProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
 from specdec_lib.models.loading import gguf_files
-from specdec_lib.peers.gguf import write_gguf
+from specdec_lib.models.loading.gguf_writing import write_gguf
 
 
 @pytest.fixture(autouse=True)

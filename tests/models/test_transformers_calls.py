@@ -8,7 +8,7 @@ from tiny_models import tiny_llama
 from transformers import Qwen3ForCausalLM
 
 from specdec_lib.config import SamplingConfig
-from specdec_lib.exactness.subjects import assistant, transformers_sampler
+from specdec_lib.exactness.subjects.in_process import assistant, transformers_sampler
 from specdec_lib.models.attention import NAME, as_transformers_does, grouped_attention
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.study.transformers_generate import transformers_decode

@@ -52,11 +52,11 @@ def made_up(tmp_path, monkeypatch):
     file = tmp_path / "made_up_engine.py"
     file.write_text(MADE_UP)
     engine = Engine(file, "made-up", "made-up==1.0", 1, ("autoregressive", "draft"), greedy_only=("autoregressive",))
-    python = engine.environment / "bin" / "python"
+    python = engine.environment.python
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    (engine.environment / "installed").write_text("made-up==1.0\n")
+    (engine.environment.folder / "installed").write_text("made-up==1.0\n")
     monkeypatch.setattr(installed, "known_engines", lambda: [engine])
     return engine
 
@@ -76,7 +76,7 @@ def test_an_installed_engine_joins_with_every_method_that_it_offers(made_up):
     assert (fails.engine_version, fails.method, fails.draft_id, fails.num_draft_tokens) == ("unknown", "draft", "d", 4)
     with pytest.raises(RuntimeError, match="OSError: no such model"):
         fails.decode(torch.tensor([1]), 4, GREEDY, 0)
-    assert "noise of the engine" in (made_up.environment.parent / "made-up-autoregressive-0.log").read_text()
+    assert "noise of the engine" in (made_up.environment.folder.parent / "made-up-autoregressive-0.log").read_text()
 
 
 def test_an_engine_that_dies_says_where_to_look(made_up):
@@ -100,7 +100,7 @@ def test_weights_are_converted_for_engines_that_read_gguf_only(tmp_path, monkeyp
 def test_what_cannot_be_installed_says_why_and_an_older_pin_does_not_count(made_up, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert installed.install_engines()["made-up"].startswith("installed before")
-    (made_up.environment / "installed").write_text("made-up==0.9\n")
+    (made_up.environment.folder / "installed").write_text("made-up==0.9\n")
     outcome = installed.install_engines()["made-up"]
     assert outcome.startswith("failed: ERROR: No matching distribution found for made-up==1.0")
     assert not made_up.installed

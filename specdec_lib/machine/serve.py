@@ -1,8 +1,14 @@
-"""Serve one engine over standard input and output, one JSON object a line, in the engine's own Python environment.
+"""Serve a file of ours over standard input and output, one JSON object a line, in another Python environment.
 
-The first line holds the arguments of the engine's `load`; the answer holds its version. Each further line holds the
-arguments of the decoding function; the answer holds `tokens` (ids) and `arrivals`, [seconds since the call, tokens that
-arrived then]. An error is answered as `error`. Between lines the process sleeps.
+Arguments: the file, and `timed` for a decoding function whose tokens are timed. The first line holds the arguments of
+the file's `load`, which returns what serves and a version; the answer holds the version.
+
+- Timed, each further line holds the arguments of the decoding function but `emit`; the answer holds `tokens` (ids) and
+  `arrivals`, [seconds since the call, tokens that arrived then].
+- Otherwise each further line holds `call`, the name of a method of what serves, and its arguments; the answer holds its
+  `value`.
+
+An error is answered as `error`. Between lines the process sleeps. This file imports nothing of this library.
 """
 
 import importlib
@@ -12,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -21,18 +28,24 @@ def main() -> None:
     file = Path(sys.argv[1])
     sys.path.insert(0, str(file.parent))
     engine = importlib.import_module(file.stem)
-    decode = None
+    answer_of = timed if sys.argv[2:] == ["timed"] else called
+    serving = None
     for line in sys.stdin:
         message = json.loads(line)
         try:
-            if decode is None:
-                decode, version = engine.load(**message)
+            if serving is None:
+                serving, version = engine.load(**message)
                 answer = {"version": version}
             else:
-                answer = timed(decode, message)
+                answer = answer_of(serving, message)
         except Exception as error:  # noqa: BLE001 - the other side decides what to do
             answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]}
         answers.write(json.dumps(answer) + "\n")
+
+
+def called(serving: Any, message: dict) -> dict:
+    """Call the method that the message names."""
+    return {"value": getattr(serving, message.pop("call"))(**message)}
 
 
 def timed(decode: Callable[..., None], message: dict) -> dict:

@@ -9,7 +9,7 @@ import torch
 from checkpoints import write_grouped_checkpoint
 from transformers import AutoModelForCausalLM
 
-from specdec_lib.peers.gguf import gguf_of, interleaved, write_gguf
+from specdec_lib.models.loading.gguf_writing import gguf_of, interleaved, write_gguf
 
 
 @pytest.fixture
