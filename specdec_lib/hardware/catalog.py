@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -23,6 +23,20 @@ DENSE_PEAKS: dict[str, dict[str, float]] = {
     "A100": {"bf16_tflops": 312, "int8_tops": 624},
     "H100": {"bf16_tflops": 989.5, "fp8_tflops": 1979, "int8_tops": 1979},
     "H200": {"bf16_tflops": 989.5, "fp8_tflops": 1979, "int8_tops": 1979},
+}
+
+
+class WeightForm(NamedTuple):
+    """How a quantised checkpoint holds matrices: bytes of a weight with its scales, and of which parts."""
+
+    bytes_per_weight: float
+    only_experts: bool = False  # of a mixture; else of all matrices in layers
+
+
+WEIGHT_FORMS = {  # embedding and output layer stay in 16 bits
+    "fp8": WeightForm(1 + 4 / 128**2),  # a float32 scale for each block of 128 x 128
+    "awq": WeightForm((4 + (16 + 4) / 128) / 8),  # 4 bits; groups of 128 have a scale and a zero
+    "mxfp4": WeightForm((4 + 8 / 32) / 8, only_experts=True),  # 4 bits; groups of 32 have a scale
 }
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -96,8 +110,9 @@ class Price(Fact):
 class Model(Fact):
     """The fields of a Hugging Face config that decide a model's size, and the number of its parameters."""
 
-    config: dict[str, str | int | float | bool | None]
+    config: dict[str, Any]
     parameters: int = Field(gt=0)
+    quantised: Literal["fp8", "awq", "mxfp4"] | None = None  # the form of the checkpoint's weights, of WEIGHT_FORMS
     date: MonthOrDay
     hub_id: str | None = None  # where a study reads the weights
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")  # the hub's commit

@@ -20,6 +20,7 @@ from specdec_lib.models.loading.architectures import context_length
 from specdec_lib.models.loading.checkpoints import (
     RANDOM,
     check_checkpoints,
+    check_dense,
     from_hub,
     load_language_model,
     random_model,
@@ -153,6 +154,7 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
     dtype = dtype or params.dtype
     if params.weights == "random":
         _check_spread(params.pair, params.tensor_parallel, params.weights)
+        check_dense(params)
         if params.device == "cpu":
             fit_threads()
         shapes = enumerate(random_shapes(params))
@@ -178,6 +180,7 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         return None
     if params.weights == "random":
         random_shapes(params)
+        check_dense(params)
         return None
     if params.pair in EMBEDDED_DRAFTS:
         checkpoints = [Checkpoint(str(embedded_target()))]

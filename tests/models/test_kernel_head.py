@@ -76,7 +76,7 @@ def test_a_head_drafts_alike_with_and_without_kernels(target, head, tmp_path):
 def test_calibration_times_all_matrices_of_a_head(head):
     """All are in 8 bits but the two that fuse states and join them with tokens."""
     matrices = [weight[0] if len(weight) == 1 else exact(EightBits(*weight)) for weight in head.matrices]
-    assert sum(weight.numel() for weight in matrices) == ModelShape.of(head).weights_read()
+    assert sum(weight.numel() for weight in matrices) == ModelShape.of(head).weights_multiplied()
     assert sum(weight.dtype == torch.int8 for weight, *_ in head.matrices) == 8
     size = head.config.head_dim
     heads = [head.config.num_heads * size, *[head.config.num_key_value_heads * size] * 2]

@@ -4,13 +4,16 @@ import json
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from specdec_lib import ModelProposer, speculative_decode
 from specdec_lib.analysis import metrics
 from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.config import SamplingConfig, validate_params
-from specdec_lib.models.loading.checkpoints import config_of
+from specdec_lib.decoding.decode import autoregressive_decode
+from specdec_lib.models.loading.architectures import text_config
+from specdec_lib.models.loading.checkpoints import config_of, random_model, random_shapes
 from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.pair import check_study_pair, load_pair, load_study_pair
 from specdec_lib.params_files import load_params
@@ -86,9 +89,32 @@ def test_the_stated_sequence_is_replayed_shifted_by_row_and_cut_where_the_draft_
     assert [counts[1] for counts in result.step_tokens][:4] == [1, 3, 3, 1]
 
 
-def test_every_preset_has_shapes_that_need_no_download():
-    for target, draft in PRESETS.values():
-        assert config_of(target).vocab_size == config_of(draft).vocab_size
+def test_every_preset_has_shapes_that_need_no_download(params):
+    """Padded to one size: Gemma 3 27B has 64 rows more than Gemma 3 1B for the same tokens."""
+    for pair in PRESETS:
+        shapes = random_shapes(params.model_copy(update={"pair": pair, "target": None, "draft": None}))
+        sizes = [text_config(config).vocab_size for _, config in shapes]
+        assert sizes[0] == sizes[1] == max(text_config(config_of(name)).vocab_size for name in PRESETS[pair])
+
+
+def test_random_weights_do_not_stand_for_quantised_ones(params):
+    quantised = params.model_copy(update={"pair": "qwen3-8b-fp8", "target": None, "draft": None})
+    for refuse in (check_study_pair, load_study_pair):
+        with pytest.raises(ValueError, match="are not quantised, and Qwen/Qwen3-8B-FP8 is, by fp8: choose shapes of"):
+            refuse(quantised)
+
+
+def test_random_recurrent_models_are_read_by_their_own_code():
+    tiny = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    tiny |= {"head_dim": 16, "vocab_size": 64, "num_hidden_layers": 4, "linear_num_value_heads": 2}
+    tiny |= {"linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16}
+    config = AutoConfig.for_model("qwen3_5_text", **tiny)
+    model = random_model("tiny", config, "cpu", "float32", 0)
+    made = autoregressive_decode(
+        model, [torch.arange(5)], max_new_tokens=4, sampling=SamplingConfig(temperature=0)
+    ).tokens
+    own = model.model.generate(torch.arange(5)[None], max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert made[0].tolist() == own[0, 5:].tolist()
 
 
 def test_a_study_of_shapes_is_checked_before_anything_is_made(params):

@@ -20,11 +20,11 @@ from specdec_lib.analysis.step_table import read_step_costs
 from specdec_lib.cli.commands import check_study
 from specdec_lib.config import CUSTOM_PAIR, SamplingConfig
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
-from specdec_lib.hardware.catalog import load_models
 from specdec_lib.methods import make_proposer
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.loading.checkpoints import config_of
 from specdec_lib.models.loading.presets import PRESETS
+from specdec_lib.models.loading.tested_architectures import READ
 from specdec_lib.models.pair import load_pair
 from specdec_lib.params_files import load_params
 from specdec_lib.report.pages import COMPARISON, STUDY, make_comparison, make_reports
@@ -34,6 +34,7 @@ from specdec_lib.study.rows.table import read_results
 from specdec_lib.study.transformers_generate import transformers_decode
 
 STUDIES = [("h100", "qwen3-8b"), ("a100", "llama-3.1-8b"), ("h200", "smollm2-1.7b")]  # params, pair in miniature
+DENSE = ("qwen3-8b", "qwen3-32b", "qwen3-32b-1.7b", "llama-3.1-8b", "smollm2-1.7b")  # presets of these architectures
 PADDED_APART = "qwen3-8b, padded apart"
 TOKENS = 300  # of the tokenizer
 ROWS = {"qwen3-8b": (320, 320), "qwen3-32b": (320, 320), "qwen3-32b-1.7b": (320, 320), PADDED_APART: (336, 320)}
@@ -101,12 +102,13 @@ def test_every_gpu_study_has_a_miniature_and_every_architecture_is_in_one():
         configs = [config_of(name) for preset in presets for name in PRESETS[preset]]
         return {(config.model_type, config.tie_word_embeddings) for config in configs}
 
-    assert kinds(PRESETS) == kinds(preset for _, preset in STUDIES)
-    assert {name.rsplit("-", 1)[0] for pair in PRESETS.values() for name in pair} == FAMILY.keys()
-    assert FAMILY.keys() <= {name.rsplit("-", 1)[0] for name in load_models()}
+    assert kinds(DENSE) == kinds(preset for _, preset in STUDIES)
+    assert {name.rsplit("-", 1)[0] for preset in DENSE for name in PRESETS[preset]} == FAMILY.keys()
+    others = {config_of(name).model_type for pair in PRESETS.values() for name in pair} - {t for t, _ in kinds(DENSE)}
+    assert others <= {name for types in READ.values() for name in types}  # in tests/models/test_architectures.py
 
 
-@pytest.mark.parametrize("preset", [*PRESETS, PADDED_APART])
+@pytest.mark.parametrize("preset", [*DENSE, PADDED_APART])
 def test_every_preset_decodes_exactly_with_captured_steps(preset, tmp_path, recorder, monkeypatch):
     """In float32, by every method: the tokens that transformers makes, also with the pair's own draft."""
     monkeypatch.setattr(KernelEngine, "can_compute", staticmethod(lambda body: False))

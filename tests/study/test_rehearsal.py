@@ -23,7 +23,9 @@ from specdec_lib.models import host_memory
 from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.loading import checkpoints
 from specdec_lib.models.loading.checkpoints import config_of, random_model
+from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.pair import DRAFTS_FOLDER, load_pair
+from specdec_lib.models.shape import known_shape
 from specdec_lib.params_files import load_params
 from specdec_lib.study.dry_run import fake_gpu as there
 from specdec_lib.study.dry_run import memory_plan
@@ -74,6 +76,26 @@ def test_every_kind_of_step_of_a_study_could_be_captured(gpu, changes, two_layer
     assert "7 of 7 kinds of step" in said[1]  # the baseline, three methods, and each by the other rule
     for need in found.needs:
         assert need.peak_bytes > need.target_bytes + need.draft_bytes + need.cache_bytes
+
+
+@pytest.mark.parametrize(
+    "pair", ["gpt-oss-120b", *(pytest.param(each, marks=pytest.mark.slow) for each in ("qwen3-8b-fp8", "gemma-3-12b"))]
+)
+def test_steps_of_mixtures_and_of_windows_could_be_captured(pair):
+    """Of four layers, greedy; the host reads nothing of which experts are chosen.
+
+    The plan has the whole models, quantised as the checkpoint is.
+    """
+    one = CUT | {"pair": pair, "methods": ["draft"], "temperatures": [0]}
+    (need,) = memory_plan.needs_of(load_params("h100", one), [(1, 16, 8)], 2)
+    target, draft = (known_shape(name) for name in PRESETS[pair])
+    assert need.target_bytes == pytest.approx(target.bytes_kept(2), rel=0.05)  # norms, and the tower that sees
+    assert need.draft_bytes == pytest.approx(draft.bytes_kept(2), rel=0.01)
+
+
+def test_a_pair_that_is_read_row_by_row_is_not_rehearsed():
+    with pytest.raises(ValueError, match=r"qwen3.6-27b is read row by row: its steps are not captured.*measure it"):
+        rehearse(load_params("h200", {"pair": "qwen3.6-27b"}))
 
 
 def test_each_gpu_of_a_spread_target_holds_its_share(two_layers):

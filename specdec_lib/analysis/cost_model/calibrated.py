@@ -142,7 +142,7 @@ def _from_table(rows: Sequence[int], seconds_per_weight: Sequence[float]) -> tup
 
     def matrix_seconds(shape: ModelShape, count: int) -> float:
         beyond = max(count - rows[-1], 0) * slope
-        return float(np.interp(count, rows, per_weight) + beyond) * shape.weights_read()
+        return float(np.interp(count, rows, per_weight) + beyond) * shape.weights_multiplied()
 
     return matrix_seconds, slope
 

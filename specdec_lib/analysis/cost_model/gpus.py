@@ -81,8 +81,8 @@ def data_sheet_machine(gpu: Gpu, corner: Corner, *, dtype: str, engine: str = "g
     split = 2 * ALL_REDUCE_SECONDS / GAPS_PER_LAYER if num_gpus > 1 else 0.0
 
     def matrix_seconds(shape: ModelShape, rows: int) -> float:
-        reading = shape.weights_read() * BYTES[dtype] / read
-        return max(reading, 2 * shape.weights_read() * rows / operations)
+        reading = shape.bytes_read(rows, BYTES[dtype]) / read
+        return max(reading, 2 * shape.weights_multiplied() * rows / operations)
 
     return Machine(
         name=gpu.product,
@@ -162,4 +162,4 @@ def _columns(name: str, band: Sequence[float]) -> dict[str, float]:
 def _memory(shape: ModelShape, dtype: str, batch: int, tokens: int) -> float:
     """Bytes of a model's weights and of its cache."""
     cache = 2.0 * batch * tokens * shape.key_values_per_token()
-    return BYTES[dtype] * shape.weights_kept() + cache
+    return shape.bytes_kept(BYTES[dtype]) + cache

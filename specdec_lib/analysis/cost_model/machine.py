@@ -59,7 +59,7 @@ class Machine:
 
     def prefill(self, shape: ModelShape, batch: int, tokens: int) -> float:
         """Seconds to read prompts of `tokens` tokens, and the output layer for the last of each."""
-        layers, output = replace(shape, output_weights=0), replace(shape, layer_weights=0)
+        layers, output = replace(shape, output_weights=0), replace(shape, layer_weights=0, expert_weights=0)
         reading = self._bare(layers, batch, tokens, tokens / 2)
         return reading + self.matrix_seconds(output, batch) + self.decode_pass_seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,12 @@ from specdec_lib.config import CUSTOM_PAIR, INT8, StudyParams
 from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention, set_attention
+from specdec_lib.models.engines.engine import EagerEngine
 from specdec_lib.models.loading.architectures import auto_class, check_architecture, text_config
 from specdec_lib.models.loading.config_checks import check_quantisation, check_rows
 from specdec_lib.models.loading.faithful import FOREIGN, refusing_foreign_code
 from specdec_lib.models.loading.presets import PRESETS, Checkpoint
+from specdec_lib.models.loading.tested_architectures import read_as
 from specdec_lib.models.loading.weights import check_weight_files, fetch_small_files, is_local
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
@@ -160,6 +163,8 @@ def refusing(where: str) -> Iterator[None]:
 def random_shapes(params: StudyParams) -> list[tuple[str, Any]]:
     """Names and configs of target and draft of a study with `weights: random`.
 
+    The two models of a preset have one vocabulary, but may be padded to other sizes: both get the larger.
+
     ValueError for unknown names, an unsuitable architecture, or vocabularies of two sizes.
     """
     names = (params.target, params.draft) if params.target and params.draft else PRESETS.get(params.pair)
@@ -169,18 +174,33 @@ def random_shapes(params: StudyParams) -> list[tuple[str, Any]]:
     shapes = [(name, config_of(name)) for name in names]
     for name, config in shapes:
         check_architecture(config, name)
-    target, draft = (text_config(config).vocab_size for _, config in shapes)
+    texts = [text_config(config) for _, config in shapes]
+    if params.pair in PRESETS:
+        for config in texts:
+            config.vocab_size = max(each.vocab_size for each in texts)
+    target, draft = (config.vocab_size for config in texts)
     if target != draft:
         what = f"{' and '.join(names)} have vocabularies of {target} and {draft} tokens"
         raise ValueError(f"{what}: choose shapes of one family")
     return shapes
 
 
+def check_dense(params: StudyParams) -> None:
+    """Refuse, by a ValueError, to stand random weights in 16 bits for a quantised checkpoint."""
+    names = (params.target, params.draft) if params.target else PRESETS.get(params.pair, ())
+    for model in (load_models()[name] for name in names if name in load_models()):
+        if model.quantised:
+            raise ValueError(
+                f"weights: random are not quantised, and {model.hub_id} is, by {model.quantised}: choose shapes of "
+                "another model, or weights: trained"
+            )
+
+
 def config_of(name: str) -> Any:
     """The config of a model in `hardware/models.yaml` or in a folder; ValueError if there is none."""
     models = load_models()
     if name in models:
-        return transformers.AutoConfig.for_model(**models[name].config)
+        return transformers.AutoConfig.for_model(**copy.deepcopy(models[name].config))
     if (Path(name) / "config.json").is_file():
         return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     remedy = f"give a folder with a config.json, or one of {', '.join(models)}"
@@ -191,7 +211,8 @@ def random_model(name: str, config: Any, device: str, dtype: str, seed: int) -> 
     """A model whose matrices are normal noise: real latency, memory and energy, and text that means nothing."""
     with torch.device(device):
         model = auto_class(config).from_config(config, dtype=_torch_dtype(dtype), attn_implementation="eager")
-    set_attention(model, our_attention())
+    if read_as(config) in (None, EagerEngine.name):  # others attend as their own code does
+        set_attention(model, our_attention())
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():

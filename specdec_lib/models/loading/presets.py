@@ -14,10 +14,25 @@ EMBEDDED_DRAFTS = {  # the embedded target with each of the shipped drafts
     "smollm2-135m-embedded-plain": "smollm2-135m-2layer",
 }
 PRESETS = {  # pairs on the hub: target and draft in hardware/models.yaml
+    "qwen3-4b": ("qwen3-4b", "qwen3-0.6b"),
     "qwen3-8b": ("qwen3-8b", "qwen3-0.6b"),
+    "qwen3-8b-fp8": ("qwen3-8b-fp8", "qwen3-0.6b"),
+    "qwen3-14b": ("qwen3-14b", "qwen3-0.6b"),
     "qwen3-32b": ("qwen3-32b", "qwen3-0.6b"),
     "qwen3-32b-1.7b": ("qwen3-32b", "qwen3-1.7b"),
+    "qwen3-32b-fp8": ("qwen3-32b-fp8", "qwen3-0.6b"),
+    "qwen3-32b-awq": ("qwen3-32b-awq", "qwen3-0.6b"),
+    "qwen3-30b-a3b": ("qwen3-30b-a3b", "qwen3-0.6b"),
+    "qwen3.5-9b": ("qwen3.5-9b", "qwen3.5-0.8b"),
+    "qwen3.6-27b": ("qwen3.6-27b", "qwen3.5-0.8b"),
+    "qwen3.6-35b-a3b": ("qwen3.6-35b-a3b", "qwen3.5-0.8b"),
     "llama-3.1-8b": ("llama-3.1-8b", "llama-3.2-1b"),
+    "llama-3.3-70b": ("llama-3.3-70b", "llama-3.2-1b"),
+    "llama-3.3-70b-3b": ("llama-3.3-70b", "llama-3.2-3b"),
+    "gemma-3-12b": ("gemma-3-12b", "gemma-3-1b"),
+    "gemma-3-27b": ("gemma-3-27b", "gemma-3-1b"),
+    "gpt-oss-120b": ("gpt-oss-120b", "gpt-oss-20b"),
+    "glm-4-32b": ("glm-4-32b", "glm-4-9b"),
     "smollm2-1.7b": ("smollm2-1.7b", "smollm2-135m"),
 }
 

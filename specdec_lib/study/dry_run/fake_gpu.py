@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,10 +13,13 @@ import torch
 
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.progress import Progress
-from specdec_lib.hardware.catalog import load_gpus, price
+from specdec_lib.hardware.catalog import WEIGHT_FORMS, WeightForm, load_gpus, load_models, price
 from specdec_lib.machine.fake_device import FakeDevice, fake_device
 from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.engines.engine import EagerEngine
+from specdec_lib.models.loading.architectures import field, text_config
 from specdec_lib.models.loading.checkpoints import RANDOM, random_model, random_shapes
+from specdec_lib.models.loading.tested_architectures import read_as
 from specdec_lib.models.pair import Pair, load_study_pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import attention_geometry
@@ -25,13 +28,14 @@ from specdec_lib.models.tensor_parallel import check_heads
 REPORTS = 3  # that the host reads in a call: of the prefill, of the step before a capture, of a replay
 ROLES = ("target", "draft")
 LAYERS = 4  # of a shortened model
+PER_LAYER = ("layer_types", "mlp_layer_types")  # the keys of a config that have an entry for each layer
 
 
 class Depth(NamedTuple):
     """Of a whole model whose first layers are rehearsed."""
 
     layers: int
-    missing_bytes: int  # of the other layers' weights
+    missing_bytes: int  # of the other layers' weights; negative where those that are here are quantised in truth
 
 
 Depths = Mapping[str, Depth]  # of target and draft
@@ -46,6 +50,20 @@ def product_of(params: StudyParams) -> str:
             "GPU=h100, whose params have device: cuda and the price of a product of hardware/gpus.yaml"
         )
     return product
+
+
+def check_captured(params: StudyParams) -> None:
+    """Refuse a pair whose steps are not captured: the host reads their lengths, of which this device has none.
+
+    Raises:
+        ValueError: names the model, and a kind of pair that can be rehearsed.
+    """
+    for name, config in random_shapes(params):
+        if (kind := read_as(config)) not in (None, EagerEngine.name):
+            raise ValueError(
+                f"{name} is read {kind}: its steps are not captured, so there is nothing to rehearse; choose a pair "
+                "that is read eager, see docs/models.md, or measure it with a short run"
+            )
 
 
 @contextmanager
@@ -71,25 +89,57 @@ def fake_pair(params: StudyParams) -> Pair:
 
     ValueError if its pair has no known configuration.
     """
-    if params.tensor_parallel == 1:
+    shapes = shapes_of(params)
+    if params.tensor_parallel == 1 and not any(map(_form, shapes)):
         return load_study_pair(params.model_copy(update={"weights": "random", "accepted_per_step": [1]}))
-    return _pair_of(params, _shapes(params))
+    return _pair_of(params, shapes)
 
 
 def short_pair(params: StudyParams) -> tuple[Pair, Depths]:
     """The first layers of the same: all layers are alike, and operators without contents take time too."""
-    shapes, depths = _shapes(params), [config.num_hidden_layers for _, config in _shapes(params)]
-    for _, config in shapes:
-        config.num_hidden_layers = min(config.num_hidden_layers, LAYERS)
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:LAYERS]
+    shapes = shapes_of(params)
+    texts = [text_config(config) for _, config in shapes]
+    depths = [text.num_hidden_layers for text in texts]
+    for text in texts:
+        text.num_hidden_layers = min(text.num_hidden_layers, LAYERS)
+        for name in PER_LAYER:
+            if isinstance(kinds := field(text, name), list):
+                setattr(text, name, kinds[: text.num_hidden_layers])
     pair = _pair_of(params, shapes)
-    of_layer = [bytes_of(model.body.layers[-1].parameters()) for model in models_of(pair)]
-    missing = [size * max(layers - LAYERS, 0) for size, layers in zip(of_layer, depths, strict=True)]
-    return pair, dict(zip(ROLES, map(Depth, depths, missing), strict=True))
+    return pair, depths_of(pair, shapes, depths)
 
 
-def _shapes(params: StudyParams) -> list[tuple[str, Any]]:
+def depths_of(pair: Pair, shapes: list[tuple[str, Any]], layers: Sequence[int] | None = None) -> Depths:
+    """What a pair of these shapes lacks of the real one with so many layers: layers, and quantised weights.
+
+    Without `layers`, those that it has; then bytes are missing only where weights are quantised, and are negative.
+    """
+    found = {}
+    for role, model, shape, number in zip(ROLES, models_of(pair), shapes, layers or (None, None), strict=True):
+        here = model.body.layers
+        wanted, sizes = number or len(here), [_bytes_of_layer(layer, _form(shape)) for layer in here]
+        held = bytes_of(each for layer in here for each in layer.parameters())
+        found[role] = Depth(wanted, round(sum(sizes) / len(sizes) * wanted - held))
+    return found
+
+
+def _form(shape: tuple[str, Any]) -> WeightForm | None:
+    """How the checkpoint of a shape holds its matrices; None if not quantised."""
+    known = load_models().get(shape[0])
+    return WEIGHT_FORMS[known.quantised] if known and known.quantised else None
+
+
+def _bytes_of_layer(layer: torch.nn.Module, form: WeightForm | None) -> float:
+    sizes = [
+        weight.numel() * form.bytes_per_weight
+        if form and weight.dim() >= 2 and (".experts." in name or not form.only_experts)
+        else weight.nbytes
+        for name, weight in layer.named_parameters()
+    ]
+    return float(sum(sizes))
+
+
+def shapes_of(params: StudyParams) -> list[tuple[str, Any]]:
     """Names and configs of target and draft, of a spread target that of a share."""
     (name, config), draft = copy.deepcopy(random_shapes(params))
     return [(name, share_of(config, params.tensor_parallel, name)), draft]
@@ -113,10 +163,13 @@ def share_of(config: Any, devices: int, name: str) -> Any:
     """The config of what each of several devices computes of a model; its output layer is whole, as a bound."""
     check_heads(config, devices, name)
     heads, shared, head_dim = attention_geometry(config)
-    part = copy.deepcopy(config)
+    whole = copy.deepcopy(config)
+    if devices == 1:
+        return whole
+    part = text_config(whole)
     part.head_dim, part.num_attention_heads, part.num_key_value_heads = head_dim, heads // devices, shared // devices
-    part.intermediate_size = config.intermediate_size // devices
-    return part
+    part.intermediate_size = part.intermediate_size // devices
+    return whole
 
 
 def with_head(pair: Pair) -> Pair:

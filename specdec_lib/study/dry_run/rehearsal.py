@@ -20,7 +20,16 @@ from specdec_lib.machine.fake_device import FakeDevice
 from specdec_lib.methods import METHODS, RULES
 from specdec_lib.models.pair import Pair
 from specdec_lib.study.cells import Cell, Setting, settings
-from specdec_lib.study.dry_run.fake_gpu import LAYERS, Depths, fake_gpu, fake_pair, short_pair, with_head
+from specdec_lib.study.dry_run.fake_gpu import (
+    Depths,
+    check_captured,
+    depths_of,
+    fake_gpu,
+    fake_pair,
+    shapes_of,
+    short_pair,
+    with_head,
+)
 from specdec_lib.study.dry_run.memory_plan import Need, cells_of, largest_cell, rehearse_cell, tokens_of
 from specdec_lib.study.run_folder import read_cell
 from specdec_lib.study.runner import BlockRunner
@@ -43,14 +52,16 @@ def rehearse(params: StudyParams, report: Callable[[str], None] = print) -> Rehe
         report: is told how each setting went.
 
     Raises:
-        ValueError: the study is of no GPU, or its pair has no known configuration.
+        ValueError: the study is of no GPU, or its pair has no known configuration or no captured steps.
     """
+    check_captured(params)
     found = Rehearsal([], [])
     with fake_gpu(params) as device:
         device.precision = getattr(torch, params.dtype)
         whole = fake_pair(params)
         largest = max(settings(params), key=lambda each: (each.batch_size * tokens_of(each), each.temperature))
-        _rehearse_cells(device, whole, [largest_cell(params, whole, largest)], largest, None, found, report)
+        depths = depths_of(whole, shapes_of(params))
+        _rehearse_cells(device, whole, [largest_cell(params, whole, largest)], largest, depths, found, report)
         own, depths = short_pair(params)
         for setting, cells in kinds_of_cells(params, own):
             drafted = [cell for cell in cells if cell.num_draft_tokens and METHODS[cell.method].uses_pair_draft]
@@ -65,7 +76,7 @@ def _rehearse_cells(
     pair: Pair,
     cells: list[Cell],
     setting: Setting,
-    depths: Depths | None,
+    depths: Depths,
     found: Rehearsal,
     report: Callable[[str], None],
 ) -> None:
@@ -79,7 +90,7 @@ def _rehearse_cells(
             report(f"fault: {found.faults[-1]}")
     if needs:
         found.needs.append(max(needs, key=lambda need: need.needed_bytes))
-    kinds = f"{len(needs)} of {len(cells)} kinds of step, {'all' if depths is None else LAYERS} layers"
+    kinds = f"{len(needs)} of {len(cells)} kinds of step, {pair.target.num_layers} layers"
     report(f"{pair.draft_id}: {setting}: {kinds} ({time.monotonic() - started:.0f} s)")
 
 
