@@ -193,7 +193,7 @@ RULES: dict[str, VerificationRule] = {
     rule.name: rule
     for rule in (
         VerificationRule("token", "token by token", _token, kernel="verify"),
-        VerificationRule("block", "block", _block),
+        VerificationRule("block", "block", _block, kernel="verify_block"),
     )
 }
 _COST = "what a draft token costs, drafted and verified, over an ordinary step"

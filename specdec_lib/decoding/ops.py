@@ -86,7 +86,7 @@ class CppOps(PlainOps):
         return self.invert(probs, uniforms)  # of a one-hot any number finds the one, faster than argmax does
 
     def invert(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        return kernels.draw(weights, uniforms)
+        return kernels.draw(weights, uniforms) if weights.dtype == torch.float32 else super().invert(weights, uniforms)
 
     def verification(self, rule: VerificationRule) -> VerifyStep:
         if rule.kernel is None:

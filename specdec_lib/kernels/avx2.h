@@ -14,6 +14,8 @@ using Floats = __m256;
 struct Doubles {
   __m256d low, high;
   friend Doubles operator+(Doubles a, Doubles b) { return {a.low + b.low, a.high + b.high}; }
+  friend Doubles operator-(Doubles a, Doubles b) { return {a.low - b.low, a.high - b.high}; }
+  friend Doubles operator*(Doubles a, double b) { return {a.low * b, a.high * b}; }
 };
 using Number = float;  // what inputs are multiplied as
 
@@ -86,6 +88,9 @@ inline unsigned unordered(Floats v) { return _mm256_movemask_ps(_mm256_cmp_ps(v,
 
 inline Doubles widened(__m256 v) {
   return {_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
+}
+inline Doubles positive(Doubles v) {  // 0 where a number is not above it
+  return {_mm256_max_pd(v.low, _mm256_setzero_pd()), _mm256_max_pd(v.high, _mm256_setzero_pd())};
 }
 inline double sum(Doubles v) {
   const __m256d both = v.low + v.high;

@@ -54,6 +54,7 @@ inline unsigned equal(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP
 inline unsigned unordered(Floats v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q); }
 
 inline Doubles widened(__m256 v) { return _mm512_cvtps_pd(v); }
+inline Doubles positive(Doubles v) { return _mm512_max_pd(v, _mm512_setzero_pd()); }  // 0 where a number is not above it
 inline double sum(Doubles v) { return _mm512_reduce_add_pd(v); }
 
 inline __m512bh load_32(const BFloat16* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }

@@ -32,6 +32,11 @@ def verify(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ops.specdec_lib.verify(*(tensor.contiguous() for tensor in tensors))
 
 
+def verify_block(*tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `decoding.verification.block.verify_block` does with the same tensors."""
+    return torch.ops.specdec_lib.verify_block(*(tensor.contiguous() for tensor in tensors))
+
+
 def append(rows: Sequence[torch.Tensor], *step: torch.Tensor) -> None:
     """What `decoding.ops.PlainOps.append` does, in place.
 

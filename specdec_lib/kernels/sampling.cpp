@@ -55,14 +55,23 @@ namespace {
 struct Weights {  // as they are
   const float* p;
   float operator[](int64_t i) const { return p[i]; }
-  __m256 eight(int64_t i) const { return _mm256_loadu_ps(p + i); }
+  Doubles eight(int64_t i) const { return widened(_mm256_loadu_ps(p + i)); }
 };
 
 struct Residual {  // max(0, p - q)
   const float *p, *q;
   float operator[](int64_t i) const { return std::max(0.0f, p[i] - q[i]); }
-  __m256 eight(int64_t i) const {
-    return _mm256_max_ps(_mm256_sub_ps(_mm256_loadu_ps(p + i), _mm256_loadu_ps(q + i)), _mm256_setzero_ps());
+  Doubles eight(int64_t i) const {
+    return widened(_mm256_max_ps(_mm256_sub_ps(_mm256_loadu_ps(p + i), _mm256_loadu_ps(q + i)), _mm256_setzero_ps()));
+  }
+};
+
+struct Remainder {  // max(0, joint p - q)
+  const float *p, *q;
+  double joint;
+  double operator[](int64_t i) const { return std::max(0.0, joint * p[i] - q[i]); }
+  Doubles eight(int64_t i) const {
+    return positive(widened(_mm256_loadu_ps(p + i)) * joint - widened(_mm256_loadu_ps(q + i)));
   }
 };
 
@@ -71,8 +80,8 @@ double sum_between(const W& weights, int64_t begin, int64_t end) {
   Doubles even = {}, odd = {};
   int64_t i = begin;
   for (; i + 16 <= end; i += 16) {
-    even = even + widened(weights.eight(i));
-    odd = odd + widened(weights.eight(i + 8));
+    even = even + weights.eight(i);
+    odd = odd + weights.eight(i + 8);
   }
   double total = sum(even + odd);
   for (; i < end; ++i) total += weights[i];
@@ -147,12 +156,66 @@ Tensor draw(const Tensor& weights, const Tensor& uniforms) {
   return tokens;
 }
 
-// Algorithm 1 of Leviathan et al. 2022 for B rows: how many of `drafted` `[B, gamma]` are accepted, each tested
-// with its number of `uniforms` `[B, gamma + 1]`, and the token after them, drawn with the last of these: from
-// max(0, target - draft) at that position, from the target alone where nothing is left of that or nothing was drafted.
-// target `[B, gamma + 1, V]` and draft `[B, gamma, V]` are float32, random numbers float64.
-std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, const Tensor& drafted,
-                                  const Tensor& uniforms) {
+namespace {
+
+struct Drafted {  // one row of a verification
+  const float *target, *draft;  // [gamma + 1, n] and [gamma, n]
+  const int64_t* tokens;        // [gamma]
+  const double* uniforms;       // [gamma + 1]
+  int64_t gamma, n;
+  int64_t token(int64_t i) const {
+    TORCH_CHECK(tokens[i] >= 0 && tokens[i] < n, "token ", tokens[i], " is none of ", n);
+    return tokens[i];
+  }
+  double chance_of_target(int64_t i) const { return target[i * n + token(i)]; }
+  double chance_of_draft(int64_t i) const { return draft[i * n + token(i)]; }
+  const float* target_at(int64_t i) const { return target + i * n; }
+  const float* draft_at(int64_t i) const { return draft + i * n; }
+};
+
+struct Kept {
+  int64_t num_accepted, next_token;
+};
+
+// Algorithm 1 of Leviathan et al. 2022: the token after those that stay is drawn from max(0, target - draft), from the
+// target alone where nothing is left of that or nothing was drafted.
+Kept token_by_token(const Drafted& row) {
+  int64_t i = 0;
+  for (; i < row.gamma; ++i) {
+    const double chance = row.chance_of_draft(i);
+    if (!(chance > 0 && row.uniforms[i] < row.chance_of_target(i) / chance)) break;
+  }
+  const double uniform = row.uniforms[row.gamma];
+  const int64_t next = i < row.gamma ? inverted(Residual{row.target_at(i), row.draft_at(i)}, row.n, uniform) : -1;
+  return {i, next < 0 ? invert(row.target_at(i), row.n, uniform) : next};
+}
+
+// Algorithm 2 of Sun et al. 2024; see decoding/verification/block.py, whose names these are.
+Kept as_a_block(const Drafted& row) {
+  int64_t kept = 0;
+  double joint = 1, joint_of_kept = 1;
+  for (int64_t i = 0; i < row.gamma; ++i) {  // after token i, what is left to draw from stands at position i + 1
+    const double chance = row.chance_of_draft(i);
+    joint = chance > 0 ? std::min(1.0, joint * row.chance_of_target(i) / chance) : 0.0;
+    if (joint == 0) break;
+    const double total = i + 1 < row.gamma
+                             ? sum_between(Remainder{row.target_at(i + 1), row.draft_at(i + 1), joint}, 0, row.n)
+                             : joint * sum_between(Weights{row.target_at(i + 1)}, 0, row.n);
+    const double either = total + 1 - joint;
+    if (either > 0 && !(row.uniforms[i] < total / either)) continue;
+    kept = i + 1, joint_of_kept = joint;
+  }
+  const double uniform = row.uniforms[row.gamma];
+  const int64_t next =
+      kept < row.gamma ? inverted(Remainder{row.target_at(kept), row.draft_at(kept), joint_of_kept}, row.n, uniform) : -1;
+  return {kept, next < 0 ? invert(row.target_at(kept), row.n, uniform) : next};
+}
+
+// How many of `drafted` `[B, gamma]` stay by `rule`, and the token after them. Each draft token is tested with its
+// number of `uniforms` `[B, gamma + 1]`, and the token after them drawn with the last of these. target
+// `[B, gamma + 1, V]` and draft `[B, gamma, V]` are float32, random numbers float64.
+std::tuple<Tensor, Tensor> verified(Kept (*rule)(const Drafted&), const Tensor& target, const Tensor& draft,
+                                    const Tensor& drafted, const Tensor& uniforms) {
   check(target, at::kFloat, "target");
   if (draft.size(1) > 0) {  // else every row draws from its target
     check(draft, at::kFloat, "draft");
@@ -171,27 +234,33 @@ std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, con
   int64_t *accepted = num_accepted.mutable_data_ptr<int64_t>(), *behind = next.mutable_data_ptr<int64_t>();
   at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const double* number = uniform + r * (gamma + 1);
-      int64_t position = 0;
-      for (; position < gamma; ++position) {
-        const int64_t x = token[r * gamma + position];
-        TORCH_CHECK(x >= 0 && x < n, "token ", x, " is none of ", n);
-        const double chance = q[(r * gamma + position) * n + x];
-        if (!(chance > 0 && number[position] < p[(r * (gamma + 1) + position) * n + x] / chance)) break;
-      }
-      accepted[r] = position;
-      const float *of_target = p + (r * (gamma + 1) + position) * n, *of_draft = q + (r * gamma + position) * n;
-      const int64_t resampled = position < gamma ? inverted(Residual{of_target, of_draft}, n, number[gamma]) : -1;
-      behind[r] = resampled < 0 ? invert(of_target, n, number[gamma]) : resampled;
+      const int64_t first = r * gamma, first_of_target = r * (gamma + 1);
+      const Kept kept = rule({p + first_of_target * n, q + first * n, token + first, uniform + first_of_target, gamma, n});
+      accepted[r] = kept.num_accepted;
+      behind[r] = kept.next_token;
     }
   });
   return {num_accepted, next};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> verify(const Tensor& target, const Tensor& draft, const Tensor& drafted,
+                                  const Tensor& uniforms) {
+  return verified(token_by_token, target, draft, drafted, uniforms);
+}
+
+std::tuple<Tensor, Tensor> verify_block(const Tensor& target, const Tensor& draft, const Tensor& drafted,
+                                        const Tensor& uniforms) {
+  return verified(as_a_block, target, draft, drafted, uniforms);
 }
 
 TORCH_LIBRARY_FRAGMENT(specdec_lib, library) {
   library.def("draw(Tensor weights, Tensor uniforms) -> Tensor", draw);
   library.def("probabilities(Tensor logits, float temperature) -> Tensor", probabilities);
   library.def("verify(Tensor target, Tensor draft, Tensor drafted, Tensor uniforms) -> (Tensor, Tensor)", verify);
+  library.def("verify_block(Tensor target, Tensor draft, Tensor drafted, Tensor uniforms) -> (Tensor, Tensor)",
+              verify_block);
 }
 
 }  // namespace specdec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import needs_kernels, save_head, seeded, tiny_llama
@@ -65,7 +67,8 @@ def test_tokens_are_drawn_as_in_pytorch():
 
 
 @needs_kernels
-def test_tokens_are_verified_as_in_pytorch():
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+def test_tokens_are_verified_as_in_pytorch(rule):
     """Two in 10^7 draws may differ by rounding."""
     target, draft = distributions(400, 4, 2003), distributions(500, 3, 2003)[100:]
     draft[:100] = 0.5 * draft[:100] + 0.5 * target[:100, :3]  # so that some are accepted
@@ -73,14 +76,25 @@ def test_tokens_are_verified_as_in_pytorch():
     target[100:150, :3] = draft[100:150]  # nothing is left of the target
     draft[150:200, 1:] = 0  # nothing was drafted
     uniforms = torch.rand(400, 4, generator=seeded(1), dtype=torch.float64)
-    ours, theirs = (ops.verification(RULES["token"])(target, draft, tokens, uniforms) for ops in (CPP, PLAIN))
+    ours, theirs = (ops.verification(rule)(target, draft, tokens, uniforms) for ops in (CPP, PLAIN))
     assert set(ours.num_accepted.tolist()) == {0, 1, 2, 3}
     assert torch.equal(ours.num_accepted, theirs.num_accepted)
     assert torch.equal(ours.next_token, theirs.next_token)
     nothing = target[:, :1], draft[:, :0], tokens[:, :0], uniforms[:, -1:]
-    ours, theirs = (ops.verification(RULES["token"])(*nothing) for ops in (CPP, PLAIN))
+    ours, theirs = (ops.verification(rule)(*nothing) for ops in (CPP, PLAIN))
     assert torch.equal(ours.next_token, theirs.next_token)
     assert ours.num_accepted.tolist() == theirs.num_accepted.tolist() == [0] * 400
+
+
+@needs_kernels
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+def test_a_rule_without_a_kernel_of_its_own_verifies_in_pytorch(rule):
+    target, draft, uniforms = distributions(50, 4, 1031), distributions(50, 3, 1031), torch.rand(50, 4, generator=seeded(1), dtype=torch.float64)
+    tokens = draft.flatten(0, 1).multinomial(1, generator=seeded(2)).view(50, 3)
+    plugin = replace(rule, kernel=None)
+    ours, theirs = (ops.verification(plugin)(target, draft, tokens, uniforms) for ops in (CPP, PLAIN))
+    assert torch.equal(ours.num_accepted, theirs.num_accepted)
+    assert torch.equal(ours.next_token, theirs.next_token)
 
 
 def rows_in_flight(gamma: int, stops: tuple[int, ...] = ()) -> tuple[Rows, Counters]:
