@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from specdec_lib.methods import FIXED_LENGTH, METHODS, RULES, length_policy, speculative_methods
 
@@ -22,6 +22,7 @@ BENCHMARK_VERSION = 3  # raise it when rows measured before and after must not b
 
 CUSTOM_PAIR = "custom"
 Positive = Annotated[int, Field(ge=1)]
+Names = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
 INT8 = "int8"  # matrices in 8 bits with a factor for each row, all else as with bfloat16; the CPU kernels alone have it
 
@@ -99,7 +100,7 @@ class StudyParams(BaseModel):
     """Python modules to import first, which register methods and verification rules of your own"""
     methods: list[str] = Field(["draft", "ngram", "composite"], min_length=1)
     """ways to draft, by their names in methods.py; single comparisons take the first"""
-    verification: str = "token"
+    verification: Names = Field(["token"], min_length=1)
     """the rule that accepts and rejects draft tokens, by its name in methods.py"""
     draft_length: list[str] = Field([FIXED_LENGTH], min_length=1)
     """how many of gamma are drafted: fixed (all), confidence:0.4, acceptance:0.1, batch:32; headlines take the first"""
@@ -162,7 +163,8 @@ class StudyParams(BaseModel):
                 ) from error
         for name in self.methods:
             _check_known("methods", name, speculative_methods())
-        _check_known("verification", self.verification, list(RULES))
+        for name in self.verification:
+            _check_known("verification", name, list(RULES))
         for text in self.draft_length:
             policy, _ = length_policy(text)
             if self.device == "cuda" and not policy.capturable:

@@ -263,6 +263,11 @@ def length_label(text: str) -> str:
     return LENGTHS[name].label.format(number) if name in LENGTHS else text
 
 
+def rule_label(name: str) -> str:
+    """How readers see a verification rule; one that is not registered here, as in an old run, stays as it is."""
+    return RULES[name].label if name in RULES else name
+
+
 def make_draft_length(text: str) -> DraftLength:
     """The policy that `text` names, such as fixed or confidence:0.4.
 

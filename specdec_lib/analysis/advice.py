@@ -82,7 +82,7 @@ def advice_of_run(params: StudyParams, folder: Path) -> pd.DataFrame:
             f"{folder} has no profile, as an older run or one of random weights: measure one elsewhere, with advise "
             "--outputs <another folder>, or run the study again"
         )
-    return advise(expected_speedups(profile, costs, measured_places(costs), params.verification))
+    return advise(expected_speedups(profile, costs, measured_places(costs), params.verification[0]))
 
 
 def measured_places(costs: pd.DataFrame) -> list[Place]:
@@ -110,7 +110,7 @@ def regrets(rows: pd.DataFrame, params: StudyParams, profile: pd.DataFrame, cost
         place = int(cell[2]), float(prompts["mean_prompt_tokens"].mean() + cell[4] / 2)
         known = profile[(profile["temperature"] == cell[0])].merge(gains.columns.to_frame(index=False), on=CHOICE)
         others = (known[~known["prompt_id"].isin(names.split())] for _, names in gains.index)
-        advised = [_advised(each, costs, place, str(cell[1]), params.verification) for each in others]
+        advised = [_advised(each, costs, place, str(cell[1]), params.verification[0]) for each in others]
         choices = [each for each in advised if each is not None]
         if choices and len(choices) == len(advised):
             found.append((*cell[:2], *map(_whole, cell[2:]), *_outcome(gains, choices)))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
 from specdec_lib.analysis.metrics import OWN_ENGINE, speedups, undisturbed
 from specdec_lib.config import StudyParams
+from specdec_lib.study.cells import GIVEN
 
+ALTERNATIVES = ("draft_length", "verification")  # tried at the headline setting alone, one after the other
 AXES = ("batch_size", "prompt_tokens", "max_new_tokens")
 
 
 def headline(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """One line per method and temperature at the headline setting, as `metrics.speedups` makes them.
 
-    The headline setting is the first batch size, prompt length, output length and draft length of the params, and their
-    `headline_num_draft_tokens`. It is fixed before measuring, so the headline is not the best of several noisy numbers.
-    All temperatures have the same prompts: one that does not count at a temperature counts at none.
+    The headline setting is the first batch size, prompt length, output length, draft length and verification rule of
+    the params, and their `headline_num_draft_tokens`. It is fixed before measuring, so the headline is not the best of
+    several noisy numbers. All temperatures have the same prompts: one that does not count at one counts at none.
 
     Args:
         rows: the results table of a run.
@@ -27,7 +29,7 @@ def headline(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
 
 def same_prompts(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of those prompt groups that count with all settings that any group has, at every temperature."""
-    setting = ["method", "num_draft_tokens", "draft_length"]
+    setting = ["method", "num_draft_tokens", *ALTERNATIVES]
     settings = undisturbed(rows).groupby(["temperature", "prompt_group"])[setting].apply(_distinct)
     whole = settings[settings == settings.groupby("temperature").transform("max")]
     groups = [set(of_one.index.get_level_values("prompt_group")) for _, of_one in whole.groupby("temperature")]
@@ -40,7 +42,7 @@ def _distinct(rows: pd.DataFrame) -> int:
 
 def headline_over_transformers(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """The same lines, with autoregressive `transformers.generate` as the reference; empty if it was not timed."""
-    here = rows[_at(rows, params, AXES) & _at_gamma(rows, params) & _at_length(rows, params)]
+    here = rows[_at(rows, params, AXES) & _at_gamma(rows, params) & _at_first(rows, params)]
     lines = speedups(here, reference="transformers")
     return lines[lines["num_prompts"] > 0].reset_index(drop=True)
 
@@ -55,9 +57,11 @@ def every_gamma(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     return _own(table, params, _at(table, params, AXES))
 
 
-def every_length(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
-    """The library's rows or lines at the headline setting, with every draft length and number of draft tokens."""
-    return table[_at(table, params, AXES) & (table["engine"] == OWN_ENGINE)].reset_index(drop=True)
+def every_alternative(table: pd.DataFrame, params: StudyParams, column: str) -> pd.DataFrame:
+    """The library's rows or lines at the headline setting, with every number of draft tokens and value of `column`."""
+    others = [name for name in ALTERNATIVES if name != column]
+    keep = _at(table, params, AXES) & _at_first(table, params, others) & (table["engine"] == OWN_ENGINE)
+    return table[keep].reset_index(drop=True)
 
 
 def every_batch(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
@@ -76,7 +80,7 @@ def along(table: pd.DataFrame, params: StudyParams, axis: str) -> pd.DataFrame:
 
 
 def _own(table: pd.DataFrame, params: StudyParams, keep: pd.Series) -> pd.DataFrame:
-    return table[keep & _at_length(table, params) & (table["engine"] == OWN_ENGINE)].reset_index(drop=True)
+    return table[keep & _at_first(table, params) & (table["engine"] == OWN_ENGINE)].reset_index(drop=True)
 
 
 def _at(table: pd.DataFrame, params: StudyParams, axes: Collection[str]) -> pd.Series:
@@ -95,8 +99,10 @@ def _at_gamma(table: pd.DataFrame, params: StudyParams) -> pd.Series:
     return table["num_draft_tokens"].fillna(gamma).astype(int) == gamma
 
 
-def _at_length(table: pd.DataFrame, params: StudyParams) -> pd.Series:
-    """Whether a line has the first draft length of the params; the baseline and old runs name none and count."""
-    if "draft_length" not in table:
-        return pd.Series(True, index=table.index)
-    return table["draft_length"].isna() | table["draft_length"].isin(params.draft_length[:1])
+def _at_first(table: pd.DataFrame, params: StudyParams, columns: Sequence[str] = ALTERNATIVES) -> pd.Series:
+    """Whether a line has the params' first value of `columns`; lines that name none, or a given acceptance, count."""
+    keep = pd.Series(True, index=table.index)
+    for name in columns:
+        if name in table:
+            keep &= table[name].isna() | table[name].isin([getattr(params, name)[0], GIVEN])
+    return keep

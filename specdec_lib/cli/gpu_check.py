@@ -113,7 +113,7 @@ def judge_telemetry(columns: Mapping[str, Any]) -> str:
 def _exactness(params: StudyParams) -> str:
     """Of the certificate: toys, a tiny Llama as it is and compiled, and greedy output of the sweep's pair."""
     engines = ("eager", "inductor" if params.device == "cuda" else "kernels")
-    paths = enumeration_table(params.methods[:1], params.verification, params.device, engines, SETTINGS[:1])
+    paths = enumeration_table(params.methods[:1], params.verification[0], params.device, engines, SETTINGS[:1])
     toy = params.model_copy(update={"pair": TOY, "dtype": "float32"})
     tests, cells = certify.joint_law(toy, [], certify.QUICK)
     rows, divergences = certify.greedy(params, [load_pair(_pair_name(params), device=params.device, dtype="float32")])
@@ -143,7 +143,7 @@ def _tpot_ms(params: StudyParams, pair: Pair, method: str) -> float:
     if method == AUTOREGRESSIVE:
         result = autoregressive_decode(pair.target, prompts, **given)
     else:
-        given |= {"num_draft_tokens": params.headline_num_draft_tokens, "verification": params.verification}
+        given |= {"num_draft_tokens": params.headline_num_draft_tokens, "verification": params.verification[0]}
         given["draft_length"] = params.draft_length[0]
         result = speculative_decode(pair.target, make_proposer(method, pair), prompts, **given)
     tpot = latency_columns(result)["tpot_ms"]

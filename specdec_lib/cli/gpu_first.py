@@ -92,7 +92,13 @@ class First:
 
 def first_params(params: StudyParams, folder: Path, pair: str = PAIR) -> StudyParams:
     """The study of the first minutes on the machine of `params`; on a CPU one of tiny shapes, made in `folder`."""
-    changes: Row = STUDY | {"pair": pair, "target": None, "draft": None, "tensor_parallel": 1, "verification": "token"}
+    changes: Row = STUDY | {
+        "pair": pair,
+        "target": None,
+        "draft": None,
+        "tensor_parallel": 1,
+        "verification": ["token"],
+    }
     if params.device == "cpu":
         for role, layers in (("target", 4), ("draft", 2)):
             (folder / role).mkdir(parents=True, exist_ok=True)

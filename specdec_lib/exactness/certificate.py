@@ -119,6 +119,8 @@ class Certificate:
         """Whether it is whole, passes, and was measured for these params by this version of the benchmark."""
         kept, asked = LATER | (self.environment.get("params") or {}), params.model_dump(mode="json")
         whole = not any(getattr(self, name).empty for name in TABLES if name != "divergences")
+        if isinstance(kept.get("verification"), str):  # an old certificate has one rule, not a list
+            kept |= {"verification": [kept["verification"]]}
         same = all(kept.get(key) == asked.get(key) for key in DECISIVE)
         return whole and same and self.environment["benchmark_version"] == BENCHMARK_VERSION and not self.failures()
 

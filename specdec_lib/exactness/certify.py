@@ -28,7 +28,7 @@ from specdec_lib.exactness.mutant_battery import mutant_table
 from specdec_lib.exactness.subjects.in_process import engine_sampler, transformers_subjects
 from specdec_lib.exactness.target_law import Law, target_law
 from specdec_lib.machine.environment import describe_environment, path_of
-from specdec_lib.methods import label, make_proposer
+from specdec_lib.methods import RULES, label, make_proposer
 from specdec_lib.models.pair import TOY, Pair, load_pair, load_study_pair
 from specdec_lib.study.prompts import encode_prompts, load_prompts, random_prompts
 
@@ -67,7 +67,7 @@ def certify(params: StudyParams, folder: Path | str, thorough: bool = False) -> 
         pairs += [load_study_pair(params)] if params.dtype != "float32" else []
     with _level("enumeration of every path"):
         enumeration = enumeration_table(
-            params.methods, params.verification, params.device, _engines(effort, pairs), effort.settings
+            params.methods, params.verification[0], params.device, _engines(effort, pairs), effort.settings
         )
     with _level("mutants"):
         mutants = mutant_table(effort.mutants, params.seed)
@@ -96,17 +96,20 @@ def joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[p
     and through the kernels exactly, whatever they round to. So the kernels take the tests of the pair where they can.
     """
     toy, first, toys = load_pair(TOY, device=params.device), params.methods[0], for_toys(params.methods)
-    runs = [(toy, method, GAMMA, sampling, effort.toy) for method in toys for sampling in FILTERS]
-    runs.append((toy, toys[0], 2 * GAMMA, FILTERS[0], effort.toy))
+    rule, *others = [params.verification[0], *(name for name in RULES if name != params.verification[0])]
+    runs = [(toy, method, GAMMA, sampling, rule, effort.toy) for method in toys for sampling in FILTERS]
+    runs.append((toy, toys[0], 2 * GAMMA, FILTERS[0], rule, effort.toy))
+    runs += [(toy, toys[0], 2 * GAMMA, FILTERS[0], other, effort.toy) for other in others]
     if params.pair != TOY:
         pair, samples = pairs[-1] if pairs[-1].target.engine == "kernels" else pairs[0], params.correctness_samples
         fewer = -(-samples // FEWER) * effort.pair
-        runs.append((pair, first, GAMMA, FILTERS[0], samples * effort.pair))
-        runs.append((pair, first, GAMMA, FILTERS[1], fewer))
-        runs += [(pair, method, GAMMA, FILTERS[0], fewer) for method in params.methods[1:]]
+        runs.append((pair, first, GAMMA, FILTERS[0], rule, samples * effort.pair))
+        runs.append((pair, first, GAMMA, FILTERS[1], rule, fewer))
+        runs += [(pair, method, GAMMA, FILTERS[0], rule, fewer) for method in params.methods[1:]]
+        runs += [(pair, first, GAMMA, FILTERS[0], other, fewer) for other in params.verification[1:]]
     laws: dict[object, list[Law]] = {}
     tests, cells = [], []
-    for seed, (pair, method, gamma, sampling, samples) in enumerate(runs, start=params.seed):
+    for seed, (pair, method, gamma, sampling, rule, samples) in enumerate(runs, start=params.seed):
         target, prompts, length = pair.target, short_prompts(pair, params), gamma + 2
         key = pair.name, sampling, length
         laws[key] = laws.get(key) or [target_law(target, prompt, sampling, length, WIDTH) for prompt in prompts]
@@ -117,13 +120,19 @@ def joint_law(params: StudyParams, pairs: list[Pair], effort: Effort) -> tuple[p
             sampling=sampling,
             length=length,
             batch_size=(batch_size := min(max(2**22 // target.vocab_size, 96), 4096)),
-            verification=params.verification,
+            verification=rule,
         )
         options: dict[str, Any] = {"sampling": sampling, "length": length, "samples": samples, "seed": seed}
         each, counted = put_to_test(sampler, target, prompts, laws=laws[key], **options)
-        where = {"pair": f"{pair.name} ({path_of(target)})", "path": path_of(target), "method": method}
+        where = {
+            "pair": f"{pair.name} ({path_of(target)})",
+            "path": path_of(target),
+            "method": method,
+            "verification": rule,
+        }
         where |= {"num_draft_tokens": gamma, "batch_size": batch_size} | vars(sampling)
-        name = f"{where['pair']}, {label(method)}, gamma {gamma}, {sampling_name(sampling)}"
+        way = label(method) if rule == params.verification[0] else f"{label(method)}, rule {rule}"
+        name = f"{where['pair']}, {way}, gamma {gamma}, {sampling_name(sampling)}"
         tests.append(each.assign(sampler=name, **where))
         cells.append(counted.assign(sampler=name))
     return decide(pd.concat(tests, ignore_index=True)), pd.concat(cells, ignore_index=True)
@@ -139,7 +148,7 @@ def greedy(
         options: dict[str, Any] = {
             "num_draft_tokens": gammas,
             "max_new_tokens": GREEDY_TOKENS,
-            "verification": params.verification,
+            "verification": params.verification[0],
         }
         table, found = greedy_agreement(pair.target, proposers, greedy_prompts(pair, params), **options)
         tables.append(table.assign(path=path_of(pair.target)))

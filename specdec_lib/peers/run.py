@@ -96,7 +96,7 @@ class _Run:
             "gpu": params.gpu,
             "device_name": device_name(params.device),
             "target_id": pair.target_id,
-            "verification": params.verification,
+            "verification": params.verification[0],
             "dtype": params.dtype,
             "threads": torch.get_num_threads(),
             "batch_size": 1,

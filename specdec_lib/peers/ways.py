@@ -85,7 +85,7 @@ def _ours(pair: Pair, setting: Setting, params: StudyParams) -> Decode:
         given: dict[str, Any] = {"max_new_tokens": new_tokens, "sampling": sampling, "generator": generator}
         if gamma is None:
             return autoregressive_decode(pair.target, [prompt], **given)
-        given |= {"num_draft_tokens": gamma, "verification": params.verification}
+        given |= {"num_draft_tokens": gamma, "verification": params.verification[0]}
         given["draft_length"] = params.draft_length[0]
         return speculative_decode(pair.target, make_proposer(method, pair), [prompt], **given)
 

@@ -99,6 +99,7 @@ class Cell:
     def __str__(self) -> str:
         gamma = f" gamma={self.num_draft_tokens}" if self.num_draft_tokens else ""
         gamma += f" {self.draft_length}" if self.draft_length not in (None, FIXED_LENGTH) else ""
+        gamma += f" {self.verification}" if self.verification not in (None, "token", GIVEN) else ""
         prompt = "natural" if self.prompt_tokens is None else self.prompt_tokens
         return (
             f"{self.engine} {self.method}{gamma} T={self.temperature:g} batch={self.batch_size} "
@@ -143,13 +144,18 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
     """The cells that are run interleaved: the baseline first, then every speculative one."""
     on_axis = prompt_group < _axis_groups(params, setting.batch_size)
     gammas = setting.num_draft_tokens if on_axis else (params.headline_num_draft_tokens,)
-    lengths = params.draft_length if setting.headline and on_axis else params.draft_length[:1]
-    variants: list[tuple[str, str, str | None, int | None]] = [("specdec_lib", AUTOREGRESSIVE, None, None)]
-    variants += [("specdec_lib", *each) for each in itertools.product(params.methods, lengths, gammas)]
-    if setting.headline and on_axis and params.compare_transformers and params.stop == FIXED and params.dtype != INT8:
-        variants.append(("transformers", AUTOREGRESSIVE, None, None))
     given = tuple(params.accepted_per_step) if params.accepted_per_step else None
-    rule = GIVEN if given else params.verification
+    ways = (
+        _ways(params, setting) if setting.headline and on_axis else [(params.verification[0], params.draft_length[0])]
+    )
+    variants: list[tuple[str, str, str | None, str | None, int | None]]
+    variants = [("specdec_lib", AUTOREGRESSIVE, None, None, None)]
+    variants += [
+        ("specdec_lib", method, GIVEN if given else rule, length, gamma)
+        for method, (rule, length), gamma in itertools.product(params.methods, ways, gammas)
+    ]
+    if setting.headline and on_axis and params.compare_transformers and params.stop == FIXED and params.dtype != INT8:
+        variants.append(("transformers", AUTOREGRESSIVE, None, None, None))
     same = {name: getattr(params, name) for name in ("top_k", "top_p", "stop", "repetitions", "seed")}
     same |= {name: getattr(setting, name) for name in ("temperature", "batch_size", "prompt_tokens", "max_new_tokens")}
     return [
@@ -157,15 +163,26 @@ def block(params: StudyParams, source: Source, setting: Setting, prompt_group: i
             source=source,
             engine=engine,
             method=method,
-            verification=None if gamma is None else rule,
+            verification=rule,
             draft_length=length,
             num_draft_tokens=gamma,
             prompt_group=prompt_group,
             accepted_per_step=None if gamma is None else given,
             **same,
         )
-        for engine, method, length, gamma in variants
+        for engine, method, rule, length, gamma in variants
     ]
+
+
+def _ways(params: StudyParams, setting: Setting) -> list[tuple[str, str]]:
+    """Rule and draft length of the headline setting's cells: the first of both, and every other one with the first.
+
+    Rules differ in how they use chance, and greedy decoding has none. A given acceptance needs no rule.
+    """
+    chance = setting.temperature > 0 and not params.accepted_per_step
+    others = params.verification[1:] if chance else []
+    lengths = [(params.verification[0], length) for length in params.draft_length]
+    return lengths + [(rule, params.draft_length[0]) for rule in others]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def example_transcripts(pair: Pair, params: StudyParams) -> list[Transcript]:
 
 def _transcript(pair: Pair, params: StudyParams, prompt: Prompt, max_new_tokens: int) -> Transcript:
     prompts = [prompt_ids(pair, prompt.text, params.seed)]
-    recording = Recording(RULES[params.verification].load())
+    recording = Recording(RULES[params.verification[0]].load())
     given: dict[str, Any] = {"sampling": SamplingConfig(max(params.temperatures), params.top_k, params.top_p)}
     result = speculative_decode(
         pair.target,

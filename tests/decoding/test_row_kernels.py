@@ -89,7 +89,11 @@ def test_tokens_are_verified_as_in_pytorch(rule):
 @needs_kernels
 @pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
 def test_a_rule_without_a_kernel_of_its_own_verifies_in_pytorch(rule):
-    target, draft, uniforms = distributions(50, 4, 1031), distributions(50, 3, 1031), torch.rand(50, 4, generator=seeded(1), dtype=torch.float64)
+    target, draft, uniforms = (
+        distributions(50, 4, 1031),
+        distributions(50, 3, 1031),
+        torch.rand(50, 4, generator=seeded(1), dtype=torch.float64),
+    )
     tokens = draft.flatten(0, 1).multinomial(1, generator=seeded(2)).view(50, 3)
     plugin = replace(rule, kernel=None)
     ours, theirs = (ops.verification(plugin)(target, draft, tokens, uniforms) for ops in (CPP, PLAIN))

@@ -90,7 +90,7 @@ def test_a_certificate_that_serves_is_not_measured_again(certificate, params, fo
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"methods": ["draft"]}, {"verification": "mine"}, {"correctness_samples": 9}, {"turns": "all"}],
+    [{"seed": 1}, {"methods": ["draft"]}, {"verification": ["mine"]}, {"correctness_samples": 9}, {"turns": "all"}],
 )
 def test_one_of_other_params_does_not_serve(certificate, params, change):
     assert certificate.serves(params)

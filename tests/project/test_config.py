@@ -58,7 +58,10 @@ def test_every_key_is_explained_and_printed_with_its_mark():
         ({"repetitions": "3"}, "repetitions: .*integer"),
         ({"methods": ["drafd"]}, "methods: unknown name 'drafd': choose one of draft, ngram, .*: did you mean draft?"),
         ({"methods": ["autoregressive"]}, "methods: unknown name 'autoregressive'"),
-        ({"verification": "tokens"}, "verification: unknown name 'tokens': choose one of token.*: did you mean token?"),
+        (
+            {"verification": ["tokens"]},
+            "verification: unknown name 'tokens': choose one of token.*did you mean token?",
+        ),
         ({"draft_length": ["confident:0.4"]}, "unknown draft length 'confident:0.4': choose one of fixed, conf"),
         ({"draft_length": ["confidence"]}, "'confidence': write confidence:<the least .*>, a number between 0 and 1"),
         ({"draft_length": ["acceptance:2"]}, "'acceptance:2': write acceptance:<what a draft token costs"),

@@ -85,7 +85,7 @@ def test_the_cell_id_depends_on_everything_that_determines_the_cell(params):
 def test_the_rule_is_part_of_a_cell_and_the_baseline_has_none(params):
     cells = block(params, SOURCE, settings(params)[0], 0)
     assert [cell.verification for cell in cells] == [None, *["token"] * 4]
-    other = block(params.model_copy(update={"verification": "other"}), SOURCE, settings(params)[0], 0)
+    other = block(params.model_copy(update={"verification": ["other"]}), SOURCE, settings(params)[0], 0)
     assert cells[0].id == other[0].id
     assert not {cell.id for cell in cells[1:]} & {cell.id for cell in other}
 
@@ -98,6 +98,16 @@ def test_draft_lengths_are_cells_of_the_headline_setting_and_the_first_is_that_o
         assert [*dict.fromkeys(cell.draft_length for cell in cells)] == [None, *lengths]
         assert len({cell.id for cell in cells}) == len(cells)
         assert {cell.id for cell in block(params, SOURCE, setting, 0)} <= {cell.id for cell in cells}
+
+
+def test_other_rules_are_cells_of_the_headline_setting_where_chance_decides(params):
+    several = params.model_copy(
+        update={"verification": ["token", "block"], "draft_length": ["fixed", "confidence:0.4"]}
+    )
+    for setting in settings(several):
+        ways = {(cell.verification, cell.draft_length) for cell in block(several, SOURCE, setting, 0)[1:]}
+        expected = {("token", "fixed")} | ({("token", "confidence:0.4")} if setting.headline else set())
+        assert ways == expected | ({("block", "fixed")} if setting.headline and setting.temperature else set())
 
 
 def test_an_acceptance_that_is_replayed_is_part_of_a_cell(params):

@@ -9,7 +9,7 @@ import pandas as pd
 
 from specdec_lib.analysis.metrics import has_fixed_length
 from specdec_lib.analysis.waterfall import STAGES
-from specdec_lib.methods import label, length_label
+from specdec_lib.methods import label, length_label, rule_label
 
 UNDEFINED = "–"
 
@@ -27,13 +27,14 @@ FORMATS = {
     "gpu": Format("study"),
     "num_draft_tokens": Format("γ", "{:.0f}"),
     "draft_length": Format("draft length"),
+    "verification": Format("verification"),
     "temperature": Format("T", "{:g}"),
     "batch_size": Format("batch", "{:.0f}"),
     "prompt_tokens": Format("prompt", "{:.0f}", undefined="natural"),
     "max_new_tokens": Format("output", "{:.0f}"),
     "prompt_group": Format("prompt group"),
     "speedup": Format("speedup (×)", "{:.2f}"),
-    "gain": Format("over the best fixed γ (×)", "{:.3f}"),
+    "gain": Format("over the usual one (×)", "{:.3f}"),
     "num_prompts": Format("prompt groups"),
     "acceptance_rate": Format("acceptance rate", "{:.3f}"),
     "draft_efficiency": Format("draft efficiency", "{:.3f}"),
@@ -82,15 +83,19 @@ INTERVALS = {  # column: heading of its interval, which stands next to it
     "measured_ms": "95 % interval of the median",
     "predicted": "band",
 }
-NAMES = {"method": label, "draft_length": length_label}  # how readers see what a registry names
-SETTING = ["engine", "method", "draft_length", "num_draft_tokens", "temperature", "batch_size", "prompt_tokens"]
-SETTING += ["max_new_tokens"]
+NAMES = {
+    "method": label,
+    "draft_length": length_label,
+    "verification": rule_label,
+}  # how readers see a registry's names
+SETTING = ["engine", "method", "draft_length", "verification", "num_draft_tokens", "temperature", "batch_size"]
+SETTING += ["prompt_tokens", "max_new_tokens"]
 
 
 def readable(table: pd.DataFrame, columns: Sequence[str], formats: Mapping[str, Format] = FORMATS) -> pd.DataFrame:
     """These columns of a table for readers; the interval of a number stands next to it.
 
-    The draft length has a column only where it adapts.
+    The draft length has a column only where it adapts, the verification rule where there are several.
 
     Args:
         formats: of columns that are not in `FORMATS`, or differ here; a column without a format keeps its name.
@@ -99,6 +104,8 @@ def readable(table: pd.DataFrame, columns: Sequence[str], formats: Mapping[str, 
     predicted = "evidence" in table and bool(table["evidence"].eq("predicted").any())
     for name in columns:
         if name == "draft_length" and has_fixed_length(table).all():
+            continue
+        if name == "verification" and (name not in table or table[name].nunique() < 2):
             continue
         how = formats.get(name) or FORMATS.get(name) or Format(name)
         values = table[name].map(NAMES[name], na_action="ignore") if name in NAMES else table[name]

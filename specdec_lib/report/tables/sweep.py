@@ -51,10 +51,12 @@ def speedup_table(lines: pd.DataFrame) -> pd.DataFrame:
     return readable(lines, [*SETTING, *columns, "evidence"])
 
 
-def draft_length_table(lines: pd.DataFrame) -> pd.DataFrame:
-    """Draft lengths that adapt against the best fixed one; from `draft_lengths.compared_lengths`."""
-    columns = ["method", "temperature", "draft_length", "num_draft_tokens", "speedup", "gain", "acceptance_rate"]
-    return readable(lines, [*columns, "draft_efficiency", "mean_acceptance_length", "num_prompts", "evidence"])
+def alternatives_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """Draft lengths or verification rules against the usual one; from `alternatives.compared_alternatives`."""
+    columns = ["method", "temperature", "draft_length", "verification", "num_draft_tokens", "speedup", "gain"]
+    return readable(
+        lines, [*columns, "acceptance_rate", "draft_efficiency", "mean_acceptance_length", "num_prompts", "evidence"]
+    )
 
 
 def latency_table(lines: pd.DataFrame) -> pd.DataFrame:
