@@ -55,7 +55,7 @@ def test_the_certificate_holds_and_says_what_it_shows(certificate):
 
 
 def test_every_part_has_a_table_and_a_sentence(certificate):
-    assert len(tables.law_table(certificate.tests)) == certificate.tests["sampler"].nunique() == 7
+    assert len(tables.law_table(certificate.tests)) == certificate.tests["sampler"].nunique() == 8
     assert len(tables.subject_table(certificate.subjects)) == 4
     assert set(tables.greedy_table(certificate.greedy)["equal rows"]) == {"4 of 4"}
     assert set(tables.enumeration_table(certificate.enumeration)["method"]) == {"draft model", "n-gram lookup"}
