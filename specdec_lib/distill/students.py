@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.functional import embedding
 from transformers import LlamaConfig, PreTrainedModel
 
-from specdec_lib.models.draft_head import DraftHead, HeadConfig
 from specdec_lib.models.plain_draft import PlainDraft
+from specdec_lib.models.shipped_head import HeadConfig, ShippedHead
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class HeadStudent(nn.Module):
         super().__init__()
         self.embeddings = (target.get_input_embeddings().weight.detach(),)  # a tuple: not a parameter of this module
         config = HeadConfig.for_target(target.config, feature_layers, len(scored_ids))
-        self.draft = DraftHead(config, self.embeddings[0])
+        self.draft = ShippedHead(config, self.embeddings[0])
         self.draft.scored_ids.copy_(scored_ids)
         copy_layer(self.draft, target)
 
@@ -153,7 +153,7 @@ def layers_of_target(target: PreTrainedModel, layers: tuple[int, ...], scored_id
 
 
 @torch.no_grad()
-def copy_layer(head: DraftHead, target: PreTrainedModel) -> None:
+def copy_layer(head: ShippedHead, target: PreTrainedModel) -> None:
     """Start the head's block from the target's last layer and its last norm."""
     layer = target.base_model.layers[-1]
     attention, mlp = layer.self_attn, layer.mlp

@@ -34,6 +34,7 @@ from specdec_lib.models.loading.presets import EMBEDDED_DRAFTS, TOY, Checkpoint,
 from specdec_lib.models.loading.weights import CONFIG, check_weight_files, fetch_weights, read_draft, weight_files
 from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.translation import Translation, warn_if_useless
@@ -221,7 +222,7 @@ def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:
     settings = read_draft(folder, "draft_head" if is_head else "plain_draft")
     features = tuple(settings.get("feature_layers", ()))
     target, tokenizer = load_embedded_target(device, dtype, features, compiled=compiled)
-    draft = DraftHead.load(folder, target) if is_head else load_plain_draft(folder, target)
+    draft = ShippedHead.load(folder, target) if is_head else load_plain_draft(folder, target)
     dense = embedded_target()
     files = weight_files(str(dense), dense) | weight_files(str(folder), folder)
     return Pair(name, target, draft, tokenizer, target.name, folder.name, files)

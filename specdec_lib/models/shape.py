@@ -91,10 +91,9 @@ class ModelShape:
                 return cls.from_config(model.model.config, model.name)
             size = model.vocab_size  # a toy has an output layer only
             return cls(model.name, 0, size * size, 1, 1, 1, 1, size, size)
-        config = model.config
         weights = sum(weight.numel() for weight in model.parameters() if weight.dim() == 2)
-        geometry = config.num_heads, config.num_key_value_heads, config.head_dim, config.hidden_size, config.vocab_size
-        return cls(model.name, weights, config.num_scored * config.hidden_size, 1, *geometry)
+        rows = len(model.scored_ids) * model.hidden_size
+        return cls(model.name, weights, rows, *model.sizes, model.hidden_size, model.vocab_size)
 
     def weights_multiplied(self) -> float:
         """Weights that a pass multiplies each token with: half its operations without attention."""

@@ -22,7 +22,7 @@ from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.step import BaselineStep, SpeculativeStep
 from specdec_lib.decoding.uniforms import seeded_table
 from specdec_lib.methods import RULES
-from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.study.decode_cell import GivenAcceptance
 
@@ -40,7 +40,7 @@ def models(method, folder):
     """A target, and how to make a proposer for it; new ones for each call, so that nothing is kept from another."""
     if method == "head":
         target = tiny_target()
-        head = DraftHead.load(folder, target)
+        head = ShippedHead.load(folder, target)
         return target, lambda: ModelProposer(head)
     target = toy_model(16, torch.Generator().manual_seed(0))
     draft = toy_draft(target, torch.Generator().manual_seed(1))
@@ -212,7 +212,7 @@ def launches(proposer, sampling, target):
 def nowhere(folder):
     """Models on the device "meta", whose tensors have a shape and no contents; to look at one is an error."""
     target = tiny_target()
-    head = DraftHead.load(folder, target)
+    head = ShippedHead.load(folder, target)
     draft = tiny_target()
     for model in (target, draft, head):
         model.to("meta")

@@ -9,7 +9,7 @@ from specdec_lib.decoding.decode import autoregressive_decode, speculative_decod
 from specdec_lib.decoding.proposers.head import HeadDrafting
 from specdec_lib.decoding.proposers.model import ModelProposer
 from specdec_lib.decoding.proposers.proposer import Proposer
-from specdec_lib.models.draft_head import DraftHead
+from specdec_lib.models.shipped_head import ShippedHead
 
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6, 5, 3, 5, 8, 9, 7, 9])]
 
@@ -23,7 +23,7 @@ def target():
 def head(target, tmp_path_factory):
     """An untrained head that scores every token: with two almost uniform models, acceptance is partial."""
     folder = save_head(tmp_path_factory.mktemp("head"), target, torch.arange(48))
-    return DraftHead.load(folder, target)
+    return ShippedHead.load(folder, target)
 
 
 def decode(target, proposer, sampling, gamma, prompts=PROMPTS):

@@ -14,8 +14,8 @@ from specdec_lib.decoding.ops import CppOps, PlainOps, choose_ops
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.verification import Verification
 from specdec_lib.methods import RULES
-from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.models.toy import toy_model
 
 CPP, PLAIN = CppOps(SamplingConfig()), PlainOps(SamplingConfig())
@@ -178,7 +178,7 @@ def test_whole_calls_give_the_same_tokens_and_counts(sampling, tmp_path):
     target = LanguageModel(
         tiny_llama(vocab_size=1100, initializer_range=0.2).bfloat16(), "large", feature_layers=(0, 1)
     )
-    head = DraftHead.load(save_head(tmp_path, target, torch.arange(1100)), target)
+    head = ShippedHead.load(save_head(tmp_path, target, torch.arange(1100)), target)
     prompts = [torch.tensor([5, 6, 7, 5, 6]), torch.arange(900, 912), torch.tensor([3])]
     assert isinstance(choose_ops(target, sampling), CppOps)
     for proposer in (ModelProposer(head), NgramProposer(), CompositeProposer(ModelProposer(head))):

@@ -10,10 +10,10 @@ from tiny_models import tiny_target
 from transformers import AutoModelForCausalLM
 
 from specdec_lib.distill.students import HeadStudent, layers_of_target
-from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.loading.weights import WEIGHTS
 from specdec_lib.models.plain_draft import export_plain_draft, load_plain_draft
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.models.shipped_head import ShippedHead
 
 SCORED = torch.tensor([1, 2, 5, 8, 13, 21])
 
@@ -29,7 +29,7 @@ def folder(target: LanguageModel, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pairs(target: LanguageModel, head: DraftHead) -> tuple[torch.Tensor, torch.Tensor]:
+def pairs(target: LanguageModel, head: ShippedHead) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens `[2, 9]` and fused states `[2, 9, H]` of a random text."""
     tokens = torch.randint(48, (2, 10), generator=torch.Generator().manual_seed(1))
     features = target.forward(tokens, target.new_cache(2, 16)).features
@@ -37,7 +37,7 @@ def pairs(target: LanguageModel, head: DraftHead) -> tuple[torch.Tensor, torch.T
 
 
 def test_pair_by_pair_equals_all_at_once(target: LanguageModel, folder: Path) -> None:
-    head = DraftHead.load(folder, target)
+    head = ShippedHead.load(folder, target)
     tokens, state = pairs(target, head)
     at_once = head.forward(tokens, state, head.new_cache(2, 16))
     cache = head.new_cache(2, 16)
@@ -51,7 +51,7 @@ def test_pair_by_pair_equals_all_at_once(target: LanguageModel, folder: Path) ->
 def test_training_sees_what_drafting_does(target: LanguageModel, folder: Path) -> None:
     """Three unrolled steps in training equal three drafted tokens with the cache."""
     student = HeadStudent(target.model, (0, 1), SCORED)
-    head = DraftHead.load(folder, target)
+    head = ShippedHead.load(folder, target)
     student.draft.load_state_dict(head.state_dict())
     tokens = torch.randint(48, (2, 10), generator=torch.Generator().manual_seed(1))
     features = target.forward(tokens, target.new_cache(2, 16)).features
@@ -74,29 +74,29 @@ def batch_of(tokens: torch.Tensor, features: torch.Tensor) -> object:
 
 
 def test_only_the_scored_tokens_get_logits(target: LanguageModel, folder: Path) -> None:
-    head = DraftHead.load(folder, target)
+    head = ShippedHead.load(folder, target)
     hidden = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
     assert head.scores(hidden).shape == (2, 3, len(SCORED))
     assert head.scored_ids.tolist() == SCORED.tolist()
 
 
 def test_embedding_is_shared_not_shipped(target: LanguageModel, folder: Path) -> None:
-    head = DraftHead.load(folder, target)
+    head = ShippedHead.load(folder, target)
     own = sum(p.numel() for name, p in head.named_parameters())
     assert (folder / WEIGHTS).stat().st_size < 2 * own + 4096
 
 
 def test_refuses_another_target(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"width 24 .* tiny has 48 .*its own target"):
-        DraftHead.load(folder, tiny_target(hidden_size=48))
+        ShippedHead.load(folder, tiny_target(hidden_size=48))
 
 
 def test_refuses_missing_files(target: LanguageModel, folder: Path, tmp_path: Path) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(ValueError, match=r"model.safetensors is missing: .*make draft"):
-        DraftHead.load(folder, target)
+        ShippedHead.load(folder, target)
     with pytest.raises(ValueError, match=r"config.json is missing: check the repository out"):
-        DraftHead.load(tmp_path / "nowhere", target)
+        ShippedHead.load(tmp_path / "nowhere", target)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
@@ -105,7 +105,7 @@ def test_refuses_weights_that_are_not_those_of_its_config(damage, target: Langua
     weights = folder / WEIGHTS
     weights.write_bytes(damage(weights.read_bytes()))
     with pytest.raises(ValueError, match=r"model.safetensors has SHA-256 .* instead of .*: check the repository out"):
-        DraftHead.load(folder, target)
+        ShippedHead.load(folder, target)
 
 
 def test_plain_draft_scores_like_its_export(target: LanguageModel, tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import torch
 from tiny_models import needs_kernels, save_head, seeded, tiny_llama
 
 from specdec_lib.distill.students import layers_of_target
-from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.engines import kernels
 from specdec_lib.models.engines.kernel_head import EightBits, KernelHead
 from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import ModelShape
+from specdec_lib.models.shipped_head import ShippedHead
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def target():
 
 @pytest.fixture
 def head(target, tmp_path):
-    return DraftHead.load(save_head(tmp_path, target, torch.arange(96)), target)
+    return ShippedHead.load(save_head(tmp_path, target, torch.arange(96)), target)
 
 
 def exact(short):
@@ -62,7 +62,7 @@ def test_integers_of_long_rows_do_not_overflow_and_a_nan_stays_in_its_row():
 
 @needs_kernels
 def test_a_head_drafts_alike_with_and_without_kernels(target, head, tmp_path):
-    slow = DraftHead.load(tmp_path, LanguageModel(target.model, "eager", compiled=False))
+    slow = ShippedHead.load(tmp_path, LanguageModel(target.model, "eager", compiled=False))
     features = torch.randn(2, 1, 192, generator=seeded()).bfloat16()
     tokens = torch.arange(12).view(2, 6)[:, 3:4]  # one column of a wider table, as in a batch's prefill
     scores = [
@@ -88,8 +88,8 @@ def test_calibration_times_all_matrices_of_a_head(head):
 
 @needs_kernels
 def test_a_head_whose_sizes_the_kernels_cannot_multiply_is_computed_without(target, head, tmp_path):
-    DraftHead(replace(head.config, intermediate_size=100), head.embeddings).save(tmp_path)
-    odd = DraftHead.load(tmp_path, target)
+    ShippedHead(replace(head.config, intermediate_size=100), head.embeddings).save(tmp_path)
+    odd = ShippedHead.load(tmp_path, target)
     assert not isinstance(odd, KernelHead)
     state = odd.forward(torch.ones(1, 1).long(), torch.ones(1, 1, 64).bfloat16(), odd.new_cache(1, 4))
     assert odd.scores(state).isfinite().all()
@@ -104,7 +104,7 @@ def draw(probs, uniforms):
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_path, temperature):
     """The call reads three pairs, of which a row keeps 3, 1 or none."""
-    head = DraftHead.load(save_head(tmp_path, target, torch.arange(0, 96, 2)), target)
+    head = ShippedHead.load(save_head(tmp_path, target, torch.arange(0, 96, 2)), target)
     known, num_new = torch.tensor([2, 0, 5]), torch.tensor([3, 1, 0])
     text = torch.randint(96, (3, 9), generator=seeded())
     tokens = text.gather(1, known[:, None] + torch.arange(1, 4))
@@ -133,7 +133,7 @@ def test_all_draft_tokens_in_one_call_are_those_drafted_one_by_one(target, tmp_p
 @pytest.mark.parametrize("num_scored", [96, 91])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_nan_reaches_the_distributions_of_the_draft(target, tmp_path, temperature, num_scored):
-    head = DraftHead.load(save_head(tmp_path, target, torch.arange(num_scored)), target)
+    head = ShippedHead.load(save_head(tmp_path, target, torch.arange(num_scored)), target)
     features = torch.full((1, 1, 192), float("nan")).bfloat16()
     text, uniforms = torch.ones(1, 3).long(), torch.full((1, 2), 0.5, dtype=torch.float64)
     two, one = torch.tensor([2]), torch.tensor([1])

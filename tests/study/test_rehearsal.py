@@ -20,12 +20,12 @@ from specdec_lib.decoding.proposers.ngram import NgramDrafting, NgramProposer
 from specdec_lib.hardware.catalog import load_gpus
 from specdec_lib.machine.fake_device import FaultError
 from specdec_lib.models import host_memory
-from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.loading import checkpoints
 from specdec_lib.models.loading.checkpoints import config_of, random_model
 from specdec_lib.models.loading.presets import PRESETS
 from specdec_lib.models.pair import DRAFTS_FOLDER, load_pair
 from specdec_lib.models.shape import known_shape
+from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.params_files import load_params
 from specdec_lib.study.dry_run import fake_gpu as there
 from specdec_lib.study.dry_run import memory_plan
@@ -334,7 +334,7 @@ def test_the_plan_of_the_embedded_pair_is_within_ten_percent_of_what_a_cpu_alloc
     with fake_gpu(params) as device:
         model = random_model("smollm2-135m", config_of("smollm2-135m"), "cuda", "bfloat16", 0).model
         target = type(here.target)(model, "smollm2-135m", tuple(settings["feature_layers"]), compiled=False)
-        head = DraftHead.random(target, settings["num_scored"])
+        head = ShippedHead.random(target, settings["num_scored"])
         torch.cuda.reset_peak_memory_stats()
         before = device.memory.allocated
         decode(type(here)("", target, head, None, "", "", {}), ModelProposer(head), **options)

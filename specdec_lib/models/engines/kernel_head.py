@@ -11,13 +11,13 @@ import torch
 
 from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
-from specdec_lib.models.draft_head import DraftHead, HeadConfig
 from specdec_lib.models.engines.kernels import as_rows, can_multiply, linear, places_in
 from specdec_lib.models.engines.layers import DecoderLayer, DecoderLayers, EightBits, named
+from specdec_lib.models.shipped_head import HeadConfig, ShippedHead
 
 
-class KernelHead(DraftHead):
-    """A `DraftHead` in bfloat16 on a CPU, with one call of the kernels for each part, or for all draft tokens."""
+class KernelHead(ShippedHead):
+    """A `ShippedHead` in bfloat16 on a CPU, with one call of the kernels for each part, or for all draft tokens."""
 
     @staticmethod
     def can_compute(config: HeadConfig) -> bool:

@@ -15,7 +15,6 @@ from specdec_lib.config import StudyParams
 from specdec_lib.decoding.progress import Progress
 from specdec_lib.hardware.catalog import WEIGHT_FORMS, WeightForm, load_gpus, load_models, price
 from specdec_lib.machine.fake_device import FakeDevice, fake_device
-from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.engines.engine import EagerEngine
 from specdec_lib.models.loading.architectures import field, text_config
 from specdec_lib.models.loading.checkpoints import RANDOM, random_model, random_shapes
@@ -23,6 +22,7 @@ from specdec_lib.models.loading.tested_architectures import read_as
 from specdec_lib.models.pair import Pair, load_study_pair
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shape import attention_geometry
+from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.models.tensor_parallel import check_heads
 
 REPORTS = 3  # that the host reads in a call: of the prefill, of the step before a capture, of a replay
@@ -178,7 +178,7 @@ def with_head(pair: Pair) -> Pair:
     tapped = tuple(sorted({0, last // 2, last} if last > 0 else ()))  # as many as EAGLE-3 reads, and the last state
     target = LanguageModel(pair.target.model, pair.target.name, tapped)
     target.active_engine = type(pair.target.active_engine)(*target._parts)
-    head = DraftHead.random(target)
+    head = ShippedHead.random(target)
     return replace(pair, target=target, draft=head, draft_id=head.name)
 
 
