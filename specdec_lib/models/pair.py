@@ -33,6 +33,7 @@ from specdec_lib.models.loading.gguf_files import SUFFIX, dense_checkpoint, prec
 from specdec_lib.models.loading.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights, names_of
 from specdec_lib.models.loading.weights import CONFIG, check_weight_files, fetch_weights, read_draft, weight_files
 from specdec_lib.models.plain_draft import load_plain_draft
+from specdec_lib.models.published.config import is_published_head
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
@@ -101,8 +102,9 @@ def load_pair(
 ) -> Pair:
     """Load a preset by `name`, or two Hugging Face causal LMs by path or hub id. The toy is always float32.
 
-    A path is that of a folder, or of a GGUF file, whose weights are dequantised to bfloat16 once. On a CPU, PyTorch
-    gets no more threads than this process may use CPUs.
+    A path is that of a folder, or of a GGUF file, whose weights are dequantised to bfloat16 once. The draft may be a
+    published draft head too: EAGLE-3, in either of its layouts. On a CPU, PyTorch gets no more threads than this
+    process may use CPUs.
 
     Args:
         dtype: of weights and activations. "int8" keeps every matrix of target and draft model in 8 bits with a factor
@@ -188,7 +190,12 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
     else:
         models = (params.target, params.draft, params.target_revision, params.draft_revision)
         checkpoints, _ = _opened(checkpoints_of(params.pair, *models))
+    head = _split_head(checkpoints)
     tokenizer, configs, _ = check_checkpoints(checkpoints, params.tensor_parallel, params.device)
+    if head is not None:
+        from specdec_lib.models.published.load import check_head  # which imports models of transformers
+
+        check_head(head, configs[0], checkpoints[0].where, params.tensor_parallel)
     shorter = min(configs, key=context_length)
     return tokenizer, context_length(shorter), how_to_extend(shorter)
 
@@ -243,25 +250,44 @@ def _checkpoint_pair(
     if tensor_parallel > 1:
         check_processes(tensor_parallel, device)
     checkpoints, names = _opened(checkpoints)
+    head_at = _split_head(checkpoints)
     tokenizer, loaded, translation = check_checkpoints(checkpoints, tensor_parallel, device)
-    warn_if_useless(translation, checkpoints[1].where)
+    head = None
+    if head_at is not None:
+        from specdec_lib.models.published.load import fetch_head
+
+        head = fetch_head(head_at, loaded[0], checkpoints[0].where, tensor_parallel)
+    warn_if_useless(translation, checkpoints[-1].where)
     compiled = compiled and tensor_parallel == 1  # messages between processes can be neither compiled nor captured
     files: dict[str, str] = {}
     models: list[LanguageModel] = []
+    features = () if head is None else tuple(sorted(head.config.feature_layers))
     configs = hashlib.sha256()
     spreads = tensor_parallel, 1  # every process has the draft
-    for (where, revision), called, config, spread in zip(checkpoints, names, loaded, spreads, strict=True):
+    for (where, revision), called, config, spread in zip(checkpoints, names, loaded, spreads, strict=False):
         with refusing(where):
             folder = fetch_weights(where, revision)
         check_rows(config, check_weight_files(folder), where)
         files |= weight_files(where, folder, known_weights(where, folder.name), None if called == where else called)
         configs.update((folder / CONFIG).read_bytes())
         place = str(models[0].device) if models else device  # the draft joins this process's part of the target
-        models.append(load_language_model(str(folder), place, dtype, where, compiled=compiled, tensor_parallel=spread))
-    target, draft = models
-    if translation is not None:
-        draft.translation = translation.to(draft.device)
+        given = str(folder), place, dtype, where, features
+        models.append(load_language_model(*given, compiled=compiled, tensor_parallel=spread))
+    target, *drafts = models
+    draft: LanguageModel | DraftHead
+    if head is not None:
+        draft = head.load(target)
+        files |= weight_files(head.config.where, head.folder)
+        configs.update((head.folder / CONFIG).read_bytes())
+    else:
+        draft = drafts[0]
+        draft.translation = translation and translation.to(draft.device)
     return Pair(name, target, draft, tokenizer, names[0], names[1], files, configs.hexdigest())
+
+
+def _split_head(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """Take the draft off the end of a list of checkpoints if it is a published head."""
+    return checkpoints.pop() if len(checkpoints) > 1 and is_published_head(checkpoints[-1]) else None
 
 
 def _opened(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:

@@ -58,9 +58,14 @@ def settings(methods: Sequence[str], pair_draft_id: str, gammas: Sequence[int]) 
 
 
 def same_draft_pair(pair: Pair) -> Pair:
-    """The pair whose draft other engines can load too: itself, or the embedded target with its plain draft."""
+    """The pair whose draft other engines can load too: itself, or the embedded target with its plain draft.
+
+    ValueError for a published draft head, which other engines read in ways of their own.
+    """
     if not isinstance(pair.draft, DraftHead):
         return pair
+    if pair.name not in EMBEDDED_DRAFTS:
+        raise ValueError(f"{pair.draft_id} is a draft head, with which no peer is compared: give a draft model")
     return load_pair(PLAIN_PAIR, device=pair.target.device.type, dtype=str(pair.target.dtype).removeprefix("torch."))
 
 

@@ -1,7 +1,10 @@
 """Drafting with a head: what it proposes from its cache is what it would propose from scratch."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from checkpoints import write_checkpoint
 from tiny_models import save_head, tiny_target
 
 from specdec_lib.config import SamplingConfig
@@ -9,21 +12,32 @@ from specdec_lib.decoding.decode import autoregressive_decode, speculative_decod
 from specdec_lib.decoding.proposers.head import HeadDrafting
 from specdec_lib.decoding.proposers.model import ModelProposer
 from specdec_lib.decoding.proposers.proposer import Proposer
+from specdec_lib.models.pair import load_pair
 from specdec_lib.models.shipped_head import ShippedHead
 
+PUBLISHED = Path(__file__).parent.parent / "support" / "recorded_heads" / "eagle3-two-layers"
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6, 5, 3, 5, 8, 9, 7, 9])]
 
 
-@pytest.fixture(scope="module")
-def target():
-    return tiny_target()
+@pytest.fixture(scope="module", params=["shipped", "published"])
+def pair(request, tmp_path_factory):
+    """A target and an untrained head that scores every token: with two almost uniform models, acceptance is partial."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "published":
+        found = load_pair(target=write_checkpoint(folder, layers=6), draft=PUBLISHED, dtype="float32")
+        return found.target, found.draft
+    target = tiny_target()
+    return target, ShippedHead.load(save_head(folder, target, torch.arange(48)), target)
 
 
 @pytest.fixture(scope="module")
-def head(target, tmp_path_factory):
-    """An untrained head that scores every token: with two almost uniform models, acceptance is partial."""
-    folder = save_head(tmp_path_factory.mktemp("head"), target, torch.arange(48))
-    return ShippedHead.load(folder, target)
+def target(pair):
+    return pair[0]
+
+
+@pytest.fixture(scope="module")
+def head(pair):
+    return pair[1]
 
 
 def decode(target, proposer, sampling, gamma, prompts=PROMPTS):

@@ -9,8 +9,8 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.decode import speculative_decode
 from specdec_lib.exactness.adversaries import toy_pair
 from specdec_lib.methods import make_proposer
-from specdec_lib.models.draft_head import DraftHead
 from specdec_lib.models.pair import Pair, load_pair
+from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.models.toy import toy_draft, toy_model
 from specdec_lib.models.translation import Translation
 from specdec_lib.params_files import load_params
@@ -37,7 +37,7 @@ def other_vocabulary():
 
 def with_head(tmp_path):
     target = tiny_target()
-    head = DraftHead.load(save_head(tmp_path / "head", target, torch.arange(0, 48, 2)), target)
+    head = ShippedHead.load(save_head(tmp_path / "head", target, torch.arange(0, 48, 2)), target)
     return Pair("head", target, head, None, "target", "head", files={})
 
 

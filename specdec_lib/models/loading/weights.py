@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from specdec_lib.models.runner import LanguageModel
 
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]  # of a hub's repository; no code, no pickles
+PICKLED = "pytorch_model.bin"  # how older draft heads come, and nothing else
 DUPLICATES = ["consolidated*", "original/*", "onnx/*"]  # the same weights in other forms
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a draft's folder
@@ -64,9 +65,12 @@ def is_local(where: str, revision: str | None) -> bool:
     return revision is None and Path(where).is_dir()
 
 
-def fetch_weights(where: str, revision: str | None) -> Path:
-    """The folder `where` itself, or its copy in the hub's cache; OSError if the hub cannot give it."""
-    return _fetch(where, revision, [*SMALL, "*.safetensors"])
+def fetch_weights(where: str, revision: str | None, *, pickled: bool = False) -> Path:
+    """The folder `where` itself, or its copy in the hub's cache; OSError if the hub cannot give it.
+
+    With `pickled`, also weights that are no safetensors files.
+    """
+    return _fetch(where, revision, [*SMALL, "*.safetensors", *([PICKLED] if pickled else [])])
 
 
 def fetch_small_files(where: str, revision: str | None) -> Path:
@@ -86,12 +90,12 @@ def _fetch(where: str, revision: str | None, patterns: list[str]) -> Path:
 def weight_files(
     where: str, folder: Path, known: Mapping[str, str] | None = None, name: str | None = None
 ) -> dict[str, str]:
-    """SHA-256 of each safetensors file in the `folder` that `fetch_weights` gave for `where`.
+    """SHA-256 of each file of weights in the `folder` that `fetch_weights` gave for `where`.
 
     Keys are `name` and file; by default the name is that of the folder, or the hub's id and commit. ValueError if a
     file does not have its `known` SHA-256, or not that by which the hub's cache names it.
     """
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = sorted(folder.glob("*.safetensors")) or sorted(folder.glob(PICKLED))
     with ThreadPoolExecutor() as pool:  # a large model has many files
         found = dict(zip(paths, pool.map(sha256, paths), strict=True))
     for path, value in found.items():
