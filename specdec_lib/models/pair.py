@@ -21,6 +21,7 @@ from specdec_lib.models.loading.checkpoints import (
     RANDOM,
     check_checkpoints,
     check_dense,
+    check_eight_bits,
     from_hub,
     load_language_model,
     random_model,
@@ -54,7 +55,7 @@ class Pair:
     target_id: str
     draft_id: str
     files: dict[str, str]  # SHA-256 of the files with weights; those from a hub are named with their commit
-    configs: str | None = None  # SHA-256 of the config.json of both, which decide what is computed too; of checkpoints
+    configs: str | None = None  # SHA-256 of the configurations of both, which decide what is computed too
 
     @property
     def translation(self) -> Translation | None:
@@ -160,11 +161,15 @@ def load_study_pair(params: StudyParams, dtype: str | None = None) -> Pair:
         check_dense(params)
         if params.device == "cpu":
             fit_threads()
-        shapes = enumerate(random_shapes(params))
-        target, draft = (random_model(name, config, params.device, dtype, seed) for seed, (name, config) in shapes)
+        shapes = random_shapes(params)
+        if dtype == INT8:
+            check_eight_bits([config for _, config in shapes], [name for name, _ in shapes])
+        configs = hashlib.sha256("".join(config.to_json_string(use_diff=False) for _, config in shapes).encode())
+        target, draft = (random_model(*shape, params.device, dtype, seed) for seed, shape in enumerate(shapes))
         # what decides a cell's numbers, next to the shapes
         files = {"weights": "random", "accepted per step": " ".join(map(str, params.accepted_per_step or []))}
-        return _ready(Pair(params.pair + RANDOM, target, draft, None, target.name, draft.name, files))
+        named = target.name, draft.name
+        return _ready(Pair(params.pair + RANDOM, target, draft, None, *named, files, configs.hexdigest()))
     models = ("target", "draft", "target_revision", "draft_revision", "device", "tensor_parallel")
     given = {name: getattr(params, name) for name in models}
     return load_pair(None if params.pair == CUSTOM_PAIR else params.pair, dtype=dtype, **given)
@@ -192,6 +197,8 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         checkpoints, _ = _opened(checkpoints_of(params.pair, *models))
     head = _split_head(checkpoints)
     tokenizer, configs, _ = check_checkpoints(checkpoints, params.tensor_parallel, params.device)
+    if params.dtype == INT8:
+        check_eight_bits(configs, [where for where, _ in checkpoints])
     if head is not None:
         from specdec_lib.models.published.load import check_head  # which imports models of transformers
 
@@ -252,6 +259,8 @@ def _checkpoint_pair(
     checkpoints, names = _opened(checkpoints)
     head_at = _split_head(checkpoints)
     tokenizer, loaded, translation = check_checkpoints(checkpoints, tensor_parallel, device)
+    if dtype == INT8:
+        check_eight_bits(loaded, names[: len(loaded)])
     head = None
     if head_at is not None:
         from specdec_lib.models.published.load import fetch_head

@@ -17,7 +17,13 @@ from specdec_lib.models.engines.engine import EagerEngine, Engine, Step
 from specdec_lib.models.engines.inductor import InductorEngine, NotCompiledError
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.engines.row_by_row import ALONE, RowByRowEngine
-from specdec_lib.models.loading.architectures import context_length, text_config, text_model, why_shorter
+from specdec_lib.models.loading.architectures import (
+    context_length,
+    fix_frequencies,
+    text_config,
+    text_model,
+    why_shorter,
+)
 from specdec_lib.models.loading.faithful import (
     TOLERANCE,
     check_kernels,
@@ -55,6 +61,7 @@ class LanguageModel:
         self.name, self.compiled = name, compiled
         config = text_config(model.config)
         self.body = text_model(model)
+        fix_frequencies(model)
         self.head, self.hidden_size = output_layer(model)
         self.vocab_size: int = config.vocab_size
         self.context_length, self.why_shorter = context_length(model.config), why_shorter(model.config)

@@ -7,6 +7,13 @@ from specdec_lib.report.notebooks import NOTEBOOKS, execute
 from specdec_lib.report.render import render_page
 
 
+def test_one_token_is_refused_with_the_reason(tmp_path):
+    """It comes from the prompt: nothing is drafted, and there is no time per token."""
+    executed = tmp_path / "00_quickstart.ipynb"
+    failure = execute(NOTEBOOKS / "00_quickstart.ipynb", executed, {"pair_name": "toy", "max_new_tokens": 1})
+    assert "none is drafted: give max_new_tokens 2 or more" in str(failure)
+
+
 @pytest.mark.slow
 def test_the_quickstart_runs_from_top_to_bottom_and_can_be_rendered(tmp_path):
     executed = tmp_path / "00_quickstart.ipynb"

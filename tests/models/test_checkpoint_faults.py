@@ -10,9 +10,10 @@ from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from specdec_lib import SamplingConfig, autoregressive_decode, load_pair
+from specdec_lib.models import pair
 from specdec_lib.models.loading import checkpoints, weights
 from specdec_lib.models.loading.presets import Checkpoint, checkpoints_of, names_of
-from specdec_lib.models.pair import check_study_pair
+from specdec_lib.models.pair import check_study_pair, load_study_pair
 from specdec_lib.params_files import load_params
 from specdec_lib.study.prompts import check_prompts
 from specdec_lib.study.runner import source_of
@@ -55,6 +56,22 @@ def test_quantised_weights_without_their_package_are_refused_by_name(said, form,
     with pytest.raises(ValueError, match=f"target holds weights quantised by {form} .*: install what") as refusal:
         load(target)
     assert "\n" not in str(refusal.value)
+
+
+def test_eight_bits_of_a_family_without_kernels_are_refused_before_weights_are_read(tmp_path, monkeypatch):
+    """Tiny matrices of Llama have too few columns for the kernels."""
+    where = write_checkpoint(tmp_path / "target")
+    monkeypatch.setattr(checkpoints, "load_language_model", never)
+    monkeypatch.setattr(pair, "load_language_model", never)
+    monkeypatch.setattr(pair, "why_no_kernels", lambda: None)
+    shapes = study(where).model_copy(update={"weights": "random", "accepted_per_step": [1], "dtype": "int8"})
+    for ask in (
+        lambda: load_pair(target=where, draft=where, dtype="int8"),
+        lambda: check_study_pair(study(where, dtype="int8")),
+        lambda: load_study_pair(shapes),
+    ):
+        with pytest.raises(ValueError, match=r"do not compute .*target.* \(type llama\): give bfloat16, or a"):
+            ask()
 
 
 @pytest.mark.parametrize("tokens", [39, 41])
@@ -119,6 +136,15 @@ def test_folders_with_one_last_name_are_told_apart(tmp_path):
     edit(big / "config.json", rms_norm_eps=1e-3)  # the same weights, computed with otherwise
     sources.add(source_of(study(big, small), load(big, small)).weights)
     assert len(sources) == 4
+
+
+def test_a_configuration_tells_random_models_apart(target):
+    """They have no files; the shape of one that costs the same may differ in what it computes."""
+    params = study(target).model_copy(update={"weights": "random", "accepted_per_step": [1]})
+    sources = {source_of(params, load_study_pair(params)).weights}
+    edit(target / "config.json", rms_norm_eps=1e-3)
+    sources.add(source_of(params, load_study_pair(params)).weights)
+    assert len(sources) == 2
 
 
 def test_names_are_as_short_as_they_differ(tmp_path):

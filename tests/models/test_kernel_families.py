@@ -1,5 +1,6 @@
 """The C++ kernels compute each family as transformers does, past the edge of a window too."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,6 +14,7 @@ from specdec_lib.decoding.proposers.model import ModelProposer
 from specdec_lib.machine.calibration import matrix_weights
 from specdec_lib.machine.environment import path_of
 from specdec_lib.models.attention import our_attention
+from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.engines.layers import MATRICES, EightBits, read_layers
 from specdec_lib.models.loading.checkpoints import load_language_model
 from specdec_lib.models.pair import load_pair
@@ -20,6 +22,8 @@ from specdec_lib.models.runner import LanguageModel
 
 pytestmark = needs_kernels
 
+LONGROPE = {"rope_type": "longrope", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+LONGROPE |= {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES = {  # what each has that a plain Llama has not; windows of 5 tokens
     "llama": {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3},
@@ -107,7 +111,7 @@ def test_a_row_never_depends_on_the_others_nor_on_the_tokens_of_a_pass(family):
     ("family", "changes"),
     [
         ("llama", {"hidden_act": "relu"}),
-        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+        ("llama", {"rope_parameters": LONGROPE}),
         ("llama", {"head_dim": 48}),
         ("gemma3_text", {"attn_logit_softcapping": 30.0}),
         ("gemma3_text", {"use_bidirectional_attention": True}),
@@ -116,6 +120,27 @@ def test_a_row_never_depends_on_the_others_nor_on_the_tokens_of_a_pass(family):
 )
 def test_what_the_description_has_no_word_for_runs_without_kernels(family, changes):
     assert LanguageModel(tiny(family, our_attention(), torch.bfloat16, **changes), family).engine == "eager"
+
+
+@pytest.mark.parametrize("window", [0, 7, 9])
+@pytest.mark.parametrize("family", ["gemma3_text", "mistral"])
+def test_a_window_that_the_kernels_get_wrong_is_found_at_load(family, window, monkeypatch):
+    """Longer than the text of the trial, as real windows are; another length is seen in the config."""
+    model = LanguageModel(tiny(family, our_attention(), torch.bfloat16, sliding_window=100), family)
+    model.check_faithful()
+    assert model.engine == "kernels"
+    monkeypatch.setattr(
+        KernelEngine, "narrowed", staticmethod(lambda layers, to: replace(layers, layers=[
+            replace(each, window=window if each.window else 0) for each in layers.layers
+        ]))
+    )  # fmt: skip
+    with pytest.raises(AssertionError, match="computes another model past the edge of its window"):
+        model.check_faithful()
+    other = tiny(family, our_attention(), torch.bfloat16, sliding_window=100)
+    model = LanguageModel(other, family)
+    other.config.sliding_window = 99
+    with pytest.raises(AssertionError, match=r"has windows of \[100\], and the config of"):
+        model.check_faithful()
 
 
 def test_a_weight_without_a_place_keeps_a_model_off_the_kernels():

@@ -10,10 +10,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama import modeling_llama
 
-from specdec_lib import SamplingConfig, autoregressive_decode, load_pair
+from specdec_lib import NgramProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
 from specdec_lib.models.loading.architectures import check_architecture, context_length
+from specdec_lib.models.loading.checkpoints import random_model
 from specdec_lib.models.loading.faithful import refusing_foreign_code
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.params_files import load_params
+from specdec_lib.study.dry_run.fake_gpu import fake_gpu
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -69,6 +72,18 @@ def test_texts_are_refused_where_positions_would_change_with_the_longest_row(kin
     assert model.context_length == context_length(config) == longest
     with pytest.raises(ValueError, match=f"exceed the context of long, {longest} tokens"):
         autoregressive_decode(model, [[1] * 60], max_new_tokens=longest - 59, sampling=SamplingConfig(temperature=0))
+
+
+def test_dynamic_scaling_reads_nothing_on_the_host():
+    """Transformers compares the longest position in each pass, which a CUDA graph cannot hold."""
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    params = load_params("h100", {"batch_sizes": [1], "num_draft_tokens": [4]})
+    config = tiny_config("llama", rope_parameters=rope)
+    with fake_gpu(params) as device:
+        model = random_model("dynamic", config, "cuda", "bfloat16", 0)
+        greedy = {"max_new_tokens": 6, "num_draft_tokens": 2, "sampling": SamplingConfig(temperature=0)}
+        speculative_decode(model, NgramProposer(), [torch.arange(4)], **greedy)
+        assert device.captures == 1
 
 
 def test_attention_that_we_do_not_know_is_not_taken_for_ours():

@@ -1,8 +1,10 @@
 """Weights: safetensors only, no code from a hub, every file's SHA-256 recorded and compared with what is known."""
 
 import ast
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -10,6 +12,7 @@ from checkpoints import write_checkpoint
 
 import specdec_lib
 from specdec_lib.models import pair
+from specdec_lib.models.loading import weights
 from specdec_lib.models.loading.presets import PRESETS, checkpoints_of
 from specdec_lib.models.loading.weights import fetch_weights, sha256, weight_files
 from specdec_lib.models.pair import load_pair
@@ -58,6 +61,21 @@ def test_a_flipped_bit_in_the_hubs_cache_is_refused(hub):
 def test_a_sound_file_that_is_not_the_pinned_one_is_refused(hub, monkeypatch):
     monkeypatch.setattr(pair, "known_weights", lambda where, commit: {"model.safetensors": "0" * 64})
     with pytest.raises(ValueError, match="is not the file that this study is pinned to"):
+        load_pair(target="acme/tiny", draft="acme/tiny", target_revision=COMMIT, draft_revision=COMMIT)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_rows_of_a_hub_are_compared_with_the_vocabulary_before_weights_are_fetched(cached, hub, monkeypatch):
+    """By the headers of the files: of those in the cache, or the hub tells them alone."""
+    small = hub / "config.json"
+    small.write_text(json.dumps(json.loads(small.read_text()) | {"vocab_size": 41}))
+    if not cached:
+        (hub / "model.safetensors").unlink()
+    tensors = {"model.embed_tokens.weight": SimpleNamespace(shape=[40, 16])}
+    told = SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
+    monkeypatch.setattr(weights, "get_safetensors_metadata", lambda where, revision: told)
+    monkeypatch.setattr(pair, "fetch_weights", lambda *_: pytest.fail("weights were fetched"))
+    with pytest.raises(ValueError, match=r"vocab_size is 41 in its config.json, but model.embed_tokens.weight has 40"):
         load_pair(target="acme/tiny", draft="acme/tiny", target_revision=COMMIT, draft_revision=COMMIT)
 
 

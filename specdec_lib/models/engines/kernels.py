@@ -7,6 +7,7 @@ does not depend on the other rows, so that verification gives the logits of deco
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from specdec_lib.kernels.build import why_no_kernels
 from specdec_lib.models.cache import LayerShape, RaggedStaticCache
 from specdec_lib.models.engines.engine import Engine, Step
-from specdec_lib.models.engines.layers import MATRICES, embedding_scale, read_layers
+from specdec_lib.models.engines.layers import MATRICES, DecoderLayers, embedding_scale, read_layers
 from specdec_lib.models.output_layer import OwnOutput
 
 SHORTEST_PASS = 32  # tokens: a pass over fewer takes about as long
@@ -48,14 +49,27 @@ def places_in(cache: RaggedStaticCache, positions: torch.Tensor, row: int | None
 
 
 class KernelEngine(Engine):
-    """A model on the kernels, with the weights that it has when this object is made."""
+    """A model on the kernels, with the weights that it has when this object is made.
+
+    Args:
+        narrow: positions of every window, in place of its own; for a trial.
+    """
 
     name = "kernels"
 
-    def __init__(self, body: Any, head: Any, feature_layers: tuple[int, ...], context_length: int):
+    def __init__(
+        self,
+        body: Any,
+        head: Any,
+        feature_layers: tuple[int, ...],
+        context_length: int,
+        narrow: int | None = None,
+    ):
         super().__init__(body, head, feature_layers, context_length)
         layers = read_layers(body)
         assert layers is not None, "the kernels cannot compute this model: ask can_compute first"
+        if narrow is not None:
+            layers = self.narrowed(layers, narrow)
         self.layers = layers
         dim = 2 * len(layers.layers[0].frequencies)
         kept = len(layers.layers[0].weights["key"]) // dim, dim
@@ -65,21 +79,31 @@ class KernelEngine(Engine):
         self.output: tuple[torch.Tensor, ...] = (head.weight.data,)  # the rows that make logits; in 8 bits with factors
 
     @staticmethod
+    def narrowed(layers: DecoderLayers, to: int) -> DecoderLayers:
+        """The same with windows of at most so many positions."""
+        return replace(layers, layers=[replace(each, window=min(each.window, to)) for each in layers.layers])
+
+    @staticmethod
     def can_compute(body: Any) -> bool:
         """Whether `body` can be described and is in bfloat16 on the CPU, and this machine has the kernels."""
+        return (
+            KernelEngine.fits(body)
+            and not why_no_kernels()
+            and all(
+                weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and weight.is_contiguous()
+                for weight in body.parameters()
+            )
+        )
+
+    @staticmethod
+    def fits(body: Any) -> bool:
+        """Whether a model of this architecture and these sizes can be described, wherever its weights are."""
         layers = read_layers(body)
         if layers is None:
             return False
-        on_cpu = all(
-            weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and weight.is_contiguous()
-            for weight in body.parameters()
-        )
         first = layers.layers[0]
-        sizes = (
-            *(weight.shape[-1] for weight in first.weights.values() if weight.dim() == 2),
-            2 * len(first.frequencies),
-        )
-        return on_cpu and can_multiply(*sizes) and not why_no_kernels()
+        matrices = (weight.shape[-1] for weight in first.weights.values() if weight.dim() == 2)
+        return can_multiply(*matrices, 2 * len(first.frequencies))
 
     @property
     def matrices(self) -> list[tuple[torch.Tensor, ...]]:

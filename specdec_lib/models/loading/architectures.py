@@ -97,6 +97,20 @@ def _ropes(config: Any) -> list[dict[str, Any]]:
     return [found, *(each for each in found.values() if isinstance(each, dict))]
 
 
+def fix_frequencies(model: Any) -> None:
+    """Let the rotary embedding of dynamic scaling (NTK) keep its frequencies.
+
+    They change past the context only, where no text goes here. To see that it does not, transformers reads the longest
+    position on the host in every pass, which a CUDA graph cannot hold.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if kinds == "dynamic":
+            module.rope_type = "default"
+        elif isinstance(kinds, dict):
+            module.rope_type = {name: "default" if kind == "dynamic" else kind for name, kind in kinds.items()}
+
+
 @contextmanager
 def narrow_windows(config: Any) -> Iterator[None]:
     """Within this block windows have `NARROW` positions, so that a short text reaches past them."""

@@ -18,12 +18,13 @@ from specdec_lib.hardware.catalog import load_models
 from specdec_lib.models import host_memory
 from specdec_lib.models.attention import our_attention, set_attention
 from specdec_lib.models.engines.engine import EagerEngine
-from specdec_lib.models.loading.architectures import auto_class, check_architecture, text_config
+from specdec_lib.models.engines.kernels import KernelEngine
+from specdec_lib.models.loading.architectures import auto_class, check_architecture, text_config, text_model
 from specdec_lib.models.loading.config_checks import check_quantisation, check_rows
 from specdec_lib.models.loading.faithful import FOREIGN, refusing_foreign_code
 from specdec_lib.models.loading.presets import PRESETS, Checkpoint
 from specdec_lib.models.loading.tested_architectures import read_as
-from specdec_lib.models.loading.weights import check_weight_files, fetch_small_files, is_local
+from specdec_lib.models.loading.weights import check_weight_files, fetch_small_files, is_local, shapes_on_hub
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.tensor_parallel import check_heads, loading
 from specdec_lib.models.translation import Translation, translate
@@ -43,9 +44,10 @@ def check_checkpoints(
     """
     configs, tokenizers = [], []
     for checkpoint in checkpoints:
-        shapes = check_weight_files(Path(checkpoint.where)) if is_local(*checkpoint) else {}
+        local = check_weight_files(Path(checkpoint.where)) if is_local(*checkpoint) else None
         configs.append(config := from_hub(transformers.AutoConfig, checkpoint))
         check_quantisation(config, checkpoint.where, device)
+        shapes = shapes_on_hub(*checkpoint) if local is None else local
         check_rows(config, shapes, checkpoint.where)
         check_architecture(config, checkpoint.where)
         tokenizers.append(from_hub(transformers.AutoTokenizer, checkpoint))
@@ -183,6 +185,18 @@ def random_shapes(params: StudyParams) -> list[tuple[str, Any]]:
         what = f"{' and '.join(names)} have vocabularies of {target} and {draft} tokens"
         raise ValueError(f"{what}: choose shapes of one family")
     return shapes
+
+
+def check_eight_bits(configs: Sequence[Any], names: Sequence[str]) -> None:
+    """Refuse models that the kernels do not compute, which alone hold matrices in 8 bits; a ValueError names one."""
+    for config, name in zip(configs, names, strict=True):
+        with torch.device("meta"):
+            body = text_model(auto_class(config).from_config(config, dtype=torch.bfloat16))
+        if not KernelEngine.fits(body):
+            raise ValueError(
+                f"dtype is int8, which only the CPU kernels have, and they do not compute {name} (type "
+                f"{text_config(config).model_type}): give bfloat16, or a model of the last list in docs/models.md"
+            )
 
 
 def check_dense(params: StudyParams) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +25,9 @@ from specdec_lib.models.attention import (
     set_attention,
 )
 from specdec_lib.models.engines.engine import EagerEngine, Engine
+from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.models.engines.row_by_row import RereadingEngine, RowByRowEngine, TokenByTokenEngine
-from specdec_lib.models.loading.architectures import narrow_windows, text_config
+from specdec_lib.models.loading.architectures import NARROW, WINDOWS, field, narrow_windows, text_config
 from specdec_lib.models.loading.tested_architectures import read_as
 
 if TYPE_CHECKING:
@@ -177,13 +178,23 @@ def _close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> b
 
 
 def check_kernels(model: LanguageModel) -> None:
-    """Whether the kernels compute what PyTorch does with the same model."""
-    tokens, eager = some_tokens(model), EagerEngine(model.body, model.head, (), model.context_length)
-    ours, theirs = (
-        engine.logits(engine(tokens, model.new_cache(*tokens.shape)).hidden) for engine in (model.active_engine, eager)
-    )
-    difference = relative_difference(ours, theirs)
-    assert difference < TOLERANCE, f"engine {model.engine} computes another model: off by {difference:.1%}"
+    """Whether the kernels compute what PyTorch does with the same model, past the edges of its windows too.
+
+    A window is narrowed on both sides: one of the config would be longer than the trial's text.
+    """
+    assert isinstance(model.active_engine, KernelEngine)
+    windows = {layer.window for layer in model.active_engine.layers.layers} - {0}
+    stated = {field(text_config(model.model.config), name) for name in WINDOWS}
+    assert windows <= stated, f"engine {model.engine} has windows of {sorted(windows)}, and the config of {stated}"
+    parts = model.body, model.head, (), model.context_length
+    tokens = some_tokens(model)
+    for narrow in (False, True) if windows else (False,):
+        with narrow_windows(model.model.config) if narrow else nullcontext():
+            engines: tuple[Engine, ...] = KernelEngine(*parts, narrow=NARROW if narrow else None), EagerEngine(*parts)
+            ours, theirs = (engine.logits(engine(tokens, model.new_cache(*tokens.shape)).hidden) for engine in engines)
+        difference = relative_difference(ours, theirs)
+        where = " past the edge of its window" if narrow else ""
+        assert difference < TOLERANCE, f"engine {model.engine} computes another model{where}: off by {difference:.1%}"
 
 
 def some_tokens(model: LanguageModel) -> torch.Tensor:  # [1, 64]

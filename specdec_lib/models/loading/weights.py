@@ -7,10 +7,11 @@ import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_safetensors_metadata, snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -60,6 +61,20 @@ def check_weight_files(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
+def shapes_on_hub(where: str, revision: str | None) -> dict[str, list[int]]:
+    """The shape of each tensor of a hub's model, before its files are fetched; none if the hub does not answer.
+
+    From the headers of its files: of its copy in the cache if there is one, or else the hub is asked for these alone.
+    """
+    with suppress(OSError, ValueError):
+        return check_weight_files(_fetch(where, revision, [*SMALL, "*.safetensors"], local_files_only=True))
+    try:
+        files = get_safetensors_metadata(where, revision=revision).files_metadata.values()
+    except Exception:  # noqa: BLE001 - of whatever library; what is fetched later is checked again
+        return {}
+    return {name: tensor.shape for file in files for name, tensor in file.tensors.items()}
+
+
 def is_local(where: str, revision: str | None) -> bool:
     """Whether a folder on this machine is meant. A revision is of the hub: with one, a folder of that name is not."""
     return revision is None and Path(where).is_dir()
@@ -78,13 +93,14 @@ def fetch_small_files(where: str, revision: str | None) -> Path:
     return _fetch(where, revision, SMALL)
 
 
-def _fetch(where: str, revision: str | None, patterns: list[str]) -> Path:
+def _fetch(where: str, revision: str | None, patterns: list[str], **options: Any) -> Path:
     path = Path(where)
     if is_local(where, revision):
         return path
     if path.is_absolute() or where.startswith("."):
         raise ValueError(f"{where} {f'has no revision {revision}' if path.is_dir() else 'is no folder'}")
-    return Path(snapshot_download(where, revision=revision, allow_patterns=patterns, ignore_patterns=DUPLICATES))
+    options |= {"allow_patterns": patterns, "ignore_patterns": DUPLICATES}
+    return Path(str(snapshot_download(where, revision=revision, **options)))
 
 
 def weight_files(
