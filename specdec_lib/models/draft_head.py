@@ -36,8 +36,10 @@ class DraftHead(nn.Module):
         scored_ids: `[scored]`, the target's tokens that `scores` is about; all others are never drafted.
         embeddings: `[V, H]`, of the tokens that it reads: the target's, or its own.
         output_rows: `[scored, H]`, of the output layer: the target's, or its own.
+        parallel: whether drafted positions read the pairs of `masked`, and not the tokens drafted before them.
     """
 
+    parallel = False
     scored_ids: torch.Tensor
     embeddings: torch.Tensor
     output_rows: torch.Tensor
@@ -78,6 +80,10 @@ class DraftHead(nn.Module):
 
         `scores` reads the result `[B, m, H]`, which is also the state of the next drafted position.
         """
+        raise NotImplementedError
+
+    def masked(self, batch_size: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens `[B, n]` and states `[B, n, H]` for drafted positions, of a parallel head."""
         raise NotImplementedError
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:

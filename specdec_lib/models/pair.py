@@ -30,11 +30,11 @@ from specdec_lib.models.loading.checkpoints import (
 )
 from specdec_lib.models.loading.config_checks import check_rows, how_to_extend
 from specdec_lib.models.loading.embedded import embedded_target
-from specdec_lib.models.loading.gguf_files import SUFFIX, dense_checkpoint, precision_of
-from specdec_lib.models.loading.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights, names_of
+from specdec_lib.models.loading.gguf_files import opened
+from specdec_lib.models.loading.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights
 from specdec_lib.models.loading.weights import CONFIG, check_weight_files, fetch_weights, read_draft, weight_files
 from specdec_lib.models.plain_draft import load_plain_draft
-from specdec_lib.models.published.config import is_published_head
+from specdec_lib.models.published.config import split_head
 from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.models.tensor_parallel import check_devices, check_processes
@@ -104,8 +104,8 @@ def load_pair(
     """Load a preset by `name`, or two Hugging Face causal LMs by path or hub id. The toy is always float32.
 
     A path is that of a folder, or of a GGUF file, whose weights are dequantised to bfloat16 once. The draft may be a
-    published draft head too: EAGLE-3, in either of its layouts. On a CPU, PyTorch gets no more threads than this
-    process may use CPUs.
+    published draft head too (EAGLE-3, P-EAGLE, MTP), or "mtp" for the layer in the target's own checkpoint. On a CPU,
+    PyTorch gets no more threads than this process may use CPUs.
 
     Args:
         dtype: of weights and activations. "int8" keeps every matrix of target and draft model in 8 bits with a factor
@@ -194,15 +194,15 @@ def check_study_pair(params: StudyParams) -> tuple[transformers.PreTrainedTokeni
         checkpoints = [Checkpoint(str(embedded_target()))]
     else:
         models = (params.target, params.draft, params.target_revision, params.draft_revision)
-        checkpoints, _ = _opened(checkpoints_of(params.pair, *models))
-    head = _split_head(checkpoints)
+        checkpoints, _ = opened(checkpoints_of(params.pair, *models))
+    head = split_head(checkpoints)
     tokenizer, configs, _ = check_checkpoints(checkpoints, params.tensor_parallel, params.device)
     if params.dtype == INT8:
         check_eight_bits(configs, [where for where, _ in checkpoints])
     if head is not None:
         from specdec_lib.models.published.load import check_head  # which imports models of transformers
 
-        check_head(head, configs[0], checkpoints[0].where, params.tensor_parallel)
+        check_head(head, checkpoints[0], configs[0], params.tensor_parallel)
     shorter = min(configs, key=context_length)
     return tokenizer, context_length(shorter), how_to_extend(shorter)
 
@@ -256,8 +256,8 @@ def _checkpoint_pair(
 ) -> Pair:
     if tensor_parallel > 1:
         check_processes(tensor_parallel, device)
-    checkpoints, names = _opened(checkpoints)
-    head_at = _split_head(checkpoints)
+    checkpoints, names = opened(checkpoints)
+    head_at = split_head(checkpoints)
     tokenizer, loaded, translation = check_checkpoints(checkpoints, tensor_parallel, device)
     if dtype == INT8:
         check_eight_bits(loaded, names[: len(loaded)])
@@ -265,7 +265,7 @@ def _checkpoint_pair(
     if head_at is not None:
         from specdec_lib.models.published.load import fetch_head
 
-        head = fetch_head(head_at, loaded[0], checkpoints[0].where, tensor_parallel)
+        head = fetch_head(head_at, checkpoints[0], loaded[0], tensor_parallel)
     warn_if_useless(translation, checkpoints[-1].where)
     compiled = compiled and tensor_parallel == 1  # messages between processes can be neither compiled nor captured
     files: dict[str, str] = {}
@@ -286,27 +286,13 @@ def _checkpoint_pair(
     draft: LanguageModel | DraftHead
     if head is not None:
         draft = head.load(target)
-        files |= weight_files(head.config.where, head.folder)
-        configs.update((head.folder / CONFIG).read_bytes())
+        if head.folder != folder:  # which an own layer of the target is in
+            files |= weight_files(head.config.where, head.folder)
+            configs.update((head.folder / CONFIG).read_bytes())
     else:
         draft = drafts[0]
         draft.translation = translation and translation.to(draft.device)
     return Pair(name, target, draft, tokenizer, names[0], names[1], files, configs.hexdigest())
-
-
-def _split_head(checkpoints: list[Checkpoint]) -> Checkpoint | None:
-    """Take the draft off the end of a list of checkpoints if it is a published head."""
-    return checkpoints.pop() if len(checkpoints) > 1 and is_published_head(checkpoints[-1]) else None
-
-
-def _opened(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
-    """The checkpoints, with a folder for each GGUF file, and what rows call them: with the precision of such a file."""
-    opened, names = list(checkpoints), names_of(checkpoints)
-    for place, (where, revision) in enumerate(checkpoints):
-        if revision is None and where.endswith(SUFFIX):
-            folder = dense_checkpoint(Path(where))
-            opened[place], names[place] = Checkpoint(str(folder)), f"{names[place]} ({precision_of(folder)})"
-    return opened, names
 
 
 def _listed(tokens: int | Sequence[int] | None) -> Sequence[int]:

@@ -18,7 +18,7 @@ from specdec_lib.models.published.load import fetch_head
 from specdec_lib.models.runner import LanguageModel
 
 RECORDED = Path(__file__).parent.parent / "support" / "recorded_heads"
-HEADS = sorted(folder.name for folder in RECORDED.iterdir() if folder.is_dir())
+HEADS = ["eagle3", "peagle", "mtp"]
 TEXTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6, 5, 3, 5, 8, 9, 7, 9])]
 FILTERS = {1: SamplingConfig(1.3, top_k=3), 2: SamplingConfig(0.7, top_k=2, top_p=0.9)}  # by gamma
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 def precise_pair(folder, name):
     """Target and head in float64, so that a law has no rounding."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation=our_attention())
-    head = fetch_head(Checkpoint(str(RECORDED / name)), model.config, folder)
+    head = fetch_head(Checkpoint(str(RECORDED / name)), Checkpoint(folder), model.config)
     target = LanguageModel(model, "tiny", head.config.feature_layers)
     return target, head.load(target)
 

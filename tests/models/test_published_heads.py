@@ -11,9 +11,11 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from specdec_lib import ModelProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
 from specdec_lib.models import pair as pair_module
+from specdec_lib.models.loading.presets import Checkpoint
 from specdec_lib.models.published.load import check_head
 from specdec_lib.models.shape import ModelShape
 from specdec_lib.peers.ways import same_draft_pair
@@ -63,12 +65,13 @@ def step_by_step(head, recorded, anchor, steps):
     """The logits after the first `anchor` + 1 pairs, and after each of `steps` - 1 drafted positions."""
     tokens, states = recorded["tokens"], recorded["states"]
     cache = head.new_cache(1, 32)
-    features = torch.cat(
-        [states, states.new_full((1, states.shape[1], 16), torch.nan)], dim=2
-    )  # the last state: unread
+    unread = states.new_full((1, states.shape[1], 16), torch.nan)  # the target's last state, which only MTP reads
+    features = torch.cat([states, unread], dim=2) if head.feature_layers else states
     hidden = head.forward(tokens[:, : anchor + 1], head.fuse(features[:, : anchor + 1]), cache)[:, -1:]
     cache.commit(anchor + 1, at_most=anchor + 1)
     logits = [head.scores(hidden)[0, 0]]
+    if head.parallel:
+        return logits + list(head.scores(head.forward(*head.masked(1, steps - 1), cache))[0])
     for step in range(1, steps):
         hidden = head.forward(tokens[:, anchor + step : anchor + step + 1], hidden, cache)
         cache.commit(1, at_most=1)
@@ -81,8 +84,10 @@ def test_logits_are_those_of_speculators_step_by_step(name, target):
     """Ours read pair after pair; theirs are unrolled over all positions at once, as in training."""
     recorded = load_file(RECORDED / f"{name}.safetensors")
     head = load(target, RECORDED / name).draft
+    for rows in {"embeddings", "output_rows"} & recorded.keys():  # of a head without any, the target's
+        setattr(head, rows, recorded[rows])
     for anchor in (0, 4, 9):
-        for step, ours in enumerate(step_by_step(head, recorded, anchor, steps=3)):
+        for step, ours in enumerate(step_by_step(head, recorded, anchor, steps=1 if "mtp" in name else 3)):
             torch.testing.assert_close(ours, recorded[f"logits.{step}"][0, anchor], rtol=1e-5, atol=1e-5)
 
 
@@ -141,6 +146,46 @@ def test_a_head_made_for_another_target_is_noticed(target, head, caplog):
     assert "was made for somebody/other-target" in caplog.text
 
 
+def qwen_name(name):
+    """As a checkpoint of Qwen3.5 calls a tensor of a layer that `speculators` saved."""
+    part = name.removeprefix("mtp_layers.0.").removesuffix(".weight")
+    names = {"input_proj": "fc", "final_layernorm": "norm", "token_layernorm": "pre_fc_norm_embedding"}
+    names |= {"hidden_layernorm": "pre_fc_norm_hidden"}
+    return f"mtp.{names.get(part, f'layers.0.{part}')}.weight"
+
+
+def write_qwen(folder):
+    """A tiny Qwen3.5 of 4 layers, with a layer for multi-token prediction in its own files; returns the folder."""
+    write_checkpoint(folder)  # for its tokenizer
+    config = json.loads((RECORDED / "mtp-gated" / "config.json").read_text())["transformer_layer_config"]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Qwen3_5ForCausalLM(Qwen3_5TextConfig(**config)).save_pretrained(folder)
+    layer = load_file(RECORDED / "mtp-gated" / "model.safetensors")
+    layer = {qwen_name(name): tensor for name, tensor in layer.items() if name.startswith("mtp_layers.")}
+    change_tensors(folder, lambda tensors: tensors | layer)
+    return folder
+
+
+def test_a_layer_in_the_target_s_own_checkpoint_drafts(tmp_path):
+    folder = write_qwen(tmp_path / "qwen")
+    pair, separate = load(folder, "mtp"), load(folder, RECORDED / "mtp-gated")
+    assert (pair.draft_id, pair.files) == ("mtp", {k: v for k, v in separate.files.items() if k.startswith("qwen")})
+    greedy = {"max_new_tokens": 12, "sampling": SamplingConfig(temperature=0)}
+    expected = autoregressive_decode(pair.target, PROMPTS, **greedy).tokens
+    for each in (pair, separate):
+        found = speculative_decode(each.target, ModelProposer(each.draft), PROMPTS, num_draft_tokens=3, **greedy)
+        assert [row.tolist() for row in found.tokens] == [row.tolist() for row in expected]
+    ours, theirs = pair.draft.state_dict(), separate.draft.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_target_without_such_a_layer_is_refused(target, tmp_path):
+    with pytest.raises(ValueError, match=r"mtp lacks layers.0.final_layernorm.weight, .*: its files do not fit"):
+        load(target, "mtp")
+
+
 def smaller(name, size=8):
     return lambda tensors: tensors | {name: tensors[name][:size].clone()}
 
@@ -148,11 +193,11 @@ def smaller(name, size=8):
 REFUSED = {
     "another kind": (
         lambda head: change_config(head, speculators_model_type="xpress"),
-        r"head is a draft head of the kind 'xpress': served are EAGLE-3 heads",
+        r"head is a draft head of the kind 'xpress': served are eagle3, peagle, mtp in the",
     ),
     "medusa": (
         lambda head: (head / "config.json").write_text('{"medusa_num_heads": 4}'),
-        "of the kind 'medusa': served are EAGLE-3 heads",
+        "of the kind 'medusa': served are eagle3, peagle, mtp in the",
     ),
     "another width": (
         lambda head: change_config(head, target_hidden_size=32),
@@ -162,9 +207,13 @@ REFUSED = {
         lambda head: change_config(head, eagle_aux_hidden_state_layer_ids=[1, 2, 6]),
         r"reads the inputs of layers \[1, 2, 6\] of a target with 6: choose a head that reads those of layers 1 to 5",
     ),
+    "no mask token": (
+        lambda head: change_config(head, speculators_model_type="peagle"),
+        "mask_token_id is None in its config.json: write there the id, below 40",
+    ),
     "other layers": (
         lambda head: change_config(head, transformer_layer_config={"model_type": "gemma3_text"}),
-        "decoder layers of type 'gemma3_text': choose a head with llama or qwen3 layers",
+        "decoder layers of type 'gemma3_text': choose a head with layers of llama, qwen3, qwen3_5_text",
     ),
     "a missing tensor": (
         lambda head: change_tensors(head, lambda tensors: {n: t for n, t in tensors.items() if n != "fc.weight"}),
@@ -208,7 +257,7 @@ def test_what_cannot_draft_is_refused_in_one_line_before_weights_are_read(break_
 
 def test_a_head_needs_its_target_on_one_device(target, head):
     with pytest.raises(ValueError, match="tensor_parallel is 2: a draft head needs the target on one device, give 1"):
-        check_head(pair_module.Checkpoint(str(head)), None, target, tensor_parallel=2)
+        check_head(Checkpoint(str(head)), Checkpoint(target), None, tensor_parallel=2)
 
 
 def test_no_peer_is_compared_with_a_head(target, head):

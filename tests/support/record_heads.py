@@ -5,7 +5,9 @@ Run by hand, in an environment of its own, as its pins differ from ours:
 
 Next to each folder is a file of what was recorded: tokens `[1, T]` and states `[1, T, F]` of
 pairs, and the logits `[1, T, scored]` of each step of its unrolled forward. At step j the output at index t is that of
-the token at t + j, after t + 1 pairs with the target's states and j drafted positions.
+the token at t + j, after t + 1 pairs with the target's states and j drafted positions. Of `mtp` there is one step, as
+its training lets later steps attend to outputs of the same step, where decoding has those of the step before. Where the
+head has its target's token rows, these are recorded too.
 """
 
 import sys
@@ -14,9 +16,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from speculators import SpeculatorModel, SpeculatorsConfig, VerifierConfig
+from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
+from speculators.models.mtp import MTPSpeculatorConfig
+from speculators.models.peagle import PEagleSpeculatorConfig, core
 from speculators.proposals.greedy import GreedyTokenProposalConfig
-from transformers import LlamaConfig, Qwen3Config
+from transformers import LlamaConfig, Qwen3_5TextConfig, Qwen3Config
 
 HERE = Path(__file__).parent / "recorded_heads"
 SIZES = {
@@ -50,6 +55,23 @@ def eagle3(layers, draft_vocab_size, **flags):
     )
 
 
+def peagle(layers, draft_vocab_size, **flags):
+    layers._attn_implementation = "eager"
+    return PEagleSpeculatorConfig(
+        transformer_layer_config=layers,
+        draft_vocab_size=draft_vocab_size,
+        eagle_aux_hidden_state_layer_ids=FEATURE_LAYERS,
+        speculators_config=training("peagle"),
+        mask_token_id=39,
+        **flags,
+    )
+
+
+def mtp(layers):
+    layers._attn_implementation = "eager"
+    return MTPSpeculatorConfig(transformer_layer_config=layers, speculators_config=training("mtp"))
+
+
 HEADS = {
     "eagle3": eagle3(LlamaConfig(**SIZES), REDUCED),
     "eagle3-norm-before-residual": eagle3(
@@ -61,6 +83,9 @@ HEADS = {
         norm_before_residual=True,
         norm_before_fc=True,
     ),
+    "peagle": peagle(LlamaConfig(**SIZES | {"num_hidden_layers": 2}), REDUCED, norm_before_residual=True, fc_norm=True),
+    "mtp": mtp(Qwen3Config(**SIZES)),
+    "mtp-gated": mtp(Qwen3_5TextConfig(**SIZES | {"num_hidden_layers": 4, "pad_token_id": None})),
 }
 
 
@@ -75,21 +100,44 @@ def fill(model, generator):
         model.t2d.fill_(False)[kept] = True
 
 
+def run(kind, model, states, tokens):
+    """Its forward as in training, which hands the logits to the hook."""
+    if kind == "mtp":  # it shifts tokens itself, and leaves out the last steps + 1 positions
+        text = torch.cat([tokens[:, :1], tokens, tokens[:, :1].expand(-1, STEPS)], dim=1)
+        more = torch.zeros(1, STEPS + 1, states.shape[2])
+        return model(text, torch.cat([states, more], dim=1))
+    documents = torch.zeros(1, TOKENS, dtype=torch.int64)
+    if kind == "peagle":  # every depth of every position, where training draws some
+        depths = [torch.full((TOKENS - depth,), depth) for depth in range(STEPS)]
+        anchors = [torch.arange(len(depth)) for depth in depths]
+        core.generate_cod_sample_indices = lambda **options: (torch.cat(anchors), torch.cat(depths))
+        last = states[:, :, : SIZES["hidden_size"]]
+        loss = resolve_loss_config("kl_div", "eager")
+        return model(states, tokens, documents, verifier_last_hidden_states=last, loss_config=loss, num_depths=STEPS)
+    return model(states, tokens, documents, position_ids=torch.arange(TOKENS)[None], ttt_steps=STEPS)
+
+
 def record(name, config):
     generator = torch.Generator().manual_seed(len(name))
     model = SpeculatorModel.registry[config.speculators_model_type](config).eval().float()
     fill(model, generator)
     tokens = torch.randint(SIZES["vocab_size"], (1, TOKENS), generator=generator)
-    states = torch.randn(1, TOKENS, len(FEATURE_LAYERS) * SIZES["hidden_size"], generator=generator)
+    width = SIZES["hidden_size"] * (1 if config.speculators_model_type == "mtp" else len(FEATURE_LAYERS))
+    states = torch.randn(1, TOKENS, width, generator=generator)
     found = []
     model.lm_head.register_forward_hook(lambda module, args, output: found.append(output.detach().clone()))
     with torch.no_grad():
-        documents = torch.zeros(1, TOKENS, dtype=torch.int64)
-        positions = torch.arange(TOKENS)[None]
-        model(states, tokens, documents, position_ids=positions, ttt_steps=STEPS)
+        run(config.speculators_model_type, model, states, tokens)
     model.save_pretrained(HERE / name)
     (HERE / name / "config.py").unlink()  # a copy of the package's code
-    recorded = {"tokens": tokens, "states": states} | {f"logits.{step}": each for step, each in enumerate(found)}
+    if config.speculators_model_type == "peagle":
+        found = [torch.nn.functional.pad(each, (0, 0, 0, step)) for step, each in enumerate(
+            found[0].split([TOKENS - step for step in range(STEPS)], dim=1)
+        )]  # fmt: skip
+    steps = found[:1] if config.speculators_model_type == "mtp" else found
+    recorded = {"tokens": tokens, "states": states} | {f"logits.{step}": each for step, each in enumerate(steps)}
+    if config.speculators_model_type == "mtp":
+        recorded |= {"embeddings": model.embed_tokens.weight.data, "output_rows": model.lm_head.weight.data}
     save_file(recorded, HERE / f"{name}.safetensors")
 
 

@@ -15,7 +15,11 @@ from specdec_lib.models.draft_head import DraftHead
 
 
 def start_head(head: DraftHead, call: Call) -> Drafting:
-    """Drafting with `head` in a call: token by token, or all tokens in one call of the C++ kernels."""
+    """Drafting with `head` in a call: token by token, in one pass, or in one call of the C++ kernels."""
+    if head.parallel:
+        from specdec_lib.decoding.proposers.parallel_head import ParallelHeadDrafting  # a subclass of what is here
+
+        return ParallelHeadDrafting(head, call)
     plain = (call.sampling.top_k, call.sampling.top_p) == (0, 1) and not call.length.looks_at_logits
     one_call = call.ops.drafts_in_one_call and head.fused is not None and plain
     return OneCallHeadDrafting(head, call) if one_call else HeadDrafting(head, call)
@@ -39,8 +43,7 @@ class HeadDrafting(Drafting):
         probs = [torch.empty(rows.batch_size, 0, len(self.head.scored_ids), device=hidden.device)]
         for position in range(num_draft_tokens):
             if position > 0:
-                hidden = self.head.forward(tokens[-1], hidden, self.cache)
-                self.cache.commit(1, at_most=1)
+                hidden = self._next_hidden(position, tokens[-1], hidden)
             logits = self.head.scores(hidden[:, 0])  # [B, scored]
             if self.length.ends_before(logits):
                 break
@@ -51,6 +54,12 @@ class HeadDrafting(Drafting):
         scored = torch.cat(probs, dim=1)
         everywhere = scored.new_zeros(*scored.shape[:2], self.head.vocab_size)
         return torch.cat(tokens, dim=1), everywhere.index_copy_(2, self.head.scored_ids, scored)
+
+    def _next_hidden(self, position: int, token: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:  # [B, 1, H]
+        """What the head makes of the drafted `token` `[B, 1]` and its own output `hidden` before it."""
+        hidden = self.head.forward(token, hidden, self.cache)
+        self.cache.commit(1, at_most=1)
+        return hidden
 
     def _read_verified(self, rows: Rows) -> torch.Tensor:  # [B, 1, hidden_size], at each row's last token
         """Read the pairs of the tokens that the last step emitted."""

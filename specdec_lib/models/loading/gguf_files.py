@@ -12,7 +12,7 @@ import logging
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import transformers
 from specdec_lib.config import cache_folder
 from specdec_lib.models.loading.architectures import check_architecture
 from specdec_lib.models.loading.checkpoints import check_tensors
+from specdec_lib.models.loading.presets import Checkpoint, names_of
 from specdec_lib.models.loading.weights import sha256
 
 SUFFIX = ".gguf"
@@ -140,3 +141,13 @@ def _unread_settings(metadata: Mapping[str, Any], config: Any) -> Iterator[str]:
             continue
         if value not in NEUTRAL and getattr(config, name.rpartition(".")[2], None) != value:
             yield f"{key} = {value}"
+
+
+def opened(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """The checkpoints, with a folder for each GGUF file, and what rows call them: with the precision of such a file."""
+    found, names = list(checkpoints), names_of(checkpoints)
+    for place, (where, revision) in enumerate(checkpoints):
+        if revision is None and where.endswith(SUFFIX):
+            folder = dense_checkpoint(Path(where))
+            found[place], names[place] = Checkpoint(str(folder)), f"{names[place]} ({precision_of(folder)})"
+    return found, names

@@ -17,9 +17,11 @@ from specdec_lib.models.loading.weights import CONFIG, fetch_small_files
 
 SPECULATORS = "speculators_model_type"  # the key of a config.json in the format of the package `speculators`
 MARKS = (SPECULATORS, "draft_vocab_size", "dflash_config", "eagle_config", "medusa_num_heads")
-LAYERS = ("llama", "qwen3")  # types of decoder layers
+LAYERS = ("llama", "qwen3", "qwen3_5_text")  # types of decoder layers
+NATIVE = "mtp"  # given as a draft: the layer for multi-token prediction in the target's own checkpoint
 ANGLES = ("default", "linear", "llama3", "yarn")  # rotary embeddings whose angles do not change with the text's length
-SERVED = "served are EAGLE-3 heads, in the format of speculators or with fc, midlayer and d2t"
+KINDS = ("eagle3", "peagle", "mtp")
+SERVED = f"served are {', '.join(KINDS)} in the format of speculators, and EAGLE-3 with fc, midlayer and d2t"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class PublishedConfig:
 
     Attributes:
         where: the head's folder or hub id.
+        kind: as `speculators` names it.
         layers: the configuration of its decoder layers.
         feature_layers: layers of the target whose outputs it reads, in the order in which it joins them.
         num_scored: tokens of its output layer.
@@ -36,9 +39,11 @@ class PublishedConfig:
         norm_before_fc, fc_norm: whether the target's states are normalised, all together or layer by layer.
         norm_output: whether the state of the next position is normalised.
         verifier: the target that it was made for, if it says so.
+        mask_token_id: of P-EAGLE, the token that drafted positions read.
     """
 
     where: str
+    kind: str
     layers: PretrainedConfig
     feature_layers: tuple[int, ...]
     num_scored: int
@@ -49,10 +54,13 @@ class PublishedConfig:
     fc_norm: bool = False
     norm_output: bool = False
     verifier: str | None = None
+    mask_token_id: int = 0
 
 
 def is_published_head(checkpoint: Checkpoint) -> bool:
-    """Whether its config.json is that of a draft head, and not that of a language model."""
+    """Whether its config.json is that of a draft head, and not that of a language model; or it is `NATIVE`."""
+    if checkpoint.where == NATIVE:
+        return True
     with refusing(checkpoint.where):
         path = fetch_small_files(*checkpoint) / CONFIG
     if not path.is_file():
@@ -62,22 +70,34 @@ def is_published_head(checkpoint: Checkpoint) -> bool:
     return any(mark in said for mark in MARKS) or any("eagle" in str(each).lower() for each in architectures)
 
 
+def split_head(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """Take the draft off the end of a list of checkpoints if it is a published head."""
+    return checkpoints.pop() if len(checkpoints) > 1 and is_published_head(checkpoints[-1]) else None
+
+
 def read_config(checkpoint: Checkpoint, target: Any) -> PublishedConfig:
     """What the head at `checkpoint` says, made for a target with this Hugging Face config.
 
     Raises:
         ValueError: an unknown layout, or a head for a target of other sizes; one line with the remedy.
     """
-    where = checkpoint.where
-    said = json.loads((fetch_small_files(*checkpoint) / CONFIG).read_text(encoding="utf-8"))
-    _check_layout(said, where)
-    nested = said.get("transformer_layer_config")
-    layers = _layers(nested or said, where, 1 if nested is None else None)
-    target = text_config(target)
+    where, target = checkpoint.where, text_config(target)
+    if where == NATIVE:
+        said: dict[str, Any] = {SPECULATORS: NATIVE, "transformer_layer_config": target.to_dict()}
+    else:
+        said = json.loads((fetch_small_files(*checkpoint) / CONFIG).read_text(encoding="utf-8"))
+    kind = _kind(said, where)
+    layers = _layers(said.get("transformer_layer_config") or said, where)
+    if kind == NATIVE or "transformer_layer_config" not in said:  # the number is the target's
+        layers.num_hidden_layers = 1
+        layers.layer_types = ["full_attention"]
+    if "sliding_attention" in (getattr(layers, "layer_types", None) or []):
+        raise ValueError(f"{where} has layers that see a sliding window: choose a head whose layers see the whole text")
     config = PublishedConfig(
         where=where,
+        kind=kind,
         layers=layers,
-        feature_layers=_feature_layers(said, target.num_hidden_layers, where),
+        feature_layers=() if kind == NATIVE else _feature_layers(said, target.num_hidden_layers, where),
         num_scored=said.get("draft_vocab_size") or layers.vocab_size,
         target_hidden_size=target.hidden_size,
         target_vocab_size=target.vocab_size,
@@ -86,37 +106,36 @@ def read_config(checkpoint: Checkpoint, target: Any) -> PublishedConfig:
         fc_norm=said.get("fc_norm") or False,
         norm_output=said.get("norm_output") or False,
         verifier=_verifier(said),
+        mask_token_id=_mask_token(said, layers.vocab_size, where) if kind == "peagle" else 0,
     )
     _check_sizes(config, said.get("target_hidden_size") or layers.hidden_size)
     return config
 
 
-def _check_layout(said: Mapping[str, Any], where: str) -> None:
-    """Refuse every layout but that of EAGLE-3, by its name."""
+def _kind(said: Mapping[str, Any], where: str) -> str:
+    """The kind of a head; ValueError with its name if it is not served."""
     kind = said.get(SPECULATORS)
     if kind is None:
         kind = "medusa" if "medusa_num_heads" in said else "dflash" if "dflash_config" in said else "eagle3"
-    if kind != "eagle3":
+    if kind not in KINDS:
         raise ValueError(f"{where} is a draft head of the kind {kind!r}: {SERVED}; choose one of these")
+    return str(kind)
 
 
-def _layers(said: Mapping[str, Any], where: str, num_layers: int | None) -> PretrainedConfig:
-    """The configuration of the decoder layers, of which there are `num_layers`, if given, whatever the file says."""
+def _layers(said: Mapping[str, Any], where: str) -> PretrainedConfig:
+    """The configuration of the decoder layers."""
     kind = said.get("model_type", "llama")
     if kind not in LAYERS:
         raise ValueError(
-            f"{where} has decoder layers of type {kind!r}: choose a head with {' or '.join(LAYERS)} layers"
+            f"{where} has decoder layers of type {kind!r}: choose a head with layers of {', '.join(LAYERS)}"
         )
     config = AutoConfig.for_model(**{**said, "model_type": kind})
-    config.num_hidden_layers = num_layers or config.num_hidden_layers
     config._attn_implementation = our_attention()
     angles = (config.rope_parameters or {}).get("rope_type", "default")
     if angles not in ANGLES:
         raise ValueError(
             f"{where} has rotary embeddings of type {angles!r}: choose a head with one of {', '.join(ANGLES)}"
         )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-        raise ValueError(f"{where} has layers that see a sliding window: choose a head whose layers see the whole text")
     return config
 
 
@@ -131,6 +150,16 @@ def _feature_layers(said: Mapping[str, Any], num_layers: int, where: str) -> tup
             f"of layers 1 to {num_layers - 1}, each once, in rising order"
         )
     return tuple(each - 1 for each in ids)
+
+
+def _mask_token(said: Mapping[str, Any], vocab_size: int, where: str) -> int:
+    token = said.get("mask_token_id")
+    if not isinstance(token, int) or not 0 <= token < vocab_size:
+        raise ValueError(
+            f"{where}: mask_token_id is {token} in its config.json: write there the id, below {vocab_size}, of the "
+            "token that the head was trained with"
+        )
+    return token
 
 
 def _verifier(said: Mapping[str, Any]) -> str | None:

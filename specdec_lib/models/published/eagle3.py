@@ -24,6 +24,7 @@ class Eagle3Head(PublishedHead):
         super().__init__(config)
         self.features = len(config.feature_layers), config.target_hidden_size
         width, hidden = self.features[0] * self.features[1], config.layers.hidden_size
+        self.norm = self.new_norm(hidden)
         self.fc = nn.Linear(width, hidden, bias=False)
         self.input_norm = self.new_norm(width) if config.norm_before_fc else None
         norms = [self.new_norm(config.target_hidden_size) for _ in range(config.fc_norm * self.features[0])]
@@ -48,12 +49,7 @@ class Eagle3Head(PublishedHead):
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, state: torch.Tensor, cache: RaggedStaticCache) -> torch.Tensor:
-        cache.place(tokens.shape[1])
-        given = {
-            "attention_mask": cache.attention_mask(self.dtype),
-            "position_embeddings": self.rotary_angles(state, cache),
-            "past_key_values": cache,
-        }
+        given = self.attending(state, cache)
         hidden = self._first_layer(embedding(tokens, self.embeddings), state, given)
         for layer in self.layers[1:]:
             hidden = layer(hidden, **given)
@@ -61,7 +57,7 @@ class Eagle3Head(PublishedHead):
 
     @torch.inference_mode()
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        return linear(hidden, self.output_rows) if self.config.norm_output else super().scores(hidden)
+        return linear(hidden if self.config.norm_output else self.norm(hidden), self.output_rows)
 
     def _first_layer(self, embedded: torch.Tensor, state: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
         """`embedded` and `state` `[B, m, H]` to the output of the first layer `[B, m, H]`."""

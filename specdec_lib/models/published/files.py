@@ -8,32 +8,50 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from specdec_lib.models.loading.weights import PICKLED, check_weight_files
 from specdec_lib.models.published.config import PublishedConfig
 from specdec_lib.models.published.head import TOKEN_ROWS, PublishedHead
 
-RENAMED = {"midlayer.": "layers.0."}  # by the older layout's names
+RENAMED = {  # by the names of older layouts, and of layers in the target's own checkpoint
+    "midlayer.": "layers.0.",
+    "mtp_layers.": "layers.",
+    "mtp.layers.": "layers.",
+    "mtp.fc.": "layers.0.input_proj.",
+    "mtp.norm.": "layers.0.final_layernorm.",
+    "mtp.pre_fc_norm_embedding.": "layers.0.token_layernorm.",
+    "mtp.pre_fc_norm_hidden.": "layers.0.hidden_layernorm.",
+}
+OWN = "mtp."  # begins the names of such layers
 UNUSED = ("verifier_lm_head.", "verifier_norm.", "rotary_emb.", "t2d")  # of training
 MAPPING = "d2t"  # target id = draft id + d2t[draft id]
 
 
-def read_shapes(folder: Path) -> dict[str, torch.Size]:
-    """The shape of each tensor in a head's folder, by today's names; ValueError for a damaged file."""
+def read_shapes(folder: Path, kept: str = "") -> dict[str, torch.Size]:
+    """The shape of each tensor in a head's folder, by today's names; ValueError for a damaged file.
+
+    Args:
+        kept: how names begin; all others are those of another model in the same files.
+    """
     if pickled := _pickled(folder):
         found = {name: tensor.shape for name, tensor in pickled.items()}
     else:
         found = {name: torch.Size(shape) for name, shape in check_weight_files(folder).items()}
-    return {_name(name): shape for name, shape in found.items() if not name.startswith(UNUSED)}
+    return {_name(name): shape for name, shape in found.items() if _is_used(name, kept)}
 
 
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path, kept: str = "") -> dict[str, torch.Tensor]:
     """The tensors themselves."""
     found = _pickled(folder)
     for path in folder.glob("*.safetensors"):
-        found |= load_file(path)
-    return {_name(name): tensor for name, tensor in found.items() if not name.startswith(UNUSED)}
+        with safe_open(path, framework="pt") as tensors:
+            names = [name for name in tensors.keys() if _is_used(name, kept)]  # noqa: SIM118
+            found |= {name: tensors.get_tensor(name) for name in names}
+    return {_name(name): tensor for name, tensor in found.items() if _is_used(name, kept)}
+
+
+def _is_used(name: str, kept: str) -> bool:
+    return name.startswith(kept) and not name.startswith(UNUSED)
 
 
 def read_mapping(folder: Path) -> torch.Tensor | None:  # [scored]

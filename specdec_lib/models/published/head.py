@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
+from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen3_5
 
 from specdec_lib.models import host_memory
 from specdec_lib.models.cache import RaggedStaticCache
@@ -30,6 +30,7 @@ class Parts(NamedTuple):
 PARTS = {
     "llama": Parts(llama.LlamaDecoderLayer, llama.LlamaRMSNorm, llama.LlamaRotaryEmbedding),
     "qwen3": Parts(qwen3.Qwen3DecoderLayer, qwen3.Qwen3RMSNorm, qwen3.Qwen3RotaryEmbedding),
+    "qwen3_5_text": Parts(qwen3_5.Qwen3_5DecoderLayer, qwen3_5.Qwen3_5RMSNorm, qwen3_5.Qwen3_5TextRotaryEmbedding),
 }
 TOKEN_ROWS = ("embed_tokens.weight", "lm_head.weight")  # the target's where a head has none
 
@@ -43,7 +44,6 @@ class PublishedHead(DraftHead):
         super().__init__(config.where, sizes, config.target_vocab_size, layers.hidden_size, config.feature_layers)
         self.config, self.parts = config, PARTS[layers.model_type]
         self.layers = nn.ModuleList(self.parts.layer(layers, index) for index in range(layers.num_hidden_layers))
-        self.norm = self.new_norm(layers.hidden_size)
 
     def new_norm(self, width: int) -> nn.Module:
         norm: nn.Module = self.parts.norm(width, eps=self.config.layers.rms_norm_eps)
@@ -69,10 +69,11 @@ class PublishedHead(DraftHead):
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
 
-    def rotary_angles(self, x: torch.Tensor, cache: RaggedStaticCache) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines `[B, m, D]` of the placed positions, in the type of `x`."""
-        angles: tuple[torch.Tensor, torch.Tensor] = self.rotary(x, position_ids=cache.get_query_offset())
-        return angles
-
-    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        return linear(self.norm(hidden), self.output_rows)
+    def attending(self, x: torch.Tensor, cache: RaggedStaticCache) -> dict[str, Any]:
+        """What a layer needs to attend from `x` `[B, m, H]` at the next positions of each row."""
+        positions = cache.place(x.shape[1])
+        return {
+            "attention_mask": cache.attention_mask(self.dtype),
+            "position_embeddings": self.rotary(x, position_ids=positions),  # cosines and sines [B, m, D]
+            "past_key_values": cache,
+        }
