@@ -10,6 +10,7 @@ from specdec_lib.cli.commands import PARAMS, STUDY, Options, command, folder, op
 
 @command(
     *PARAMS,
+    option("--presets", action="store_true", help="rehearse nothing: print what is predicted for every preset pair"),
     option("--write-plan", action="store_true", help="also rehearse all pairs and write hardware/memory.csv"),
     example="--gpu h100",
 )
@@ -26,6 +27,11 @@ def gpu_rehearsal(options: Options) -> int:
     from specdec_lib.study.dry_run.rehearsal import rehearse
 
     gpu, started = load_gpus()[product_of(params)], time.monotonic()
+    if options.presets:
+        from specdec_lib.analysis.presets import preset_lines, preset_table
+
+        print("\n".join(preset_lines(preset_table(params), gpu.product)))
+        return 0
     found = rehearse(params)
     for need in found.needs:
         print(f"{need.draft}: batch {need.batch_size} at {need.tokens:,} tokens: {need.of(gpu)}")
