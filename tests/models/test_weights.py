@@ -13,7 +13,7 @@ from checkpoints import write_checkpoint
 import specdec_lib
 from specdec_lib.models import pair
 from specdec_lib.models.loading import weights
-from specdec_lib.models.loading.presets import PRESETS, checkpoints_of
+from specdec_lib.models.loading.presets import HEAD_PRESETS, PRESETS, checkpoints_of
 from specdec_lib.models.loading.weights import fetch_weights, sha256, weight_files
 from specdec_lib.models.pair import load_pair
 
@@ -95,7 +95,7 @@ def test_a_folder_of_ones_own_is_recorded(tmp_path):
 def test_every_preset_is_pinned_to_commits():
     """Where a source gives the commit; the others are read at the newest, which a run writes down."""
     unpinned = set()
-    for name in PRESETS:
+    for name in (*PRESETS, *HEAD_PRESETS):
         for where, revision in checkpoints_of(name, None, None):
             assert re.fullmatch(r"[\w.-]+/[\w.-]+", where), name
             unpinned |= {where} if revision is None else set()

@@ -8,6 +8,14 @@ from typing import NamedTuple
 
 from specdec_lib.hardware.catalog import load_models
 
+
+class Checkpoint(NamedTuple):
+    """Where the files of a model are."""
+
+    where: str  # a folder, a GGUF file or a hub id
+    revision: str | None = None  # the hub's commit
+
+
 TOY = "toy"
 EMBEDDED_DRAFTS = {  # the embedded target with each of the shipped drafts
     "smollm2-135m-embedded": "smollm2-135m-eagle",
@@ -37,22 +45,29 @@ PRESETS = {  # pairs on the hub: target and draft in hardware/models.yaml
 }
 
 
-class Checkpoint(NamedTuple):
-    """Where the files of a model are."""
-
-    where: str  # a folder, a GGUF file or a hub id
-    revision: str | None = None  # the hub's commit
+HEAD_PRESETS = {  # targets with published heads; commits as a public benchmark pins them (2nd)
+    "qwen3-8b-eagle3": (
+        "qwen3-8b", Checkpoint("RedHatAI/Qwen3-8B-speculator.eagle3", "08610ffa01dd9f16731fe8f627b85905b6aa51c4"),
+    ),
+    "llama-3.1-8b-eagle3": (
+        "llama-3.1-8b",
+        Checkpoint("RedHatAI/Llama-3.1-8B-Instruct-speculator.eagle3", "f4fa34a8f803a0ba75d048d6b3dbc1ad5149e9ac"),
+    ),
+}  # fmt: skip
 
 
 def pair_names() -> list[str]:
     """The presets that `load_pair` knows."""
-    return [TOY, *EMBEDDED_DRAFTS, *PRESETS]
+    return [TOY, *EMBEDDED_DRAFTS, *PRESETS, *HEAD_PRESETS]
 
 
 def checkpoints_of(name: str | None, target: str | None, draft: str | None, *revisions: str | None) -> list[Checkpoint]:
     """The given target and draft with their revisions, or those of the preset `name`; ValueError if there is none."""
     if target and draft:
         return [Checkpoint(*each) for each in zip((target, draft), revisions, strict=True)]
+    if name in HEAD_PRESETS:
+        known, head = HEAD_PRESETS[name]
+        return [Checkpoint(str(load_models()[known].hub_id), load_models()[known].revision), head]
     if name not in PRESETS:
         raise ValueError(f"unknown pair {name!r}: choose one of {', '.join(pair_names())}")
     models = [load_models()[key] for key in PRESETS[name]]
