@@ -57,7 +57,7 @@ class Subject:
     megabytes: int = 0  # about what the requirement takes on disk
     unwanted: tuple[str, ...] = ()  # packages that come with the requirement and are removed again
     sees_ours: bool = False  # whether the environment finds our packages, PyTorch among them, where it has none itself
-    reads: Literal["checkpoint", "gguf"] = "checkpoint"
+    reads: Literal["checkpoint", "gguf", "gguf-float16"] = "checkpoint"
     dtypes: tuple[str, ...] = ("float32", "bfloat16")  # that it computes in; sampling is tested in the first
     environ: dict[str, str] = field(default_factory=dict)  # variables of its process
     kind: Literal["engine", "twin"] = "engine"  # a twin has a known bug each, and must be caught

@@ -20,9 +20,9 @@ from specdec_lib.models.attention import our_attention
 from specdec_lib.models.loading.gguf_writing import write_gguf
 from specdec_lib.models.runner import LanguageModel
 
-FORMAT = 1  # raise it when the models change: results of others are not comparable
+FORMAT = 2  # raise it when the models change: results of others are not comparable
 LETTERS = "abcde"  # the tokens of text, by id
-SPECIAL = ("<unk>", "<s>", "</s>")  # ids 5, 6, 7
+SPECIAL = ("<s></s>", "<s>", "</s>")  # ids 5, 6, 7; the first stands for the unknown
 VOCABULARY = len(LETTERS) + len(SPECIAL)
 OTHER_PIECES = ("d", "b", "ab", "e", "a", "cd", "c")  # of the other draft, by id; two are merges
 PROMPTS = ((0, 1, 2, 0, 1), (3, 2, 3, 4, 3, 2, 3))  # lookup finds drafts
@@ -37,7 +37,7 @@ def tiny_models() -> dict[str, dict[str, str]]:
     """The paths of `target`, `draft` and `other draft` by what an engine reads; they are written once, to the cache.
 
     Returns:
-        `checkpoint`: folders; `gguf`: files of the same weights in float32, for target and draft.
+        `checkpoint`: folders; `gguf`, `gguf-float16`: files of the same weights, for target and draft.
     """
     folder = cache_folder() / "league" / f"models-{FORMAT}"
     if not folder.exists():
@@ -50,6 +50,7 @@ def tiny_models() -> dict[str, dict[str, str]]:
     return {
         "checkpoint": {name: str(folder / name.replace(" ", "-")) for name in (*names, "other draft")},
         "gguf": {name: str(folder / f"{name}.gguf") for name in names},
+        "gguf-float16": {name: str(folder / f"{name}-float16.gguf") for name in names},
     }
 
 
@@ -63,6 +64,7 @@ def write_models(folder: Path) -> None:
         tokenizer_of(pieces).save_pretrained(path)
         if not other:
             write_gguf(path, folder / f"{name}.gguf", torch.float32)
+            write_gguf(path, folder / f"{name}-float16.gguf", torch.float16)
 
 
 def tiny_llama(seed: int, letters: int = len(LETTERS)) -> LlamaForCausalLM:
@@ -103,13 +105,16 @@ def tiny_llama(seed: int, letters: int = len(LETTERS)) -> LlamaForCausalLM:
 
 
 def tokenizer_of(pieces: tuple[str, ...]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with these pieces; those of two letters are merges."""
-    merges = [(piece[0], piece[1]) for piece in pieces if len(piece) == 2]
-    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    """A byte-level tokenizer with these pieces; those of two letters are merges.
+
+    Readers of GGUF files refuse a vocabulary without merges; so the first special token is one of the two others.
+    """
+    unknown, begin, end = SPECIAL
+    merges = [(begin, end), *((piece[0], piece[1]) for piece in pieces if len(piece) == 2)]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate((*pieces, *SPECIAL))}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
-    unknown, begin, end = SPECIAL
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, bos_token=begin, eos_token=end)
 
 

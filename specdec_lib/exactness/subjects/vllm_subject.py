@@ -160,3 +160,35 @@ def _head(draft: Path, kind: str) -> str:
     save_file({name: each.contiguous() for name, each in head.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(folder)
+
+
+def script(
+    way: dict[str, Any],
+    models: dict[str, str],
+    num_draft_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    n: int,
+) -> str:
+    """See `exactness.subjects`. It counts second tokens: the first is not drafted."""
+    speculation = way["options"] | {"num_speculative_tokens": num_draft_tokens}
+    if "model" in speculation:
+        speculation["model"] = models[speculation["model"]]
+    return f"""
+import os, sys
+from collections import Counter
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+from vllm import LLM, SamplingParams
+
+speculation = {speculation!r}
+if "alone" in sys.argv:  # for comparison
+    speculation = None
+given = dict(dtype="float32", max_model_len=128, enforce_eager=True, speculative_config=speculation)
+engine = LLM({models["target"]!r}, **given)
+asked = SamplingParams(n={n}, max_tokens=4, ignore_eos=True, temperature={temperature}, top_k={top_k}, top_p={top_p})
+made = engine.generate({{"prompt_token_ids": [0, 1, 2, 0, 1]}}, asked)[0].outputs
+seen = Counter(each.token_ids[1] for each in made)
+print({{token: seen[token] / {n} for token in range(5)}})
+""".lstrip()
