@@ -175,6 +175,17 @@ class StudyParams(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _two_chains_are_for_gpus(self) -> StudyParams:
+        forked = [name for name in self.methods if METHODS[name].chains > 1]
+        if forked and self.device == "cpu" and self.pair != "toy":
+            raise ValueError(
+                f"methods: {forked[0]} verifies more tokens, which costs a CPU more than it saves: choose draft"
+            )
+        if forked and self.draft_length != [FIXED_LENGTH]:
+            raise ValueError(f"draft_length: {forked[0]} drafts chains of one length: choose {FIXED_LENGTH}")
+        return self
+
+    @model_validator(mode="after")
     def _custom_pair_has_both(self) -> StudyParams:
         given = (self.target is not None, self.draft is not None)
         if given != ((self.pair == CUSTOM_PAIR),) * 2:

@@ -41,6 +41,7 @@ class Method:
         capturable: whether its proposals are nothing but operators on tensors, so that CUDA graphs can hold its steps,
             unless its proposer for a pair says otherwise.
         needs_layers: whether it drafts with layers of the target, which toys do not have.
+        chains: how many chains of gamma tokens a pass verifies. Two are for GPUs, and their length does not adapt.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Method:
     uses_pair_draft: bool = True
     capturable: bool = False
     needs_layers: bool = False
+    chains: int = 1
 
     def draft_id(self, pair_draft_id: str) -> str | None:
         """What a row names as its draft; None for the baseline."""
@@ -136,6 +138,12 @@ def _early_exit(pair: Pair) -> Proposer:
     return EarlyExitProposer(max(pair.target.num_layers // 3, 1))
 
 
+def _two_chains(pair: Pair) -> Proposer:
+    from specdec_lib.decoding.proposers.two_chains import TwoChainsProposer
+
+    return TwoChainsProposer(pair.draft)
+
+
 def _token() -> Verify:
     from specdec_lib.decoding.verification import verify
 
@@ -187,6 +195,7 @@ METHODS: dict[str, Method] = {
             capturable=True,
             needs_layers=True,
         ),
+        Method("two_chains", "two chains", "#F0E442", "h", _two_chains, ("two_chains",), capturable=True, chains=2),
     )
 }
 RULES: dict[str, VerificationRule] = {
@@ -305,4 +314,5 @@ def make_proposer(name: str, pair: Pair) -> Proposer:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(speculative_methods())}")
     proposer = method.make(pair)
     assert method.capturable or not proposer.capturable, f"{name}: the registry and the proposer differ in `capturable`"
+    assert proposer.chains == method.chains, f"{name}: the registry and the proposer differ in `chains`"
     return proposer

@@ -8,9 +8,10 @@ import pandas as pd
 from specdec_lib.analysis.metrics import has_fixed_length
 from specdec_lib.analysis.step_table import StepTable, costs_of
 from specdec_lib.analysis.theory import walltime_improvement
-from specdec_lib.methods import AUTOREGRESSIVE
+from specdec_lib.methods import AUTOREGRESSIVE, METHODS
 from specdec_lib.study.cells import NATURAL_PROMPT
 
+TWO_CHAINS = [name for name, method in METHODS.items() if method.chains > 1]
 COLUMNS = ["method", "temperature", "num_draft_tokens", "acceptance_rate", "cost_ratio", "verification_cost", "speedup"]
 
 
@@ -19,7 +20,7 @@ def predicted_speedups(lines: pd.DataFrame, costs: pd.DataFrame, rows: pd.DataFr
 
     Theorem 3.8 with the acceptance rate pooled over all gammas, and with the costs c of drafting a token and
     v(gamma + 1) of verification, both over an ordinary pass: E[tokens] / (v + gamma c). No time of the sweep enters it.
-    NaN where a cost was not measured.
+    NaN where a cost was not measured. The theorem is of one chain, so that methods of two have no line.
 
     Args:
         lines: from `headline.along(lines, params, "num_draft_tokens")`.
@@ -27,7 +28,7 @@ def predicted_speedups(lines: pd.DataFrame, costs: pd.DataFrame, rows: pd.DataFr
         rows: the results table that the lines come from.
     """
     methods = lines[(lines["method"] != AUTOREGRESSIVE) & lines["speedup"].notna() & (lines["tested_tokens"] > 0)]
-    methods = methods[has_fixed_length(methods)]
+    methods = methods[has_fixed_length(methods) & ~methods["method"].isin(TWO_CHAINS)]
     table, found = StepTable(costs_of(rows, costs)), []
     for (method, temperature), curve in methods.groupby(["method", "temperature"]):
         rate = float(curve["accepted_tokens"].sum() / curve["tested_tokens"].sum())

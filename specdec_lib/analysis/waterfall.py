@@ -22,6 +22,7 @@ from specdec_lib.analysis import metrics
 from specdec_lib.analysis.statistics import mean_over_prompts
 from specdec_lib.analysis.step_table import StepTable, costs_of, why_unused
 from specdec_lib.analysis.theory import expected_tokens, expected_tokens_by_position
+from specdec_lib.methods import METHODS
 
 STAGES = {
     "iid": "i.i.d. formula",
@@ -79,7 +80,8 @@ def context_of(row: pd.Series) -> float:
 def _stages_of(row: pd.Series, table: StepTable) -> dict[str, float]:
     batch, gamma, temperature = int(row["batch_size"]), int(row["num_draft_tokens"]), float(row["temperature"])
     context, tokens = context_of(row), 1 / passes_per_token(row)
-    verified = 1 + (float(row["drafted_tokens"] / row["steps"]) if batch == 1 else gamma)  # lookup may find fewer
+    all_drafted = gamma * (METHODS[row["method"]].chains if row["method"] in METHODS else 1)
+    verified = 1 + (float(row["drafted_tokens"] / row["steps"]) if batch == 1 else all_drafted)  # lookup may find fewer
     one, many = (table.ms("target", batch, context, count, temperature) for count in (1, verified))
     draft = table.drafting_ms(row["method"], batch, context, gamma, temperature)
     choose, verify = (table.ms("sampling", batch, context, count, temperature) for count in (1, verified))

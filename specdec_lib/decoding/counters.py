@@ -41,6 +41,10 @@ class Counters:
         rows.num_tested.copy_(tested.sum(dim=1))
         self.counts += torch.cat([active, drafted & active, tested, accepted], dim=1).sum(dim=0)
 
+    def count_other_chain(self, rows: Rows) -> None:
+        """Count the draft tokens of a chain that was not verified; after `count`."""
+        self.counts[1 : 1 + len(self.position)] += (rows.num_emitted > 0).sum()
+
     def read(self) -> tuple[int, int, list[int], list[int]]:
         """Steps, drafted tokens, and tested and accepted tokens by position; waits for the device."""
         steps, *counts = self.counts.tolist()

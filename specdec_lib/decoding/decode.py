@@ -19,7 +19,7 @@ from specdec_lib.decoding.progress import Progress
 from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.decoding.result import DecodeResult
 from specdec_lib.decoding.rows import Rows
-from specdec_lib.decoding.step import BaselineStep, SpeculativeStep, Step
+from specdec_lib.decoding.step import BaselineStep, SpeculativeStep, Step, TwoChainsStep
 from specdec_lib.decoding.uniforms import Uniforms, draws_of_call, table_of_call
 from specdec_lib.decoding.verification import Verify
 from specdec_lib.methods import RULES, VerificationRule, make_draft_length
@@ -92,8 +92,8 @@ def speculative_decode(
             function with the signature of `decoding.verification.verify`.
         draft_length: how many of gamma tokens a row drafts in a step: a policy in `specdec_lib.methods`, with its
             number, such as "confidence:0.4"; "fixed" for all; or a `DraftLength`.
-        uniforms: `[B, draws, gamma+1]`; draw 0 is for the first token, then each step takes one to propose and one to
-            verify.
+        uniforms: `[B, draws, gamma+1]`, of two chains 2 gamma + 1 numbers a draw; draw 0 is for the first token, then
+            each step takes one to propose and one to verify.
 
     Raises:
         ValueError: gamma below 1, an unknown verification rule or draft length, and whatever `autoregressive_decode` or
@@ -106,14 +106,15 @@ def speculative_decode(
     batch = checked_prompts(target, prompts, max_new_tokens, stop_token_ids)
     gamma = length.of_call(len(batch), num_draft_tokens)
     ops = ops or choose_ops(target, sampling)
-    request = _Request(target, batch, max_new_tokens, sampling, stop_token_ids, gamma, ops, length)
+    request = _Request(target, batch, max_new_tokens, sampling, stop_token_ids, gamma, ops, length, proposer.chains)
     progress = Progress(max(map(len, batch)), max_new_tokens)
     table = request.table(generator, row_numbers, uniforms)
     if gamma == 0:
         return _run(request, table, progress, BaselineStep, "autoregressive", frozenset())
     can_capture = proposer.capturable and _is_capturable(verification) and length.capturable
     key = (proposer, verification) if can_capture else None
-    return _run(request, table, progress, lambda call: SpeculativeStep(call, proposer, rule), key, drafts_of(proposer))
+    kind = TwoChainsStep if proposer.chains == 2 else SpeculativeStep
+    return _run(request, table, progress, lambda call: kind(call, proposer, rule), key, drafts_of(proposer))
 
 
 def find_rule(verification: str | Verify) -> VerificationRule:
@@ -146,11 +147,12 @@ class _Request:
     num_draft_tokens: int
     ops: PlainOps
     length: DraftLength = FIXED
+    chains: int = 1
 
     @property
     def width(self) -> int:
-        """The most tokens that a step emits in a row, and the random numbers of a draw."""
-        return self.num_draft_tokens + 1
+        """The tokens of a pass in a row, of which a step emits no more, and the random numbers of a draw."""
+        return self.chains * self.num_draft_tokens + 1
 
     @property
     def positions(self) -> int:

@@ -19,7 +19,8 @@ class Rows:
         target: decides device, vocabulary and the width of its features.
         batch_size: number of rows B.
         capacity: positions held for each row.
-        width: the most tokens that a step emits in a row, gamma + 1. A step may write this far past a row's length.
+        width: the tokens of a pass in a row, gamma + 1; of two chains 2 gamma + 1. A step emits no more, and may write
+            this far past a row's length.
         num_stops: number of stop tokens S.
 
     Attributes:

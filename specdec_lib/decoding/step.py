@@ -13,9 +13,10 @@ import torch
 
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.proposers.proposer import Proposal, Proposer, trimmed, widened
+from specdec_lib.decoding.proposers.two_chains import Chains
 from specdec_lib.decoding.verification import Verification
 from specdec_lib.methods import VerificationRule
-from specdec_lib.models.cache import RaggedCache
+from specdec_lib.models.cache import Fork, RaggedCache, RaggedStaticCache
 from specdec_lib.models.runner import PREFILL_CHUNK
 
 ReadPrompt = Callable[[int, int, torch.Tensor], None]
@@ -88,6 +89,35 @@ class SpeculativeStep:
             if not call.host_may_branch or beyond.any():
                 probs = probs.masked_fill(beyond[:, :, None], 0)
         return as_wide_as_needed(call, (tokens, probs))
+
+
+class TwoChainsStep(SpeculativeStep):
+    """The same with two chains of draft tokens, which differ from their first token on."""
+
+    drafting: Chains
+    cache: RaggedStaticCache
+
+    def __call__(self) -> None:
+        call, rows, gamma = self.call, self.call.rows, self.call.num_draft_tokens
+        tokens, probs = self.drafting.propose(rows, gamma, call.uniforms.next())  # [B, 2 gamma], [B, 2 gamma, V]
+        self.cache.set_lengths(rows.lengths - 1, rows.max_length - 1)
+        with self.cache.forked(Fork(rows.lengths, gamma)):
+            passed = call.target.forward(torch.cat([rows.last_token(), tokens], dim=1), self.cache)
+            target_probs = call.ops.probabilities(call.target.logits(passed.hidden))  # [B, 2 gamma + 1, V]
+            numbers = call.uniforms.next()
+            chain = self.drafting.choose_chain(target_probs, probs, tokens, numbers[:, -1:], call.ops)
+            self.cache.keep_chain(chain.second)
+        verification = self.verify(chain.target_probs, chain.draft_probs, chain.tokens, numbers[:, : gamma + 1])
+        rows.features[:, : gamma + 1].copy_(features_of_chain(passed.features, chain.second))
+        call.ops.append(rows, call.counters, chain.tokens, chain.draft_probs, chain.target_probs, verification)
+        call.counters.count_other_chain(rows)
+
+
+def features_of_chain(features: torch.Tensor, second: torch.Tensor) -> torch.Tensor:  # [B, 1 + 2 gamma, F], [B]
+    """Those of the token before the chains and of one chain, `[B, 1 + gamma, F]`."""
+    gamma = features.shape[1] // 2
+    chain = torch.where(second[:, None, None], features[:, gamma + 1 :], features[:, 1 : gamma + 1])
+    return torch.cat([features[:, :1], chain], dim=1)
 
 
 def prefill(call: Call, read_prompt: ReadPrompt = lambda start, end, features: None) -> RaggedCache:

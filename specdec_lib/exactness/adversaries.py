@@ -60,31 +60,44 @@ def enumeration_table(
 ) -> pd.DataFrame:
     """Enumerate every method: on all adversarial pairs if only the pair's draft proposes, else on the random one.
 
-    A method that needs layers is enumerated on a tiny Llama of two.
+    A method that needs layers, or that drafts two chains, is enumerated on a tiny Llama of two layers.
 
-    The first method is enumerated with every other rule too, with draft lengths that adapt, and with a tiny Llama on
-    each of the `engines` that this machine has. Each line is that of `enumeration_line`, with method, rule and length.
+    The first method of one chain is enumerated with every other rule too, with draft lengths that adapt, and with a
+    tiny Llama on each of the `engines` that this machine has. Each line is that of `enumeration_line`, with method,
+    rule and length.
     """
     pairs = adversarial_pairs()
     drafts = [name for name in methods if METHODS[name].pieces == (name,) and METHODS[name].uses_pair_draft]
     toys = for_toys(methods)
-    fixed, first = (verification, FIXED_LENGTH), toys[0]
+    fixed, first = (verification, FIXED_LENGTH), next((name for name in toys if METHODS[name].chains == 1), "draft")
+    layered = [name for name in methods if METHODS[name].needs_layers or METHODS[name].chains > 1]
     runs = [(method, *fixed, pairs["random"], settings) for method in toys]
-    runs += [(method, *fixed, layered_pair(), ENGINE_SETTINGS) for method in methods if METHODS[method].needs_layers]
+    runs += [(method, *fixed, layered_pair(), ENGINE_SETTINGS) for method in layered]
     runs += [(first, rule, FIXED_LENGTH, pairs["random"], OTHER_RULES) for rule in RULES if rule != verification]
     runs += [(first, verification, length, pairs["random"], OTHER_RULES) for length in ADAPTIVE]
-    runs += [(method, *fixed, pair, settings) for method in drafts for name, pair in pairs.items() if name != "random"]
+    runs += [
+        (method, *fixed, pair, settings)
+        for method in drafts
+        for name, pair in pairs.items()
+        if name != "random" and not (METHODS[method].chains > 1 and _spells(pair))
+    ]
     runs += [(first, *fixed, pair, ENGINE_SETTINGS) for pair in engine_pairs(device, engines)]
     lines = []
     for method, rule, length, pair, chosen in runs:
         proposer = make_proposer(method, pair)
         for gamma, sampling in chosen:
-            if proposer.looks_ahead and (gamma, sampling) not in OTHER_RULES:
+            unusual = proposer.looks_ahead or (proposer.chains > 1 and gamma > 1)
+            if unusual and (gamma, sampling) not in OTHER_RULES:
                 continue  # too many paths
             prompts = PROMPTS[: 1 if gamma > 2 else None]  # longer drafts have many paths
             line = enumeration_line(pair, proposer, prompts, gamma, sampling, rule, length)
             lines.append({"method": method, "verification": rule, "draft_length": length} | line)
     return pd.DataFrame(lines)
+
+
+def _spells(pair: Pair) -> bool:
+    """Whether the draft has another vocabulary, which two chains do not serve."""
+    return isinstance(pair.draft, LanguageModel) and pair.draft.translation is not None
 
 
 def for_toys(methods: Sequence[str]) -> list[str]:

@@ -89,7 +89,7 @@ def enumerate_output(
     the first test that fails take the fewest, as no later number matters to them; any other, and any proposer that
     looks ahead, is tried with every outcome of every test.
     """
-    draws, width = draws_of_call(max_new_tokens), num_draft_tokens + 1
+    draws, width = draws_of_call(max_new_tokens), proposer.chains * num_draft_tokens + 1
     kernels = CppOps(sampling) if target.engine == "kernels" else None  # toys are too small to be given them otherwise
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_draft_tokens": num_draft_tokens}
     options |= {"verification": verification, "draft_length": draft_length}
@@ -108,7 +108,7 @@ def enumerate_output(
     queue = [(_Boxes(torch.arange(len(prompts)), numbers, numbers + 1), frozenset[object](), every)]
     while queue:
         boxes, cut, fully = queue.pop()
-        looking = LookingOps(sampling, kernels or choose_ops(target, sampling), draws, width)
+        looking = LookingOps(sampling, kernels or choose_ops(target, sampling), draws, width, num_draft_tokens)
         result = decode(boxes, 0.5, looking)
         use = next((use for use in looking.uses if use.key not in cut), None)
         room = _room(result, use, max_new_tokens)
@@ -155,11 +155,18 @@ class _Use:
     edges: torch.Tensor  # of a draw of a token `[N, V]`, where each interval ends; of tests `[N, w]`, their chances
     passed: torch.Tensor | None  # `[N, w]`, the draft tokens that pass their test; None of a draw of a token
     width: int  # numbers of a draw in the table
+    num_draft_tokens: int  # gamma
     nth: int  # how often these numbers were used before in this way
 
     @property
     def key(self) -> object:
         return self.columns, self.passed is None, self.nth
+
+    @property
+    def verifies(self) -> bool:
+        """Whether it is of the draw that verifies, in a step."""
+        draw = self.columns[0] // self.width
+        return draw > 0 and draw % DRAWS_PER_STEP == 0
 
     @property
     def step(self) -> int:
@@ -176,12 +183,14 @@ class LookingOps(PlainOps):
 
     Args:
         ops: what computes probabilities in this call.
-        draws, width: of the table `[B, draws, gamma + 1]`.
+        draws, width: of the table `[B, draws, width]`.
+        num_draft_tokens: gamma.
     """
 
     ops: PlainOps
     draws: int
     width: int
+    num_draft_tokens: int
     host_may_branch = False
     uses: list[_Use] = field(default_factory=list)
 
@@ -208,7 +217,8 @@ class LookingOps(PlainOps):
         spacing = uniforms.stride(1) if uniforms.dim() == 2 else 0
         columns = tuple(int(uniforms.storage_offset()) + i * spacing for i in range(uniforms[0].numel()))
         nth = sum((use.columns, use.passed is None) == (columns, passed is None) for use in self.uses)
-        self.uses.append(_Use(columns, edges.cpu(), None if passed is None else passed.cpu(), self.width, nth))
+        outcome = None if passed is None else passed.cpu()
+        self.uses.append(_Use(columns, edges.cpu(), outcome, self.width, self.num_draft_tokens, nth))
 
 
 @dataclass(frozen=True)
@@ -216,6 +226,10 @@ class _NeverCaptured(Proposer):
     """The same proposer in steps that are not captured, so that each use of a number is seen."""
 
     proposer: Proposer
+
+    @property
+    def chains(self) -> int:  # type: ignore[override]
+        return self.proposer.chains
 
     def start(self, call: Call) -> Drafting:
         return self.proposer.start(call)
@@ -232,10 +246,13 @@ def _room(result: DecodeResult, use: _Use | None, max_new_tokens: int) -> torch.
 
 def _matters(use: _Use, uses: Sequence[_Use], room: torch.Tensor) -> torch.Tensor:  # [N, w]
     """Which numbers of `use` the rule of Leviathan et al. needs: those of tokens that a row has `room` `[N]` for."""
-    position = torch.tensor(use.columns) % use.width
     tests = [other.passed for other in uses if other.step == use.step and other.passed is not None]
-    if use.passed is None and int(position[0]) == use.width - 1 and tests:  # draws the token after those accepted
-        return (tests[0].long().cumprod(dim=1).sum(dim=1) < room)[:, None]
+    if use.passed is None and use.verifies and tests:  # draws the token after those accepted
+        return (tests[-1].long().cumprod(dim=1).sum(dim=1) < room)[:, None]
+    position = torch.tensor(use.columns) % use.width
+    position = position * (
+        position < use.num_draft_tokens
+    )  # the numbers after them are of a second chain's first token
     return position < room[:, None]
 
 

@@ -17,11 +17,13 @@ from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.ops import PlainOps
 from specdec_lib.decoding.proposers.model import ModelProposer
 from specdec_lib.decoding.proposers.proposer import Drafting, Proposal, Proposer
+from specdec_lib.decoding.proposers.two_chains import TwoChainsProposer
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.sampling import RandomOps, probabilities
 from specdec_lib.decoding.verification import RANDOM, Verification, Verify, chance_of, residual_weights, verify
 from specdec_lib.decoding.verification.block import joint_chances, keep_chances, remainders
 from specdec_lib.exactness.certificate import SOUND
+from specdec_lib.exactness.chain_mutants import second_against_the_target, second_as_if_replaced
 from specdec_lib.models.cache import RaggedLayer, RaggedStaticCache
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import LanguageModel
@@ -278,6 +280,12 @@ def systems(pair: Pair) -> dict[str, SystemUnderTest]:
         SOUND: sound,
         **{name: replace(sound, verification=rule) for name, rule in rules.items()},
         **{name: replace(sound, verification=rule, sampling=THREE_TOKENS) for name, rule in blocks.items()},
+        "second candidate tested against the target, not its residual": replace(
+            sound, proposer=TwoChainsProposer(draft, second_against_the_target)
+        ),
+        "second candidate's law with the first one in it": replace(
+            sound, proposer=TwoChainsProposer(draft, second_as_if_replaced), sampling=THREE_TOKENS
+        ),
         **{name: replace(sound, proposer=MisreportingProposer(draft, *pair)) for name, pair in misreports.items()},
         "draft cut where a drawn token is unlikely": replace(sound, proposer=ChoosyProposer(draft)),
         **{

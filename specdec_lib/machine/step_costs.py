@@ -30,7 +30,7 @@ from specdec_lib.decoding.step import as_wide_as_needed, emit, prefill
 from specdec_lib.decoding.uniforms import Uniforms
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.machine.stopwatch import Stopwatch
-from specdec_lib.methods import RULES, make_proposer
+from specdec_lib.methods import METHODS, RULES, make_proposer
 from specdec_lib.models.pair import Pair
 
 WARM_UP, STEPS = 3, 3  # times that the pieces are run, and then timed: the first after a prefill take longer
@@ -97,12 +97,12 @@ def _time_point(
 ) -> list[tuple[Key, float]]:
     """Seconds of each piece in the order of a step, `samples` times; each is a median over `STEPS` times."""
     batch, context, tokens, temperature = point
-    call = _call(pair, watch, batch, context, tokens, temperature)
+    pieces = step_pieces(pair, _call(pair, watch, *point), [name for name in methods if METHODS[name].chains == 1])
+    if tokens > 1:  # two chains have a call of their own, with more room and more random numbers
+        for name in (name for name in methods if METHODS[name].chains > 1):
+            pieces[name] = step_pieces(pair, _call(pair, watch, *point, METHODS[name].chains), [name])[name]
     called = Stopwatch(watch.device)
-    timers = {
-        name: (watch if _is_capturable(name, pair) else called).ready(piece)
-        for name, piece in step_pieces(pair, call, methods).items()
-    }
+    timers = {name: (watch if _is_capturable(name, pair) else called).ready(piece) for name, piece in pieces.items()}
     for _ in range(WARM_UP):
         for timer in timers.values():
             timer()
@@ -120,19 +120,22 @@ def _is_capturable(piece: str, pair: Pair) -> bool:
     return piece in (TARGET, SAMPLING) or make_proposer(piece, pair).capturable
 
 
-def _call(pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float) -> Call:
+def _call(
+    pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float, chains: int = 1
+) -> Call:
     """A call over random prompts whose rows are done once they are read, with the bounds that the sweep's steps have.
 
     Its caches stay where they are if pieces are captured.
     """
     target, captured = pair.target, watch.graphs is not None
     sampling = SamplingConfig(temperature=temperature)
-    positions = context + 1 + tokens
+    width = chains * (tokens - 1) + 1
+    positions = context + 1 + width
     capacity = round_up(positions) if captured else positions
-    rows = Rows(target, batch_size=batch, capacity=capacity, width=tokens, num_stops=0)
+    rows = Rows(target, batch_size=batch, capacity=capacity, width=width, num_stops=0)
     ids = torch.Generator().manual_seed(0)
     rows.fill([torch.randint(target.vocab_size, (context,), generator=ids) for _ in range(batch)], 1, ())
-    uniforms = SameUniforms(torch.rand(batch, 1, tokens, dtype=torch.float64, generator=ids).to(target.device))
+    uniforms = SameUniforms(torch.rand(batch, 1, width, dtype=torch.float64, generator=ids).to(target.device))
     counters = Counters(tokens - 1, target.device)
     ops = choose_ops(target, sampling)
     return Call(target, sampling, tokens - 1, ops, rows, counters, uniforms, {} if captured else None)

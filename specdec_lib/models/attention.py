@@ -90,7 +90,7 @@ def ragged_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: object,  # [B, m], the position of each query
+    q_offset: object,  # [B, m], the position of each query; or [B, m, 3], see `cache.Fork`
     kv_offset: int = 0,
     mask_function: Callable[..., torch.Tensor] = causal_mask_function,
     dtype: torch.dtype = torch.float32,
@@ -100,11 +100,16 @@ def ragged_mask(
 
     ValueError unless the positions are those of a ragged cache.
     """
-    if not isinstance(q_offset, torch.Tensor) or q_offset.shape != (batch_size, q_length):
+    if not isinstance(q_offset, torch.Tensor) or q_offset.shape[:2] != (batch_size, q_length):
         raise ValueError(NO_MASK)
     rows, places = (torch.arange(size, device=q_offset.device) for size in (batch_size, kv_length))
     head = places[:1, None, None]
-    seen = mask_function(rows[:, None, None, None], head, q_offset[:, None, :, None], places)
+    if q_offset.dim() == 2:
+        seen = mask_function(rows[:, None, None, None], head, q_offset[:, None, :, None], places)
+    else:
+        position, begin, end = (part[:, None, :, None] for part in q_offset.unbind(dim=2))
+        text = places - (places >= end) * (end - begin)  # the position of what lies in each slot, [B, 1, m, S]
+        seen = mask_function(rows[:, None, None, None], head, position, text) & ((places < begin) | (places >= end))
     mask = torch.zeros(batch_size, 1, q_length, kv_length, dtype=dtype, device=q_offset.device)
     return mask.masked_fill_(~seen, float("-inf"))
 

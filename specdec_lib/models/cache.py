@@ -9,7 +9,8 @@ what lies at or after a row's length is never read, and the next pass overwrites
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,13 +32,34 @@ class LayerShape(NamedTuple):
     value_dim: int
 
 
+class Fork(NamedTuple):
+    """Two chains that continue each row's text, in slots after one another: both begin at position `start`.
+
+    The second one's slots begin `length` after the first one's. It has the same positions, and does not see the first.
+    """
+
+    start: torch.Tensor  # [B]
+    length: int  # tokens of each chain
+    apart: int = 1  # how far apart the slots of a pass's tokens are: 1, or `length` for one token of each chain
+
+    def skipped(self, slots: torch.Tensor) -> torch.Tensor:  # [B, m] -> [B, m]
+        """How much a token's position is below its slot."""
+        return (slots >= self.start[:, None] + self.length) * self.length
+
+    def positions_and_hidden(self, slots: torch.Tensor) -> torch.Tensor:  # [B, m] -> [B, m, 3]
+        """Of each token its position, and the first and the last (exclusive) of the slots that are hidden from it."""
+        skipped, start = self.skipped(slots), self.start[:, None].expand_as(slots)
+        return torch.stack([slots - skipped, start, start + skipped], dim=2)
+
+
 @dataclass
 class Placement:
     """Where the next tokens go. Layers share it with their cache, as one that refers to it would keep it alive."""
 
     rows: torch.Tensor  # [B, 1]
-    positions: torch.Tensor  # [B, m]
+    positions: torch.Tensor  # [B, m], slots in the cache; of a text without a fork they are its positions
     view: int  # attention reads positions 0..view
+    fork: Fork | None = None
 
 
 class KeysAndValues:
@@ -126,7 +148,10 @@ class RaggedStaticCache(RaggedCache, Cache):
         self.placement = Placement(rows, rows, view=0)
         kept = [shape for shape in shapes if shape is not None]
         sizes = [(batch_size, *each) for shape in kept for each in _blocks(shape, self.capacity)]
-        blocks = host_memory.zeros(sizes, dtype, device)
+        self.whole = len(set(sizes)) == 1  # then all keys and values are slices of one tensor, to be moved at once
+        shapes_made = [(len(sizes), *sizes[0])] if self.whole else sizes
+        self.blocks = host_memory.zeros(shapes_made, dtype, device)
+        blocks = [*self.blocks[0].unbind()] if self.whole else self.blocks
         self.keys, self.values = blocks[::2], blocks[1::2]  # of each layer that keeps any
         pairs = zip(self.keys, self.values, strict=True)
         layers = [RaggedLayer(self.placement, *next(pairs)) if shape else DummyLayer() for shape in shapes]
@@ -140,22 +165,56 @@ class RaggedStaticCache(RaggedCache, Cache):
         return part
 
     def place(self, num_tokens: int) -> torch.Tensor:  # [B, num_tokens]
-        """Choose where the next `num_tokens` tokens of each row go, and return those positions."""
-        self.check_room(num_tokens)
-        end = self.max_length + num_tokens
-        self.placement.view = min(-(-end // VIEW_MULTIPLE) * VIEW_MULTIPLE, self.capacity)
-        self.placement.positions = self.lengths[:, None] + torch.arange(num_tokens, device=self.device)
-        return self.placement.positions
+        """Choose where the next `num_tokens` tokens of each row go, and return their positions in the text."""
+        where, fork = self.placement, self.placement.fork
+        apart = fork.apart if fork else 1
+        reach = (num_tokens - 1) * apart + 1
+        self.check_room(reach)
+        end = self.max_length + reach
+        where.view = min(-(-end // VIEW_MULTIPLE) * VIEW_MULTIPLE, self.capacity)
+        where.positions = self.lengths[:, None] + torch.arange(num_tokens, device=self.device) * apart
+        return self.text_positions()
+
+    def text_positions(self) -> torch.Tensor:  # [B, m]
+        """The positions in the text of the placed tokens."""
+        slots, fork = self.placement.positions, self.placement.fork
+        return slots - fork.skipped(slots) if fork else slots
+
+    @contextmanager
+    def forked(self, fork: Fork) -> Iterator[None]:
+        """Within this block, what is placed continues two chains."""
+        self.placement.fork = fork
+        try:
+            yield
+        finally:
+            self.placement.fork = None
+
+    def slots_before(self) -> torch.Tensor:  # [B, m]
+        """The slot of the token before each placed one."""
+        slots, fork = self.placement.positions, self.placement.fork
+        begins = slots == fork.start[:, None] + fork.length if fork else torch.zeros_like(slots, dtype=torch.bool)
+        return slots - 1 - begins * (fork.length if fork else 0)
+
+    def keep_chain(self, second: torch.Tensor) -> None:  # [B] bool
+        """Move the keys and values of the second chain to the slots of the first one, in the rows that are marked."""
+        rows, fork = self.placement.rows, self.placement.fork
+        assert fork, "there is one chain"
+        to = fork.start[:, None] + torch.arange(fork.length, device=self.device)
+        source = to + fork.length * second[:, None]
+        for block in self.blocks:
+            whole = block if self.whole else block[None]
+            whole[:, rows, :, to] = whole[:, rows, :, source]
 
     def attention_mask(self, dtype: torch.dtype) -> torch.Tensor:  # [B, 1, m, view], 0 or -inf
         """Additive mask for the placed tokens: each sees its own row up to and including itself."""
         where = self.placement
         batch_size, count = where.positions.shape
-        return ragged_mask(batch_size, count, where.view, where.positions, dtype=dtype)
+        return ragged_mask(batch_size, count, where.view, self.get_query_offset(), dtype=dtype)
 
-    def get_query_offset(self, layer_idx: int = 0) -> torch.Tensor:  # [B, m]
-        """Where the placed tokens are, for the masks that a model's own code asks for."""
-        return self.placement.positions
+    def get_query_offset(self, layer_idx: int = 0) -> torch.Tensor:  # [B, m], after a fork [B, m, 3]
+        """Where the placed tokens are and what is hidden from them, for the masks that a model's own code asks for."""
+        where = self.placement
+        return where.fork.positions_and_hidden(where.positions) if where.fork else where.positions
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return self.placement.view, 0

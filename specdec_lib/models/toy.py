@@ -42,8 +42,9 @@ class ToyModel(nn.Module):
         written = input_ids[:, None, :, None].to(self.table.dtype)
         keys, _ = past_key_values.update(written, written, layer_idx=0)
         text = keys[:, 0, :, 0].long()  # [B, view]
-        last = text.gather(1, position_ids)
-        previous = torch.where(position_ids > 0, text.gather(1, (position_ids - 1).clamp(min=0)), 0)
+        last = text.gather(1, past_key_values.placement.positions)
+        before = past_key_values.slots_before()
+        previous = torch.where(position_ids > 0, text.gather(1, before.clamp(min=0)), 0)
         return BaseModelOutputWithPast(last_hidden_state=self.table[previous, last])
 
 

@@ -34,7 +34,7 @@ from specdec_lib.decoding.sampling import invert, probabilities
 from specdec_lib.decoding.uniforms import Uniforms
 from specdec_lib.decoding.verification import chance_of
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.methods import make_proposer
+from specdec_lib.methods import METHODS, make_proposer
 from specdec_lib.models.pair import Pair
 from specdec_lib.models.runner import PREFILL_CHUNK
 from specdec_lib.study.prompt_file import Prompt
@@ -104,8 +104,8 @@ def offline_acceptance(
         new_tokens: of each text, more than the largest gamma.
 
     Returns:
-        a row per method, prompt and gamma; see `expected_counts` for its counts. `category` and `prompt_id` are the
-        prompt's.
+        a row per method of one chain, prompt and gamma; see `expected_counts` for its counts. `category` and
+        `prompt_id` are the prompt's.
 
     Raises:
         ValueError: prompts and text exceed the context of target or draft, or the text is no longer than gamma.
@@ -122,7 +122,7 @@ def offline_acceptance(
             pair.target, ids, max_new_tokens=new_tokens, sampling=sampling, generator=generator
         ).tokens
         text = _Text(pair, ids, torch.stack(written).to(pair.target.device), sampling)
-        for method in methods:
+        for method in (name for name in methods if METHODS[name].chains == 1):
             reading = text.read(method, gamma)
             for row, (prompt, _) in enumerate(part):
                 facts = {"method": method, "temperature": sampling.temperature}

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from synthetic_rows import DRAFT_MS, TARGET_MS, VERIFY_MS, step_costs, study, synthetic_profile, synthetic_rows
 
-from specdec_lib.analysis.acceptance import acceptance_lines, agreement, positions
+from specdec_lib.analysis.acceptance import acceptance_lines, agreement, block_gains, positions
 from specdec_lib.analysis.advice import EVERY_KIND, OFF, advise, expected_speedups, measured_places, regrets, summary
 from specdec_lib.analysis.theory import walltime_improvement
+from specdec_lib.report.tables.advice import block_table
 
 PARAMS = study(num_draft_tokens=[1, 2, 4, 6], batch_sizes=[1], prompt_tokens=[0], max_new_tokens=[48])
 PROFILE, COSTS, PLACE = synthetic_profile(PARAMS), step_costs(), (1, 110.0)
@@ -52,6 +53,14 @@ def test_a_gain_that_may_be_none_is_off():
     spread = PROFILE.assign(tokens=PROFILE["tokens"] * np.resize([0.5, 0.5, 1.2, 1.2], len(PROFILE)))
     best = advised(spread)
     assert (~best["on"] & (best["speedup"] > 1)).any()
+
+
+def test_block_verification_by_gamma_has_a_line_for_each_sampled_setting():
+    lines = block_gains(PROFILE)
+    assert set(lines["num_draft_tokens"]) == set(PARAMS.num_draft_tokens)
+    assert (lines["temperature"] > 0).all()
+    assert lines["gain"].to_numpy() == pytest.approx(lines["block_tokens_per_pass"] / lines["tokens_per_pass"])
+    assert len(block_table(lines)) == len(lines)
 
 
 def test_block_verification_is_expected_from_its_own_counts():

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from specdec_lib.decoding.proposers.ngram import NgramProposer
 from specdec_lib.decoding.verification.block import joint_chances, keep_chances, remainders, verify_block
 from specdec_lib.exactness.adversaries import PROMPTS, adversarial_pairs, enumeration_line
 from specdec_lib.exactness.mutants import block_with_token_residual, block_with_uncut_joint
+from specdec_lib.study.offline import Reading, expected_counts
 
 VOCABULARY, GAMMA = 3, 3
 
@@ -65,6 +67,21 @@ def test_it_never_accepts_fewer_tokens_in_expectation(seed):
     by_token, by_block = expected_accepted(*laws(seed))
     assert by_block > by_token - 1e-12
     assert by_block > 1.001 * by_token, "with laws that differ it gains"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_profile_expects_what_every_draft_gives(seed):
+    """`study.offline` reads texts of the target, not drafts: over all texts it expects the same number."""
+    target, draft = laws(seed)
+    expected = np.zeros(2)
+    for text in product(range(VOCABULARY), repeat=GAMMA):
+        prefix = [int("0" + "".join(map(str, text[:n])), VOCABULARY) for n in range(GAMMA)]
+        chances = np.array([[float(law[n][prefix[n], text[n]]) for n in range(GAMMA)] for law in (target, draft)])
+        nothing = np.zeros((1, 1, GAMMA))
+        reading = Reading((chances[1] / chances[0])[None, None], nothing, nothing, nothing[:, :, 0], nothing[:, :, 0])
+        counts = expected_counts(reading, 0, GAMMA)
+        expected += chances[0].prod() * np.array([counts["tokens"] - 1, counts["block_tokens"] - 1])
+    assert expected == pytest.approx(expected_accepted(target, draft))
 
 
 def test_with_one_draft_token_it_keeps_it_as_often_as_token_by_token():

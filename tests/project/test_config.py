@@ -68,6 +68,8 @@ def test_every_key_is_explained_and_printed_with_its_mark():
         ({"draft_length": ["fixed:4"]}, "'fixed:4': write fixed$"),
         ({"draft_length": ["fixed", "confidence:0.4"], "device": "cuda"}, "with device: cuda choose fixed or batch"),
         ({"methods": ["early_exit"]}, "methods: early_exit drafts with layers of the target, toys have none"),
+        ({"methods": ["two_chains"], "pair": "smollm2-135m-embedded"}, "methods: two_chains verifies .*: choose draft"),
+        ({"methods": ["two_chains"], "draft_length": ["acceptance:0.1"]}, "draft_length: two_chains .*: choose fixed"),
         ({"plugins": ["no_such_module"]}, "plugins: no_such_module cannot be imported .*ModuleNotFoundError"),
         ({"gpu": "other"}, "gpu is other: it is the name of the params file, smoke"),
     ],

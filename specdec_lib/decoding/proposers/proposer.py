@@ -57,7 +57,12 @@ class Proposer(Drafting):
 
     `start` returns what proposes in a call: by default the proposer itself. One that keeps a cache or a table during a
     call returns a new `Drafting` object, so that a proposer can serve several calls.
+
+    Attributes:
+        chains: how many chains of gamma tokens it proposes; two are those of `two_chains.py`.
     """
+
+    chains = 1
 
     @property
     def capturable(self) -> bool:

@@ -14,6 +14,7 @@ FORMATS = {
     "speedup": Format("expected speedup (×)", "{:.2f}"),
     "acceptance_rate": Format("expected acceptance", "{:.3f}"),
     "tokens_per_pass": Format("expected tokens per pass", "{:.2f}"),
+    "block_tokens_per_pass": Format("the same by block verification", "{:.2f}"),
     "block_gain": Format("gain of block verification", "{:+.1%}"),
     "saved_by_second": Format("rejected first tokens that a second candidate saves", "{:.0%}"),
     "measured": Format("measured acceptance", "{:.3f}"),
@@ -40,6 +41,13 @@ def expected_table(lines: pd.DataFrame) -> pd.DataFrame:
     """Expected acceptance and tokens per pass by kind of text, from `acceptance.acceptance_lines`."""
     columns = ["temperature", "category", "method", "num_draft_tokens", "acceptance_rate", "tokens_per_pass"]
     return readable(lines, [*columns, "block_gain", "saved_by_second", "num_prompts", "evidence"], FORMATS)
+
+
+def block_table(lines: pd.DataFrame) -> pd.DataFrame:
+    """What block verification is expected to gain by gamma, from `acceptance.block_gains`."""
+    columns = ["temperature", "method", "num_draft_tokens", "tokens_per_pass", "block_tokens_per_pass", "gain"]
+    gain = {"gain": Format("block over token by token (×)", "{:.3f}")}
+    return readable(lines, [*columns, "num_prompts", "evidence"], FORMATS | gain)
 
 
 def second_candidate_table(lines: pd.DataFrame) -> pd.DataFrame:
