@@ -36,10 +36,12 @@ class DraftHead(nn.Module):
         scored_ids: `[scored]`, the target's tokens that `scores` is about; all others are never drafted.
         embeddings: `[V, H]`, of the tokens that it reads: the target's, or its own.
         output_rows: `[scored, H]`, of the output layer: the target's, or its own.
-        parallel: whether drafted positions read the pairs of `masked`, and not the tokens drafted before them.
+        parallel: whether it drafts by `in_one_pass`, so that no position sees the tokens drafted before it.
+        block_size, most_tokens: places that it reads in one pass, and the most that it drafts; 0 for any number.
     """
 
     parallel = False
+    block_size = most_tokens = 0
     scored_ids: torch.Tensor
     embeddings: torch.Tensor
     output_rows: torch.Tensor
@@ -82,8 +84,15 @@ class DraftHead(nn.Module):
         """
         raise NotImplementedError
 
-    def masked(self, batch_size: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens `[B, n]` and states `[B, n, H]` for drafted positions, of a parallel head."""
+    def in_one_pass(
+        self, hidden: torch.Tensor, last_token: torch.Tensor, num_tokens: int, cache: RaggedStaticCache
+    ) -> torch.Tensor:
+        """What a parallel head makes of all drafted positions, `[B, n, H]`, which `scores` reads.
+
+        Args:
+            hidden: `[B, 1, H]`, what `forward` made of each row's newest pair, which is committed.
+            last_token: `[B, 1]`, the token of that pair.
+        """
         raise NotImplementedError
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:

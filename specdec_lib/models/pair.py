@@ -104,8 +104,8 @@ def load_pair(
     """Load a preset by `name`, or two Hugging Face causal LMs by path or hub id. The toy is always float32.
 
     A path is that of a folder, or of a GGUF file, whose weights are dequantised to bfloat16 once. The draft may be a
-    published draft head too (EAGLE-3, P-EAGLE, MTP), or "mtp" for the layer in the target's own checkpoint. On a CPU,
-    PyTorch gets no more threads than this process may use CPUs.
+    published draft head too (EAGLE-3, P-EAGLE, DFlash, MTP), or "mtp" for the layer in the target's own checkpoint. On
+    a CPU, PyTorch gets no more threads than this process may use CPUs.
 
     Args:
         dtype: of weights and activations. "int8" keeps every matrix of target and draft model in 8 bits with a factor

@@ -18,7 +18,7 @@ from specdec_lib.models.published.load import fetch_head
 from specdec_lib.models.runner import LanguageModel
 
 RECORDED = Path(__file__).parent.parent / "support" / "recorded_heads"
-HEADS = ["eagle3", "peagle", "mtp"]
+HEADS = ["eagle3", "peagle", "mtp", "dflash"]
 TEXTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9, 2]), torch.tensor([6, 5, 3, 5, 8, 9, 7, 9])]
 FILTERS = {1: SamplingConfig(1.3, top_k=3), 2: SamplingConfig(0.7, top_k=2, top_p=0.9)}  # by gamma
 
@@ -55,6 +55,12 @@ def test_the_law_of_every_path_is_the_target_s(name, gamma, folder):
 def test_a_rule_without_residual_is_noticed(folder):
     error, _ = enumerated(*precise_pair(folder, "eagle3"), 1, mutants.without_residual)
     assert error > 1e-3
+
+
+def test_a_block_holds_no_more_tokens_than_it_was_trained_with(folder):
+    pair = load_pair(target=folder, draft=RECORDED / "dflash", dtype="float32")
+    with pytest.raises(ValueError, match=r"num_draft_tokens is 4: .*dflash drafts at most 3 in its block of 4, give"):
+        decode(pair, ModelProposer(pair.draft), SamplingConfig(0), num_draft_tokens=4)
 
 
 def decode(pair, proposer, sampling, **more):

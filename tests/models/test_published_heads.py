@@ -71,7 +71,7 @@ def step_by_step(head, recorded, anchor, steps):
     cache.commit(anchor + 1, at_most=anchor + 1)
     logits = [head.scores(hidden)[0, 0]]
     if head.parallel:
-        return logits + list(head.scores(head.forward(*head.masked(1, steps - 1), cache))[0])
+        return list(head.scores(head.in_one_pass(hidden, tokens[:, anchor : anchor + 1], steps, cache))[0])
     for step in range(1, steps):
         hidden = head.forward(tokens[:, anchor + step : anchor + step + 1], hidden, cache)
         cache.commit(1, at_most=1)
@@ -108,6 +108,28 @@ def test_the_older_layout_is_the_same_head(form, target, head):
     recorded = load_file(RECORDED / "eagle3.safetensors")
     for step, ours in enumerate(step_by_step(pair.draft, recorded, 4, steps=3)):
         torch.testing.assert_close(ours, recorded[f"logits.{step}"][0, 4], rtol=1e-5, atol=1e-5)
+
+
+def test_dflash_in_its_authors_layout_is_the_same_head(target, tmp_path):
+    """They count the target's layers by their outputs, and leave token rows to the target."""
+    head = Path(shutil.copytree(RECORDED / "dflash", tmp_path / "head"))
+    said = json.loads((head / "config.json").read_text())["transformer_layer_config"]
+    own = {"block_size": 4, "dflash_config": {"mask_token_id": 39, "target_layer_ids": [0, 1, 3]}}
+    (head / "config.json").write_text(json.dumps(said | {"architectures": ["DFlashDraftModel"]} | own))
+    names = ("fc.", "hidden_norm.", "norm.", "layers.")
+    change_tensors(head, lambda tensors: {name: t for name, t in tensors.items() if name.startswith(names)})
+    ours, theirs = load(target, head), load(target, RECORDED / "dflash")
+    recorded = load_file(RECORDED / "dflash.safetensors")
+    outputs = []
+    for each in (ours.draft, theirs.draft):
+        each.embeddings = recorded["embeddings"]
+        cache = each.new_cache(1, 32)
+        features = torch.cat([recorded["states"], recorded["states"][:, :, :16]], dim=2)
+        hidden = each.forward(recorded["tokens"], each.fuse(features), cache)
+        cache.commit(12, at_most=12)
+        outputs.append(each.in_one_pass(hidden[:, -1:], recorded["tokens"][:, -1:], 3, cache))
+    assert ours.draft.feature_layers == theirs.draft.feature_layers == (0, 1, 3)
+    assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -193,11 +215,11 @@ def smaller(name, size=8):
 REFUSED = {
     "another kind": (
         lambda head: change_config(head, speculators_model_type="xpress"),
-        r"head is a draft head of the kind 'xpress': served are eagle3, peagle, mtp in the",
+        r"head is a draft head of the kind 'xpress': served are eagle3, peagle, mtp, dflash of",
     ),
     "medusa": (
         lambda head: (head / "config.json").write_text('{"medusa_num_heads": 4}'),
-        "of the kind 'medusa': served are eagle3, peagle, mtp in the",
+        "of the kind 'medusa': served are eagle3, peagle, mtp, dflash of",
     ),
     "another width": (
         lambda head: change_config(head, target_hidden_size=32),
@@ -210,6 +232,10 @@ REFUSED = {
     "no mask token": (
         lambda head: change_config(head, speculators_model_type="peagle"),
         "mask_token_id is None in its config.json: write there the id, below 40",
+    ),
+    "no block": (
+        lambda head: change_config(head, speculators_model_type="dflash", mask_token_id=1),
+        "block_size is None, sample_from_anchor is False, layers are llama: choose a DFlash head of qwen3 layers",
     ),
     "other layers": (
         lambda head: change_config(head, transformer_layer_config={"model_type": "gemma3_text"}),

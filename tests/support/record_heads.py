@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import save_file
 from speculators import SpeculatorModel, SpeculatorsConfig, VerifierConfig
 from speculators.losses import resolve_loss_config
+from speculators.models.dflash import DFlashSpeculatorConfig
+from speculators.models.dflash import core as dflash
 from speculators.models.eagle3 import Eagle3SpeculatorConfig
 from speculators.models.mtp import MTPSpeculatorConfig
 from speculators.models.peagle import PEagleSpeculatorConfig, core
@@ -33,7 +35,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
-TOKENS, STEPS, REDUCED = 12, 3, 24
+TOKENS, STEPS, REDUCED, BLOCK = 12, 3, 24, 4
 
 
 def training(algorithm):
@@ -84,6 +86,14 @@ HEADS = {
         norm_before_fc=True,
     ),
     "peagle": peagle(LlamaConfig(**SIZES | {"num_hidden_layers": 2}), REDUCED, norm_before_residual=True, fc_norm=True),
+    "dflash": DFlashSpeculatorConfig(
+        transformer_layer_config=Qwen3Config(**SIZES | {"num_hidden_layers": 2}, attn_implementation="eager"),
+        draft_vocab_size=REDUCED,
+        block_size=BLOCK,
+        aux_hidden_state_layer_ids=FEATURE_LAYERS,
+        mask_token_id=39,
+        speculators_config=training("dflash"),
+    ),
     "mtp": mtp(Qwen3Config(**SIZES)),
     "mtp-gated": mtp(Qwen3_5TextConfig(**SIZES | {"num_hidden_layers": 4, "pad_token_id": None})),
 }
@@ -107,6 +117,14 @@ def run(kind, model, states, tokens):
         more = torch.zeros(1, STEPS + 1, states.shape[2])
         return model(text, torch.cat([states, more], dim=1))
     documents = torch.zeros(1, TOKENS, dtype=torch.int64)
+    if kind == "dflash":  # a block after each pair
+        text = torch.cat([tokens[:, :1], tokens, tokens[:, :1].expand(-1, BLOCK)], dim=1)
+        states = torch.cat([states, torch.zeros(1, BLOCK + 1, states.shape[2])], dim=1)
+        anchors = 1 + torch.arange(TOKENS)
+        dflash.select_anchors = lambda *given: (anchors, torch.ones(TOKENS, dtype=torch.bool))
+        last = states[:, :, : SIZES["hidden_size"]]
+        loss, documents = resolve_loss_config("kl_div", "eager"), torch.zeros_like(text)
+        return model(states, text, torch.ones(text.shape), last, documents, loss_config=loss, max_anchors=TOKENS)
     if kind == "peagle":  # every depth of every position, where training draws some
         depths = [torch.full((TOKENS - depth,), depth) for depth in range(STEPS)]
         anchors = [torch.arange(len(depth)) for depth in depths]
@@ -130,13 +148,17 @@ def record(name, config):
         run(config.speculators_model_type, model, states, tokens)
     model.save_pretrained(HERE / name)
     (HERE / name / "config.py").unlink()  # a copy of the package's code
+    if config.speculators_model_type == "dflash":
+        found = found[0].unflatten(1, (TOKENS, BLOCK)).unbind(2)[1:]
     if config.speculators_model_type == "peagle":
         found = [torch.nn.functional.pad(each, (0, 0, 0, step)) for step, each in enumerate(
             found[0].split([TOKENS - step for step in range(STEPS)], dim=1)
         )]  # fmt: skip
     steps = found[:1] if config.speculators_model_type == "mtp" else found
-    recorded = {"tokens": tokens, "states": states} | {f"logits.{step}": each for step, each in enumerate(steps)}
-    if config.speculators_model_type == "mtp":
+    recorded = {"tokens": tokens, "states": states} | {
+        f"logits.{step}": each.contiguous() for step, each in enumerate(steps)
+    }
+    if config.speculators_model_type in ("mtp", "dflash"):
         recorded |= {"embeddings": model.embed_tokens.weight.data, "output_rows": model.lm_head.weight.data}
     save_file(recorded, HERE / f"{name}.safetensors")
 

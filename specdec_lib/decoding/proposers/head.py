@@ -30,7 +30,7 @@ class HeadDrafting(Drafting):
 
     def __init__(self, head: DraftHead, call: Call):
         self.head, self.ops, self.sampling, self.length = head, call.ops, call.sampling, call.length
-        self.cache = call.new_cache(head, "draft")
+        self.cache = call.new_cache(head, "draft", call.rows.capacity + head.block_size)
 
     def read_prompt(self, rows: Rows, start: int, end: int, features: torch.Tensor) -> None:
         # The pair of the last prompt position waits for the first emitted token: `propose` reads it.

@@ -1,4 +1,4 @@
-"""Drafts with a head that drafts all positions in one pass (P-EAGLE, arXiv 2602.01469).
+"""Drafts with a head that drafts all positions in one pass (P-EAGLE, arXiv 2602.01469; DFlash).
 
 No drafted position sees the tokens drafted before it. So each is drawn from its own distribution, which is reported.
 """
@@ -14,17 +14,24 @@ from specdec_lib.models.draft_head import DraftHead
 
 
 class ParallelHeadDrafting(HeadDrafting):
-    """One call's drafting: after the verified pairs, the head reads masked ones for all drafted positions at once."""
+    """One call's drafting: after the verified pairs, the head reads all drafted positions at once.
+
+    ValueError for more draft tokens than the head has places for.
+    """
 
     def __init__(self, head: DraftHead, call: Call):
         super().__init__(head, call)
-        self.num_masked = call.num_draft_tokens - 1
+        self.num_tokens = call.num_draft_tokens
+        if 0 < head.most_tokens < self.num_tokens:
+            raise ValueError(
+                f"num_draft_tokens is {self.num_tokens}: {head.name} drafts at most {head.most_tokens} in its block of "
+                f"{head.block_size}, give no more"
+            )
 
     def _read_verified(self, rows: Rows) -> torch.Tensor:
-        hidden = super()._read_verified(rows)
-        if self.num_masked:
-            self.masked = self.head.forward(*self.head.masked(rows.batch_size, self.num_masked), self.cache)
-        return hidden
+        newest = super()._read_verified(rows)
+        self.drafted = self.head.in_one_pass(newest, rows.last_token(), self.num_tokens, self.cache)
+        return self.drafted[:, :1]
 
     def _next_hidden(self, position: int, token: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        return self.masked[:, position - 1 : position]
+        return self.drafted[:, position : position + 1]

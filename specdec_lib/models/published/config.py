@@ -20,8 +20,8 @@ MARKS = (SPECULATORS, "draft_vocab_size", "dflash_config", "eagle_config", "medu
 LAYERS = ("llama", "qwen3", "qwen3_5_text")  # types of decoder layers
 NATIVE = "mtp"  # given as a draft: the layer for multi-token prediction in the target's own checkpoint
 ANGLES = ("default", "linear", "llama3", "yarn")  # rotary embeddings whose angles do not change with the text's length
-KINDS = ("eagle3", "peagle", "mtp")
-SERVED = f"served are {', '.join(KINDS)} in the format of speculators, and EAGLE-3 with fc, midlayer and d2t"
+KINDS = ("eagle3", "peagle", "mtp", "dflash")
+SERVED = f"served are {', '.join(KINDS)} of speculators, and EAGLE-3 and DFlash in their authors' layouts"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class PublishedConfig:
         norm_before_fc, fc_norm: whether the target's states are normalised, all together or layer by layer.
         norm_output: whether the state of the next position is normalised.
         verifier: the target that it was made for, if it says so.
-        mask_token_id: of P-EAGLE, the token that drafted positions read.
+        mask_token_id: of P-EAGLE and DFlash, the token that drafted positions read.
+        block_size: of DFlash, places of its block, the last token among them.
     """
 
     where: str
@@ -55,6 +56,7 @@ class PublishedConfig:
     norm_output: bool = False
     verifier: str | None = None
     mask_token_id: int = 0
+    block_size: int = 0
 
 
 def is_published_head(checkpoint: Checkpoint) -> bool:
@@ -87,8 +89,9 @@ def read_config(checkpoint: Checkpoint, target: Any) -> PublishedConfig:
     else:
         said = json.loads((fetch_small_files(*checkpoint) / CONFIG).read_text(encoding="utf-8"))
     kind = _kind(said, where)
+    said = {**said, **(said.get("dflash_config") or {})}
     layers = _layers(said.get("transformer_layer_config") or said, where)
-    if kind == NATIVE or "transformer_layer_config" not in said:  # the number is the target's
+    if kind == NATIVE or (kind == "eagle3" and "transformer_layer_config" not in said):  # the number is the target's
         layers.num_hidden_layers = 1
         layers.layer_types = ["full_attention"]
     if "sliding_attention" in (getattr(layers, "layer_types", None) or []):
@@ -106,7 +109,8 @@ def read_config(checkpoint: Checkpoint, target: Any) -> PublishedConfig:
         fc_norm=said.get("fc_norm") or False,
         norm_output=said.get("norm_output") or False,
         verifier=_verifier(said),
-        mask_token_id=_mask_token(said, layers.vocab_size, where) if kind == "peagle" else 0,
+        mask_token_id=_mask_token(said, layers.vocab_size, where) if kind in ("peagle", "dflash") else 0,
+        block_size=_block_size(said, layers, where) if kind == "dflash" else 0,
     )
     _check_sizes(config, said.get("target_hidden_size") or layers.hidden_size)
     return config
@@ -143,6 +147,9 @@ def _feature_layers(said: Mapping[str, Any], num_layers: int, where: str) -> tup
     """The layers of the target whose outputs the head reads; a config counts their inputs, from the embedding on."""
     nested = said.get("eagle_config") or {}
     ids = said.get("eagle_aux_hidden_state_layer_ids") or nested.get("eagle_aux_hidden_state_layer_ids")
+    ids = ids or said.get("aux_hidden_state_layer_ids")
+    if "target_layer_ids" in said:  # z-lab counts outputs
+        ids = [each + 1 for each in said["target_layer_ids"]]
     ids = [2, num_layers // 2, num_layers - 3] if ids is None else ids
     if sorted({*ids}) != ids or not 0 < ids[0] <= ids[-1] < num_layers:
         raise ValueError(
@@ -160,6 +167,17 @@ def _mask_token(said: Mapping[str, Any], vocab_size: int, where: str) -> int:
             "token that the head was trained with"
         )
     return token
+
+
+def _block_size(said: Mapping[str, Any], layers: PretrainedConfig, where: str) -> int:
+    size = said.get("block_size")
+    if not isinstance(size, int) or size < 2 or said.get("sample_from_anchor") or layers.model_type != "qwen3":
+        raise ValueError(
+            f"{where}: block_size is {size}, sample_from_anchor is {said.get('sample_from_anchor', False)}, layers are "
+            f"{layers.model_type}: choose a DFlash head of qwen3 layers with a block of at least 2, in which the last "
+            "token drafts nothing"
+        )
+    return size
 
 
 def _verifier(said: Mapping[str, Any]) -> str | None:

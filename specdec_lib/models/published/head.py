@@ -25,6 +25,7 @@ class Parts(NamedTuple):
     layer: Any
     norm: Any
     rotary: Any
+    rotate: Any = llama.apply_rotary_pos_emb
 
 
 PARTS = {

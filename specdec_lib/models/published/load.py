@@ -13,6 +13,7 @@ from specdec_lib.models.loading.checkpoints import refusing
 from specdec_lib.models.loading.presets import Checkpoint
 from specdec_lib.models.loading.weights import fetch_weights, is_local
 from specdec_lib.models.published.config import NATIVE, PublishedConfig, other_target, read_config
+from specdec_lib.models.published.dflash import DFlashHead
 from specdec_lib.models.published.eagle3 import Eagle3Head
 from specdec_lib.models.published.files import OWN, check_tensors, read_shapes, read_tensors, scored_ids
 from specdec_lib.models.published.head import PublishedHead
@@ -20,7 +21,12 @@ from specdec_lib.models.published.mtp import MtpHead
 from specdec_lib.models.published.peagle import PEagleHead
 from specdec_lib.models.runner import LanguageModel
 
-HEADS: dict[str, type[PublishedHead]] = {"eagle3": Eagle3Head, "peagle": PEagleHead, "mtp": MtpHead}
+HEADS: dict[str, type[PublishedHead]] = {
+    "eagle3": Eagle3Head,
+    "peagle": PEagleHead,
+    "mtp": MtpHead,
+    "dflash": DFlashHead,
+}
 logger = logging.getLogger(__name__)
 
 

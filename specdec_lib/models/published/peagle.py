@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from specdec_lib.models.cache import RaggedStaticCache
 from specdec_lib.models.published.config import PublishedConfig
 from specdec_lib.models.published.eagle3 import Eagle3Head
 
@@ -22,6 +23,11 @@ class PEagleHead(Eagle3Head):
         self.mask_hidden = nn.Parameter(torch.zeros(1, 1, self.fc.in_features))
 
     @torch.inference_mode()
-    def masked(self, batch_size: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = self.scored_ids.new_full((batch_size, num_tokens), self.config.mask_token_id)
-        return tokens, self.fuse(self.mask_hidden).expand(batch_size, num_tokens, -1)
+    def in_one_pass(
+        self, hidden: torch.Tensor, last_token: torch.Tensor, num_tokens: int, cache: RaggedStaticCache
+    ) -> torch.Tensor:
+        if num_tokens == 1:
+            return hidden
+        masked = last_token.new_full((len(last_token), num_tokens - 1), self.config.mask_token_id)
+        states = self.fuse(self.mask_hidden).expand(*masked.shape, -1)
+        return torch.cat([hidden, self.forward(masked, states, cache)], dim=1)
