@@ -141,7 +141,7 @@ class StudyParams(BaseModel):
     """of every cell"""
     correctness_samples: Positive = 2000
     """continuations of each prompt in the statistical tests of 01_correctness"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """of all random numbers"""
 
     _file: str | None = PrivateAttr(None)

@@ -46,7 +46,8 @@ def _checked_prompt(
     if not isinstance(prompt, torch.Tensor):
         if not isinstance(prompt, list | tuple) or not all(isinstance(token, Integral) for token in prompt):
             raise ValueError(f"prompt {row} is {type(prompt).__name__} {str(prompt)[:40]!r}: {remedy}")
-        prompt = torch.tensor(prompt, dtype=torch.int64)
+        outside = not all(0 <= token < target.vocab_size for token in prompt)
+        prompt = torch.tensor([-1] if outside else prompt, dtype=torch.int64)
     if prompt.dim() != 1 or prompt.dtype != torch.int64:
         raise ValueError(f"prompt {row} is {prompt.dtype} {list(prompt.shape)}: {remedy}")
     if len(prompt) == 0:

@@ -296,5 +296,6 @@ def _checkpoint_pair(
 
 
 def _listed(tokens: int | Sequence[int] | None) -> Sequence[int]:
-    """One token id, several or none, as configurations have them."""
-    return () if tokens is None else [tokens] if isinstance(tokens, int) else tokens
+    """One token id, several or none, as configurations have them; what is no number is none."""
+    found = tokens if isinstance(tokens, list | tuple) else [tokens]
+    return [int(token) for token in found if isinstance(token, int | float)]

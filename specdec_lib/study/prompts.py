@@ -139,11 +139,24 @@ def encode_prompts(
             return text
         given: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
         with patch.object(chat_template_utils, "datetime", SameDay, create=True):
-            return str(tokenizer.apply_chat_template(messages, **given))
+            try:
+                return str(tokenizer.apply_chat_template(messages, **given))
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise ValueError(
+                    f"the target's chat template cannot show what a user says ({reason}): correct chat_template.jinja, "
+                    "or delete it for texts without a template"
+                ) from error
 
     if prompt_tokens == 0:
         return [torch.tensor(tokenizer(rendered(prompt.text), **opening)["input_ids"]) for prompt in prompts]
-    before, after = rendered(TASK + PLACE).split(PLACE)
+    parts = rendered(TASK + PLACE).split(PLACE)
+    if (times := len(parts) - 1) != 1:
+        raise ValueError(
+            f"prompt_tokens is {prompt_tokens}: the target's chat template shows a user's text {times} times as it "
+            "is, not once: give 0, or correct chat_template.jinja"
+        )
+    before, after = parts
     head = list(tokenizer(before, **opening)["input_ids"])
     tail = list(tokenizer(after, add_special_tokens=False)["input_ids"])
     passages = [tokenizer(prompt.passage, add_special_tokens=False)["input_ids"] for prompt in prompts]

@@ -15,7 +15,8 @@ from specdec_lib.models.loading import checkpoints, weights
 from specdec_lib.models.loading.presets import Checkpoint, checkpoints_of, names_of
 from specdec_lib.models.pair import check_study_pair, load_study_pair
 from specdec_lib.params_files import load_params
-from specdec_lib.study.prompts import check_prompts
+from specdec_lib.study.prompt_file import Prompt
+from specdec_lib.study.prompts import check_prompts, encode_prompts
 from specdec_lib.study.runner import source_of
 
 
@@ -158,7 +159,7 @@ def test_names_are_as_short_as_they_differ(tmp_path):
 
 def test_a_folder_that_has_the_name_of_a_hub_id_is_not_loaded_in_place_of_a_pinned_one(tmp_path, monkeypatch):
     """A preset names a commit: the hub is asked for it, whatever lies in the working directory."""
-    (hub_id, commit), (draft_id, _) = checkpoints_of("qwen3-8b", None, None)
+    (hub_id, _), (draft_id, commit) = checkpoints_of("qwen3-8b", None, None)
     for shadow in (hub_id, draft_id):
         write_checkpoint(tmp_path / shadow)
     monkeypatch.chdir(tmp_path)
@@ -173,9 +174,9 @@ def test_a_folder_that_has_the_name_of_a_hub_id_is_not_loaded_in_place_of_a_pinn
         lambda: load_pair("qwen3-8b"),
         lambda: check_study_pair(load_params("smoke", {"pair": "qwen3-8b"})),
     ):
-        with pytest.raises(ValueError, match=f"cannot load {hub_id}: the hub was asked"):
+        with pytest.raises(ValueError, match=f"cannot load {draft_id}: the hub was asked"):
             refused()
-    assert asked == [(hub_id, commit)] * 2
+    assert asked == [(draft_id, commit)] * 2  # which may be a head
     assert load(hub_id).target_id == "Qwen3-8B"  # without a commit a folder comes first, as in transformers
     with pytest.raises(ValueError, match="has no revision abc"):
         load_pair(target=tmp_path / hub_id, draft=hub_id, target_revision="abc")
@@ -218,3 +219,57 @@ def test_paths_may_be_path_objects(target, tmp_path):
 def test_a_generation_config_of_its_own_counts_also_where_it_names_the_default(target):
     (target / "generation_config.json").write_text('{"eos_token_id": 2}')
     assert load(target).stop_token_ids == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["", "{nope", "[1]", '{"model_type": "nope"}'])
+def test_a_broken_config_is_a_line_with_its_place(text, target):
+    (target / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"^cannot load .*target: ") as refusal:
+        load(target)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": "16"}, {"num_attention_heads": 3}, {"vocab_size": None}, {"eos_token_id": "</s>"}]
+)
+def test_a_config_of_other_types_than_its_architecture_is_a_line(change, target):
+    edit(target / "config.json", **change)
+    with pytest.raises(ValueError, match=r"^cannot load .*target: .*alidation error") as refusal:
+        load(target)
+    assert "\n" not in str(refusal.value)
+
+
+def test_stop_tokens_that_are_no_numbers_do_not_count(target):
+    edit(target / "generation_config.json", eos_token_id="7")
+    assert load(target).stop_token_ids == (1,)
+
+
+def test_weights_that_are_no_numbers_are_refused_as_damaged(target):
+    file = target / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"] * torch.nan}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"its logits are no numbers \(NaN or infinite\): its weights are damaged"):
+        load(target)
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "reason"),
+    [
+        ("{% for", 0, "cannot show what a user says .TemplateSyntaxError"),
+        ("{{ raise_exception('no system') }}", 0, "TemplateError: no system"),
+        ("{{ messages[0].content / 0 }}", 0, "TypeError"),
+        ("hello", 12, "shows a user's text 0 times as it is, not once"),
+        ("{{ messages[0].content * 2 }}", 12, "shows a user's text 2 times"),
+    ],
+)
+def test_a_chat_template_that_does_not_work_is_a_line(template, tokens, reason, target):
+    (target / "chat_template.jinja").write_text(template)
+    tokenizer = load(target).tokenizer
+    with pytest.raises(ValueError, match=reason) as refusal:
+        encode_prompts([Prompt("a", "chat", "w3 w4", "w5 " * 20)], tokenizer, tokens)
+    assert "\n" not in str(refusal.value)
+
+
+def test_token_ids_of_any_size_are_compared_with_the_vocabulary(target):
+    with pytest.raises(ValueError, match=r"has a token id outside 0\.\.39"):
+        autoregressive_decode(load(target).target, [[2**70]], max_new_tokens=1, sampling=SamplingConfig(0))

@@ -93,7 +93,12 @@ def test_an_unknown_name_lists_the_known_ones():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("gpu: [", "not valid YAML"), ("", "holds no keys"), ("gpu: smoke", "gpu: smoke: write other")],
+    [
+        ("gpu: [", "not valid YAML"),
+        ("pair: toy\npair: smoke", "pair is there twice"),
+        ("", "holds no keys"),
+        ("gpu: smoke", "gpu: smoke: write other"),
+    ],
 )
 def test_a_file_that_is_no_params_file_is_refused(tmp_path, text, message):
     (tmp_path / "other.yaml").write_text(text)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from specdec_lib.config import CUSTOM_PAIR, INT8, StudyParams
@@ -156,7 +157,7 @@ def refusing(where: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, SafetensorError, ImportError, *FOREIGN) as error:
+    except (OSError, SafetensorError, StrictDataclassError, ImportError, *FOREIGN) as error:
         reason = " ".join(str(error).split())[:200]
         remedy = "check the path or hub id and that its safetensors files are complete; delete and fetch them again"
         raise ValueError(f"cannot load {where}: {reason} - {remedy}") from error

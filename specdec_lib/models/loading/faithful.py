@@ -129,6 +129,8 @@ def _own_logits(model: LanguageModel, texts: list[torch.Tensor]) -> list[torch.T
         start = texts[0][:BEFORE]
         generated = _generated(model.model, start)  # [2, V]
         longer = _forward(model.model, torch.cat([start, generated[:1].argmax(dim=-1)]))
+    if not all(logits.isfinite().all() for logits in own):
+        raise NotServedError("its logits are no numbers (NaN or infinite): its weights are damaged")
     if not _close(longer[: len(start)], own[0][: len(start)], model.dtype):
         raise NotServedError("it reads tokens that follow, as an encoder does")
     if not _close(generated, longer[-2:], model.dtype):

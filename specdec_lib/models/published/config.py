@@ -65,9 +65,9 @@ def is_published_head(checkpoint: Checkpoint) -> bool:
         return True
     with refusing(checkpoint.where):
         path = fetch_small_files(*checkpoint) / CONFIG
-    if not path.is_file():
-        return False
-    said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not isinstance(said, dict):
+            raise ValueError(f"{CONFIG} holds no object")
     architectures = said.get("architectures") or []
     return any(mark in said for mark in MARKS) or any("eagle" in str(each).lower() for each in architectures)
 
