@@ -35,7 +35,7 @@ UV_PINS := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11
 PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run params certify advise test soak lint lab report compare rerun bench-peers peers cluster gpu-check
+.PHONY: setup help run params certify advise test soak lint lab report compare rerun bench-peers peers cluster gpu-check audit-engines
 .PHONY: gpu-rehearsal .rehearsal gpu-first gpu-bundle publish speed draft audit pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
@@ -85,6 +85,9 @@ bench-peers: $(STAMP) ## time other engines next to ours for GPU=<name>: same we
 
 peers: $(STAMP) ## install the other engines that bench-peers knows, each into an environment of its own
 	@$(SPECDEC) peers
+
+audit-engines: $(STAMP) ## put the samplers of ours and other engines to the same test of exactness; ONLY="<name> ..." SECONDS=30
+	@$(SPECDEC) audit-engines $(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS))
 
 gpu-check: $(STAMP) ## check this machine for GPU=<name> in a minute: device, exactness, a short sweep, telemetry
 	@$(SPECDEC) gpu-check $(STUDY)

@@ -8,7 +8,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from specdec_lib.cli import gpu, study
+from specdec_lib.cli import engines, gpu, study
 
 COMMANDS = (
     study.run,
@@ -23,8 +23,9 @@ COMMANDS = (
     gpu.gpu_rehearsal,
     gpu.gpu_first,
     gpu.gpu_bundle,
-    study.bench_peers,
-    study.peers,
+    engines.bench_peers,
+    engines.peers,
+    engines.audit_engines,
     study.draft,
 )
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it

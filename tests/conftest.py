@@ -21,9 +21,8 @@ def hurried():
 @pytest.fixture
 def recorder(monkeypatch):
     """Every decoding in the test goes the way of a GPU, with a graph for each 8 positions."""
-    from recorded_steps import Recorder
-
     from specdec_lib.decoding import captured_loop
+    from specdec_lib.machine.recorded_steps import Recorder
 
     recorder = Recorder()
     monkeypatch.setattr(captured_loop, "CudaGraphs", lambda device: recorder)

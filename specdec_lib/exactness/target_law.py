@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -39,12 +39,19 @@ def target_law(
         width: follow only that many of the most likely tokens at each position; 0 follows all. The cost grows as
             (tokens followed) ** (num_tokens - 1).
     """
+    return law_of(lambda texts: _next_token_probs(target, texts, sampling), prompt, num_tokens, width)
+
+
+def law_of(
+    next_token_probs: Callable[[torch.Tensor], torch.Tensor], prompt: torch.Tensor, num_tokens: int, width: int = 0
+) -> Law:
+    """As `target_law`, of what gives the probabilities `[n, V]` of the token after each of n texts `[n, length]`."""
     law: Law = {(): 1.0}
     for _ in range(num_tokens):
         opened = [prefix for prefix in law if not ends_in_group(prefix)]
         texts = torch.stack([torch.cat([prompt, torch.tensor(prefix, dtype=torch.int64)]) for prefix in opened])
         longer = {prefix: mass for prefix, mass in law.items() if ends_in_group(prefix)}
-        for prefix, row in zip(opened, _next_token_probs(target, texts, sampling), strict=True):
+        for prefix, row in zip(opened, next_token_probs(texts), strict=True):
             possible = int((row > 0).sum())
             listed = row.topk(min(width or possible, possible))
             for token, mass in zip(listed.indices.tolist(), listed.values.tolist(), strict=True):

@@ -105,10 +105,14 @@ class ServedProcess:
                 env=os.environ | environ,
             )
         try:
-            self.version = str(self.ask(settings, load_s)["version"])
+            self.load(settings, load_s)
         except BaseException:
             self.__exit__()
             raise
+
+    def load(self, settings: Mapping[str, Any], load_s: float) -> None:
+        """Load, or load something else in place of what was; errors as of `ask`."""
+        self.version = str(self.ask({**settings, "call": "load"}, load_s)["version"])
 
     def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send one message and wait for its answer; RuntimeError if that is an error, or none came in time."""

@@ -6,7 +6,7 @@ the file's `load`, which returns what serves and a version; the answer holds the
 - Timed, each further line holds the arguments of the decoding function but `emit`; the answer holds `tokens` (ids) and
   `arrivals`, [seconds since the call, tokens that arrived then].
 - Otherwise each further line holds `call`, the name of a method of what serves, and its arguments; the answer holds its
-  `value`.
+  `value`. The call `load` loads again, with other arguments.
 
 An error is answered as `error`. Between lines the process sleeps. This file imports nothing of this library.
 """
@@ -33,8 +33,8 @@ def main() -> None:
     for line in sys.stdin:
         message = json.loads(line)
         try:
-            if serving is None:
-                serving, version = engine.load(**message)
+            if serving is None or message.get("call") == "load":
+                serving, version = engine.load(**{key: value for key, value in message.items() if key != "call"})
                 answer = {"version": version}
             else:
                 answer = answer_of(serving, message)

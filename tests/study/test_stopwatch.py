@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 from measured import calibrate, measure_step_costs
-from recorded_steps import Recorder
 from synthetic_rows import step_costs as synthetic_costs
 from synthetic_rows import study, synthetic_rows
 
@@ -13,6 +12,7 @@ from specdec_lib.analysis.prediction import predicted_speedups
 from specdec_lib.analysis.step_table import costs_of, read_step_costs, verification_costs, why_unused
 from specdec_lib.analysis.waterfall import waterfall
 from specdec_lib.machine.calibration_file import read_calibration, write_calibration
+from specdec_lib.machine.recorded_steps import Recorder
 from specdec_lib.machine.step_costs import write_step_costs
 from specdec_lib.machine.stopwatch import REPLAYS, Stopwatch
 from specdec_lib.models.pair import load_pair

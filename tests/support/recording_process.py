@@ -1,7 +1,7 @@
 """A kernel or a worker that runs steps as on a GPU: `python recording_process.py kernel|worker ...`.
 
 Models run as Hugging Face wrote them, without the kernels of a CPU, and their steps are captured and replayed by
-`recorded_steps.Recorder`. `kernel` is then what a notebook runs in, whose sweeps start this file as `worker`.
+`machine.recorded_steps.Recorder`. `kernel` is then what a notebook runs in, whose sweeps start this file as `worker`.
 """
 
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from quick_kernel import run_kernel
 from quick_worker import hurry
-from recorded_steps import Recorder
 
 from specdec_lib.decoding import captured_loop
 from specdec_lib.exactness import certify
 from specdec_lib.machine import step_costs, stopwatch
+from specdec_lib.machine.recorded_steps import Recorder
 from specdec_lib.models.engines.kernels import KernelEngine
 from specdec_lib.study import machine_measurement
 from specdec_lib.study.sweep import run_sweep

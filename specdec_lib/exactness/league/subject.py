@@ -32,7 +32,8 @@ class Way:
     setting: str = "default"  # or what the manual recommends for losslessness, in a few words
     manual: str = ""  # what the manual says of losslessness, quoted briefly, with its page
     gammas: tuple[int, ...] = GAMMAS  # (0,) without drafts
-    samplings: tuple[tuple[float, int, float], ...] | None = None  # (temperature, top_k, top_p); None: see `BY_GAMMA`
+    samplings: tuple[tuple[float, int, float], ...] | None = None  # (temperature, top_k, top_p); None: see `BY_GAMMA`.
+    # A way that decodes greedily only has one line at temperature 0
     greedy: bool = True  # whether its greedy texts are compared
     own_model: bool = False  # whether its target is one of its own, whose `logits` it gives
     untestable: str = ""  # why it cannot be tested here, if it cannot
@@ -59,6 +60,7 @@ class Subject:
     sees_ours: bool = False  # whether the environment finds our packages, PyTorch among them, where it has none itself
     reads: Literal["checkpoint", "gguf", "gguf-float16"] = "checkpoint"
     dtypes: tuple[str, ...] = ("float32", "bfloat16")  # that it computes in; sampling is tested in the first
+    reloads: bool = False  # whether one process can load one way after another, which saves the import of the engine
     environ: dict[str, str] = field(default_factory=dict)  # variables of its process
     kind: Literal["engine", "twin"] = "engine"  # a twin has a known bug each, and must be caught
     absent: str = ""  # why it cannot be installed here, if it cannot: then nothing of it is run

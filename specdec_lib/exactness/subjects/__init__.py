@@ -16,9 +16,6 @@ inside functions. It has
   - `greedy(prompts, length)`: for each prompt `length` new tokens at temperature 0;
   - `logits(texts)`, only for a way with `own_model`: for each text the target's logits of the next token, float32, from
     plain passes. Then the law is that of these; else that of `target` as transformers computes it in float32.
-- optionally `script(way, models, num_draft_tokens, temperature, top_k, top_p, n)`: the text of a short program in the
-  engine's own words that counts n first tokens and prints their shares; `models` are paths. It is published for a line
-  that is biased.
 
 `in_process` has samplers of this process: our own decoding, and transformers' assisted generation, for the certificate.
 """

@@ -1,11 +1,16 @@
 """What stands for CUDA graphs on a CPU: steps are recorded operator by operator, and replayed without their Python."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def place(tensor):
+def place(tensor: Tensor) -> int:
     """Where its memory lies."""
     return tensor.untyped_storage().data_ptr()
 
@@ -16,11 +21,13 @@ class Recorder(TorchDispatchMode):
     Each runs on the very memory it ran on when it was recorded, and what Python decided then is decided for good.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.captures = self.replays = self.asked = 0
+        self.calls: list[tuple[Any, tuple, dict[str, Any], list[Any]]] = []
+        self.before: dict[int, tuple[Tensor, Any]] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         written = [
             argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments
         ]
@@ -34,13 +41,15 @@ class Recorder(TorchDispatchMode):
             self.calls.append((func, args, kwargs or {}, made))
         return outputs
 
-    def warm_up(self, step):
+    def warm_up(self, step: Callable[[], None]) -> None:
+        """See `CudaGraphs.warm_up`."""
         step()
 
-    def forget(self):
-        pass
+    def forget(self) -> None:
+        """See `CudaGraphs.forget`: there is no pool."""
 
-    def capture(self, step):
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """See `CudaGraphs.capture`."""
         self.calls, self.before = [], {}
         try:
             with self:
@@ -51,7 +60,7 @@ class Recorder(TorchDispatchMode):
         self.captures += 1
         calls = self.calls
 
-        def replay():
+        def replay() -> None:
             self.replays += 1
             for func, args, kwargs, outputs in calls:
                 made = func(*args, **kwargs)
@@ -61,6 +70,7 @@ class Recorder(TorchDispatchMode):
 
         return replay
 
-    def ask(self, report):
+    def ask(self, report: Tensor) -> Callable[[], list[int]]:
+        """See `CudaGraphs.ask`."""
         self.asked += 1
         return report.clone().tolist
