@@ -30,6 +30,12 @@ def test_quantised_and_sparse_targets_gain_less_from_the_same_draft(tables):
     assert gain["qwen3-30b-a3b"] < 1
 
 
+def test_quantised_targets_leave_room_for_more_rows(tables):
+    batch = tables["h100"]["largest_batch"]
+    assert batch["qwen3-32b-awq"] > batch["qwen3-32b-fp8"] > batch["qwen3-32b"] > 0
+    assert batch["llama-3.3-70b"] == 0
+
+
 def test_the_lines_say_what_is_assumed(capsys):
     assert cli.main(["gpu-rehearsal", "--gpu", "a100", "--presets"]) == 0
     said = capsys.readouterr().out
