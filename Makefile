@@ -132,7 +132,7 @@ clean: ## remove the environments and the caches of tools; outputs/ and the mode
 $(PYTHON):
 	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: run make BASE_PYTHON=<path to one>" >&2; exit 1; }
-	@echo "Making .venv with $$($(BASE_PYTHON) --version)"
+	@echo "Making $(ENV) with $$($(BASE_PYTHON) --version)"
 	@$(BASE_PYTHON) -m venv $(ENV)
 
 $(STAMP): requirements.txt $(wildcard requirements/torch*) pyproject.toml | $(PYTHON)

@@ -24,6 +24,7 @@ CUSTOM_PAIR = "custom"
 Positive = Annotated[int, Field(ge=1)]
 Names = Annotated[list[str], BeforeValidator(lambda names: [names] if isinstance(names, str) else names)]
 Dtype = Literal["float32", "float16", "bfloat16", "int8"]
+PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
 INT8 = "int8"  # matrices in 8 bits with a factor for each row, all else as with bfloat16; the CPU kernels alone have it
 
 

@@ -17,15 +17,14 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis.advice import measured_places
-from specdec_lib.analysis.cost_model.gpus import ACCEPTANCE, Range, corners, data_sheet_machine
-from specdec_lib.analysis.cost_model.machine import Machine
+from specdec_lib.analysis.cost_model.data_sheet import OURS, DataSheet, Range, corners
+from specdec_lib.analysis.cost_model.gpus import ACCEPTANCE
 from specdec_lib.analysis.statistics import geometric_mean
 from specdec_lib.analysis.step_table import StepTable
 from specdec_lib.analysis.theory import expected_tokens, expected_tokens_of_two_chains
 from specdec_lib.config import StudyParams
 from specdec_lib.hardware.catalog import Price, load_gpus, price
 from specdec_lib.models.loading.presets import PRESETS
-from specdec_lib.models.shape import ModelShape, known_shape
 from specdec_lib.params_files import load_params
 from specdec_lib.study.cells import NATURAL_PROMPT
 
@@ -141,9 +140,9 @@ def predicted_gains(
     Args:
         sold: the price of the GPU, which names the product.
     """
-    gpu, (target, draft) = load_gpus()[sold.gpu], map(known_shape, PRESETS[params.pair])
+    gpu, (target, draft) = load_gpus()[sold.gpu], PRESETS[params.pair]
     context = (params.prompt_tokens[0] or NATURAL_PROMPT) + params.max_new_tokens[0] / 2
-    machines = [data_sheet_machine(gpu, corner, dtype=params.dtype) for corner in corners("graph")]
+    machines = [DataSheet(gpu, corner, params.dtype) for corner in corners(OURS)]
     lines = []
     for batch in params.batch_sizes:
         places = [_Place(machine, target, draft, batch, context) for machine in machines]
@@ -161,9 +160,9 @@ def predicted_gains(
 class _Place:
     """A machine with a pair, a batch and a context."""
 
-    machine: Machine
-    target: ModelShape
-    draft: ModelShape
+    machine: DataSheet
+    target: str
+    draft: str
     batch: int
     context: float
 

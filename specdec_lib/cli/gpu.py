@@ -11,19 +11,24 @@ from specdec_lib.cli.commands import PARAMS, STUDY, Options, command, folder, op
 @command(
     *PARAMS,
     option("--presets", action="store_true", help="rehearse nothing: print what is predicted for every preset pair"),
-    option("--write-plan", action="store_true", help="also rehearse all pairs and write hardware/memory.csv"),
+    option(
+        "--write-plan",
+        action="store_true",
+        help="also count all known models: hardware/memory.csv, hardware/costs.csv",
+    ),
     example="--gpu h100",
 )
 def gpu_rehearsal(options: Options) -> int:
     """Rehearse a GPU study without a GPU: every kind of step at its real size, and the memory that it takes.
 
     Tensors have shapes, types and places, and no contents, so that nothing is downloaded or computed. Fails on what a
-    captured graph could not replay. Takes minutes.
+    captured graph could not replay. Steps that differ in sizes alone are of one kind. Takes minutes.
     """
     params = study_params(options)
     from specdec_lib.hardware.catalog import load_gpus
     from specdec_lib.study.dry_run.fake_gpu import product_of
     from specdec_lib.study.dry_run.memory_plan import write_plan
+    from specdec_lib.study.dry_run.pass_costs import write_costs
     from specdec_lib.study.dry_run.rehearsal import rehearse
 
     gpu, started = load_gpus()[product_of(params)], time.monotonic()
@@ -33,13 +38,17 @@ def gpu_rehearsal(options: Options) -> int:
         print("\n".join(preset_lines(preset_table(params), gpu.product)))
         return 0
     found = rehearse(params)
-    for need in found.needs:
+    most = {}
+    for need in sorted(found.needs, key=lambda need: need.needed_bytes):
+        most[need.draft, need.tokens, need.batch_size] = need
+    for _, need in sorted(most.items()):
         print(f"{need.draft}: batch {need.batch_size} at {need.tokens:,} tokens: {need.of(gpu)}")
-    too_large = sum(not need.fits(gpu) for need in found.needs)
+    too_large = sum(not need.fits(gpu) for need in most.values())
     if options.write_plan:
         print(f"memory of all pairs: {write_plan()}")
+        print(f"operations, bytes and kernels of all models: {write_costs()}")
     verdict = f"{len(found.faults)} faults" if found.faults else "no fault"
-    fits = f"{too_large} of {len(found.needs)} settings do not fit" if too_large else "all settings fit"
+    fits = f"{too_large} of {len(most)} sizes do not fit" if too_large else "all sizes fit"
     print(f"verdict: {verdict}; {fits} a {gpu.product} ({time.monotonic() - started:.0f} s)")
     return 1 if found.faults or too_large else 0
 

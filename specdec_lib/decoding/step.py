@@ -11,13 +11,13 @@ from typing import Protocol
 
 import torch
 
+from specdec_lib.config import PREFILL_CHUNK
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.proposers.proposer import Proposal, Proposer, trimmed, widened
 from specdec_lib.decoding.proposers.two_chains import Chains
 from specdec_lib.decoding.verification import Verification
 from specdec_lib.methods import VerificationRule
 from specdec_lib.models.cache import Fork, RaggedCache, RaggedStaticCache
-from specdec_lib.models.runner import PREFILL_CHUNK
 
 ReadPrompt = Callable[[int, int, torch.Tensor], None]
 

@@ -20,11 +20,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from specdec_lib.config import SamplingConfig
+from specdec_lib.config import PREFILL_CHUNK, SamplingConfig
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
 from specdec_lib.decoding.proposers.proposer import Proposer
 from specdec_lib.decoding.verification import Verify
-from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
+from specdec_lib.models.runner import LanguageModel
 
 GREEDY = SamplingConfig(temperature=0)
 RIVALS = 8  # tokens behind the best one whose distance to it is watched

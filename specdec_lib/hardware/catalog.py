@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+LAYER = "layer"  # as a draft: the first layer of the target with its output layer, as EAGLE's
 FOLDER = Path(__file__).resolve().parent
 MEMORY_PLAN = FOLDER / "memory.csv"  # what each preset pair needs, predicted
 CPU = "cpu"  # the `gpu` of a price for a machine without one
@@ -119,7 +120,7 @@ class Model(Fact):
     weights: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}  # SHA-256 known from elsewhere, by file
 
 
-ModelName = Annotated[str, AfterValidator(lambda name: _check_known(name, load_models(), "layer"))]
+ModelName = Annotated[str, AfterValidator(lambda name: _check_known(name, load_models(), LAYER))]
 
 
 class Published(Fact):
@@ -134,7 +135,7 @@ class Published(Fact):
     engine: Literal["graph", "eager"] | None = None  # kernels started from a captured graph, or one by one
     dtype: str | None = None
     target: ModelName | None = None
-    draft: ModelName | None = None  # "layer": one layer of the target with its output layer, as in EAGLE
+    draft: ModelName | None = None  # or `LAYER`
     batch_size: int = 1
     context_tokens: int = 0
     num_draft_tokens: int | None = None

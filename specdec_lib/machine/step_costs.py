@@ -97,10 +97,12 @@ def _time_point(
 ) -> list[tuple[Key, float]]:
     """Seconds of each piece in the order of a step, `samples` times; each is a median over `STEPS` times."""
     batch, context, tokens, temperature = point
-    pieces = step_pieces(pair, _call(pair, watch, *point), [name for name in methods if METHODS[name].chains == 1])
+    pieces = step_pieces(
+        pair, call_of_done_rows(pair, watch, *point), [name for name in methods if METHODS[name].chains == 1]
+    )
     if tokens > 1:  # two chains have a call of their own, with more room and more random numbers
         for name in (name for name in methods if METHODS[name].chains > 1):
-            pieces[name] = step_pieces(pair, _call(pair, watch, *point, METHODS[name].chains), [name])[name]
+            pieces[name] = step_pieces(pair, call_of_done_rows(pair, watch, *point, METHODS[name].chains), [name])[name]
     called = Stopwatch(watch.device)
     timers = {name: (watch if _is_capturable(name, pair) else called).ready(piece) for name, piece in pieces.items()}
     for _ in range(WARM_UP):
@@ -120,7 +122,7 @@ def _is_capturable(piece: str, pair: Pair) -> bool:
     return piece in (TARGET, SAMPLING) or make_proposer(piece, pair).capturable
 
 
-def _call(
+def call_of_done_rows(
     pair: Pair, watch: Stopwatch, batch: int, context: int, tokens: int, temperature: float, chains: int = 1
 ) -> Call:
     """A call over random prompts whose rows are done once they are read, with the bounds that the sweep's steps have.

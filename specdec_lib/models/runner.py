@@ -35,8 +35,6 @@ from specdec_lib.models.loading.tested_architectures import read_as
 from specdec_lib.models.output_layer import output_layer
 from specdec_lib.models.translation import Translation
 
-PREFILL_CHUNK = 512  # tokens per prefill pass: bounds the mask and the activations
-
 logger = logging.getLogger(__name__)
 
 

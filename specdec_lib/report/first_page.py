@@ -9,13 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from specdec_lib.analysis.cost_model.gpus import corners, data_sheet_machine
-from specdec_lib.analysis.cost_model.machine import step_costs
+from specdec_lib.analysis.cost_model.data_sheet import OURS, DataSheet, corners
 from specdec_lib.hardware.catalog import Gpu, load_gpus
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.models.loading.checkpoints import RANDOM
 from specdec_lib.models.loading.presets import PRESETS
-from specdec_lib.models.shape import known_shape
 from specdec_lib.report.render import _SECTION, markdown_to_html
 from specdec_lib.report.safe_html import render_template
 from specdec_lib.report.show import table_html
@@ -115,8 +113,8 @@ def _prediction(steps: Lines, load: Lines, gpu: Gpu | None, dtype: str) -> str:
     name = load[0]["pair"].removesuffix(RANDOM) if load else ""
     if gpu is None or name not in PRESETS:
         return markdown_to_html("No product of `hardware/gpus.yaml` and no preset pair: nothing is predicted.")
-    target, draft = (known_shape(model) for model in PRESETS[name])
-    machines = [data_sheet_machine(gpu, corner, dtype=dtype) for corner in corners("graph")]
+    target, draft = PRESETS[name]
+    machines = [DataSheet(gpu, corner, dtype) for corner in corners(OURS)]
     made = []
     for line in steps:
         place = {"batch": line["batch_size"], "context": line["context_tokens"]}
@@ -126,8 +124,7 @@ def _prediction(steps: Lines, load: Lines, gpu: Gpu | None, dtype: str) -> str:
         elif line["model"] == "draft":
             values = [1e3 * machine.propose(draft, num_draft_tokens=tokens, **place) for machine in machines]
         else:
-            costs = [step_costs(m, target, None, num_draft_tokens=max(tokens - 1, 1), **place) for m in machines]
-            values = [1e3 * (each.baseline_sampling if tokens == 1 else each.sampling) for each in costs]
+            values = [1e3 * machine.sampling(target, line["batch_size"], tokens) for machine in machines]
         band = {"predicted": values[0], "predicted_low": min(values), "predicted_high": max(values)}
         made.append(line | band | {"ratio": line["ms"] / values[0]})
     return _table(made, ["model", "batch_size", "num_tokens", "ms", "predicted", "ratio"], "Pieces, predicted")

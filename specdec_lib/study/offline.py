@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from specdec_lib.config import SamplingConfig, StudyParams
+from specdec_lib.config import PREFILL_CHUNK, SamplingConfig, StudyParams
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.checks import check_context
 from specdec_lib.decoding.counters import Counters
@@ -36,7 +36,6 @@ from specdec_lib.decoding.verification import chance_of
 from specdec_lib.machine.files import write_atomically
 from specdec_lib.methods import METHODS, make_proposer
 from specdec_lib.models.pair import Pair
-from specdec_lib.models.runner import PREFILL_CHUNK
 from specdec_lib.study.prompt_file import Prompt
 from specdec_lib.study.prompts import Encoded, encode_prompts, load_prompts, random_prompts
 from specdec_lib.study.runner import BlockRunner

@@ -27,7 +27,7 @@ def test_quantised_and_sparse_targets_gain_less_from_the_same_draft(tables):
     """Their pass costs less, and the draft's as much; a mixture reads more experts to verify."""
     gain = tables["h100"]["speedup"]
     assert gain["qwen3-32b"] > gain["qwen3-32b-fp8"] > gain["qwen3-32b-awq"] > 1
-    assert gain["qwen3-30b-a3b"] < 1
+    assert gain["gpt-oss-120b"] < 1 < gain["qwen3-30b-a3b"] < 1.1
 
 
 def test_quantised_targets_leave_room_for_more_rows(tables):

@@ -29,9 +29,9 @@ from specdec_lib.models.shipped_head import ShippedHead
 from specdec_lib.params_files import load_params
 from specdec_lib.study.dry_run import fake_gpu as there
 from specdec_lib.study.dry_run import memory_plan
-from specdec_lib.study.dry_run.fake_gpu import fake_gpu, fake_pair, share_of
+from specdec_lib.study.dry_run.fake_gpu import fake_gpu, fake_pair, share_of, short_pair
 from specdec_lib.study.dry_run.memory_plan import Need, check_memory
-from specdec_lib.study.dry_run.rehearsal import rehearse
+from specdec_lib.study.dry_run.rehearsal import kinds_of_cells, rehearse
 
 CUT = {
     "num_draft_tokens": [2], "headline_num_draft_tokens": 2, "batch_sizes": [2], "prompt_tokens": [0],
@@ -96,6 +96,21 @@ def test_steps_of_mixtures_and_of_windows_could_be_captured(pair):
 def test_a_pair_that_is_read_row_by_row_is_not_rehearsed():
     with pytest.raises(ValueError, match=r"qwen3.6-27b is read row by row: its steps are not captured.*measure it"):
         rehearse(load_params("h200", {"pair": "qwen3.6-27b"}))
+
+
+def test_a_study_is_rehearsed_by_kinds_of_steps_and_every_setting_by_its_largest(two_layers):
+    """At batch 1 and at the first larger one all methods; of settings with other sizes alone one cell."""
+    axes = {"batch_sizes": [1, 4, 8], "prompt_tokens": [0, 256], "max_new_tokens": [32], "temperatures": [0, 1]}
+    params = load_params("h100", axes | {"num_draft_tokens": [1, 2, 3, 4, 5]})
+    with fake_gpu(params):
+        kinds = [(str(setting), cells) for setting, cells in kinds_of_cells(params, short_pair(params)[0])]
+    numbers = {
+        setting.partition(",")[0] + setting.partition("batch")[2][:2]: len(cells) for setting, cells in kinds[:6]
+    }
+    assert numbers == {"T=0 1": 13, "T=1 1": 13, "T=0 4": 4, "T=1 4": 4, "T=0 8": 0, "T=1 8": 1}
+    assert [len(cells) for _, cells in kinds[6:]] == [0, 1]  # the other prompt
+    assert {cell.num_draft_tokens for cell in kinds[0][1]} == {None, 1, 4, 5}
+    assert kinds[5][1][0].method == "composite"
 
 
 def test_each_gpu_of_a_spread_target_holds_its_share(two_layers):

@@ -80,7 +80,7 @@ class Operators(TorchDispatchMode):
 def test_the_pieces_are_the_step_operator_for_operator(gamma):
     """So that nothing of a step is left out of its pieces, and nothing else is in them."""
     pair = load_pair("toy")
-    calls = [step_costs._call(pair, Stopwatch(torch.device("cpu")), 2, 8, gamma + 1, 1.0) for _ in range(2)]
+    calls = [step_costs.call_of_done_rows(pair, Stopwatch(torch.device("cpu")), 2, 8, gamma + 1, 1.0) for _ in range(2)]
     step = BaselineStep(calls[0])
     if gamma:
         step = SpeculativeStep(calls[0], make_proposer("draft", pair), RULES["token"])
@@ -98,7 +98,7 @@ def test_the_pieces_are_the_step_operator_for_operator(gamma):
 
 def test_the_pieces_of_rows_that_are_done_move_nothing():
     pair = load_pair("toy")
-    call = step_costs._call(pair, Stopwatch(torch.device("cpu")), 2, 8, 4, 1.0)
+    call = step_costs.call_of_done_rows(pair, Stopwatch(torch.device("cpu")), 2, 8, 4, 1.0)
     with torch.inference_mode():
         pieces = step_costs.step_pieces(pair, call, ["draft", "ngram"])
         assert list(pieces) == ["draft", "ngram", "target", "sampling"]

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from specdec_lib.analysis import metrics
-from specdec_lib.analysis.cost_model.machine import BYTES, Machine, MatrixSeconds
+from specdec_lib.analysis.cost_model.machine import Machine, MatrixSeconds
 from specdec_lib.analysis.statistics import mean_over_prompts, median_interval
 from specdec_lib.analysis.step_table import StepTable, read_step_costs, why_unused
 from specdec_lib.analysis.waterfall import context_of, passes_per_token
+from specdec_lib.hardware.costs import BYTES
 from specdec_lib.machine.calibration_file import Calibration, read_calibration
 from specdec_lib.methods import AUTOREGRESSIVE
 from specdec_lib.models.shape import ModelShape

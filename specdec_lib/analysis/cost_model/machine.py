@@ -1,19 +1,18 @@
-"""What a decoding step costs: bytes and operations against what a machine can do. Every number here is predicted.
+"""What a decoding step costs on a machine that was measured. Every number here is predicted.
 
-A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, of starting its operations, and
-of what the engine adds. Matrix products come from a table measured by number of rows (`calibrated`), or from a
-roofline: the longer of reading the weights and multiplying them (`gpus`). Attention reads the keys and values of each
-row of the batch once, and computes with them for each of its tokens.
+A pass over `rows` = batch x tokens takes the time of its matrix products, of attention, and of what the engine adds.
+Matrix products come from a table measured by number of rows. Attention reads the keys and values of each row of the
+batch once, and computes with them for each of its tokens. That follows from the shape of a model, as the C++ kernels do
+no more; what PyTorch's operators do on a GPU is counted (`data_sheet`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from specdec_lib.models.shape import ModelShape
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5 + 2 * 2 / 32}  # int4: groups of 32
 VOCABULARY_PASSES = 12  # of a step in PyTorch over each probability: softmax, its checks, residual, choice
 MatrixSeconds = Callable[[ModelShape, int], float]  # of all products of a pass over that many rows
 
@@ -22,7 +21,7 @@ MatrixSeconds = Callable[[ModelShape, int], float]  # of all products of a pass 
 class Machine:
     """What a machine can do, and what a pass on it costs besides bytes and operations; seconds and bytes.
 
-    What the engine adds is fitted, or assumed to be nothing. Between a pass over one token and one over `verify_tokens`
+    What the engine adds is fitted. Between a pass over one token and one over `verify_tokens`
     it grows evenly, and no more beyond.
     """
 
@@ -31,9 +30,7 @@ class Machine:
     read_bytes_per_second: float
     operations_per_second: float  # of attention
     bytes_per_number: float  # of cached keys and values
-    layer_seconds: float = 0.0  # between the operations of a layer; where it is fitted, a part of what the engine adds
-    host_layer_seconds: float = 0.0  # for the host to start a layer's operations while others run: the longer counts
-    decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row, or a prefill
+    decode_pass_seconds: float = 0.0  # what the engine adds to a pass of the target over one token a row
     verify_pass_seconds: float = 0.0  # the same over `verify_tokens`, and over more
     verify_tokens: int = 2
     draft_matrix_seconds: MatrixSeconds | None = None  # of a draft's later passes, if a cache holds its weights by then
@@ -48,20 +45,12 @@ class Machine:
         between = min(1.0, (tokens - 1) / (self.verify_tokens - 1))
         return self._bare(shape, batch, tokens, context) + self.decode_pass_seconds + between * added
 
-    def propose(
-        self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2, chains: int = 1
-    ) -> float:
-        """Seconds to draft `chains` of these tokens: the first pass reads `first` tokens a row, later ones `chains`."""
-        again = self._bare(shape, batch, chains, context, self.draft_matrix_seconds)
+    def propose(self, shape: ModelShape, batch: int, num_draft_tokens: int, context: float, first: int = 2) -> float:
+        """Seconds to draft with a model of this shape: the first pass reads `first` tokens a row, the others one."""
+        again = self._bare(shape, batch, 1, context, self.draft_matrix_seconds)
         bare = self._bare(shape, batch, first, context, self._first_draft) + (num_draft_tokens - 1) * again
-        choices = num_draft_tokens * self._probabilities(shape, batch * chains)
+        choices = num_draft_tokens * self._probabilities(shape, batch)
         return bare + choices + (num_draft_tokens + 1) * self.draft_pass_seconds
-
-    def prefill(self, shape: ModelShape, batch: int, tokens: int) -> float:
-        """Seconds to read prompts of `tokens` tokens, and the output layer for the last of each."""
-        layers, output = replace(shape, output_weights=0), replace(shape, layer_weights=0, expert_weights=0)
-        reading = self._bare(layers, batch, tokens, tokens / 2)
-        return reading + self.matrix_seconds(output, batch) + self.decode_pass_seconds
 
     def sampling(self, shape: ModelShape, batch: int, tokens: int) -> float:
         """Seconds of a step outside target and draft, when the target's pass took `tokens` tokens a row."""
@@ -80,66 +69,8 @@ class Machine:
     def _bare(
         self, shape: ModelShape, batch: int, tokens: int, context: float, matrix_seconds: MatrixSeconds | None = None
     ) -> float:
-        """Products, attention and starts: what follows from counts alone."""
+        """Products and attention: what follows from the shape alone."""
         cached = batch * context * shape.key_values_per_token() * self.bytes_per_number
         operations = batch * tokens * shape.attention_operations(context)
         attention = cached / self.read_bytes_per_second + operations / self.operations_per_second
-        products = (matrix_seconds or self.matrix_seconds)(shape, batch * tokens)
-        on_device = products + attention + self.layer_seconds * shape.num_layers
-        return max(on_device, self.host_layer_seconds * shape.num_layers)
-
-
-@dataclass(frozen=True)
-class StepCosts:
-    """The pieces of one decoding step, in seconds."""
-
-    baseline_pass: float
-    verify_pass: float
-    propose: float
-    baseline_sampling: float
-    sampling: float
-    target_prefill: float = 0.0  # with the choice of the first token
-    draft_prefill: float = 0.0
-
-    @property
-    def baseline(self) -> float:
-        """Seconds per token without speculation."""
-        return self.baseline_pass + self.baseline_sampling
-
-    @property
-    def step(self) -> float:
-        """Seconds of a speculative step."""
-        return self.verify_pass + self.propose + self.sampling
-
-    def speedup(self, tokens_per_pass: float) -> float:
-        """Speedup if a step emits this many tokens a row."""
-        return tokens_per_pass * self.baseline / self.step
-
-
-def step_costs(
-    machine: Machine,
-    target: ModelShape,
-    draft: ModelShape | None,
-    *,
-    batch: int,
-    num_draft_tokens: int,
-    context: float,
-    draft_machine: Machine | None = None,
-    prompt: int = 0,
-) -> StepCosts:
-    """The predicted pieces of a step; without a draft, drafting is free, as n-gram lookup nearly is.
-
-    Args:
-        draft_machine: where the draft runs, if not where the target does.
-        prompt: tokens of each prompt; 0 leaves the prefills out.
-    """
-    drafts_on = draft_machine or machine
-    return StepCosts(
-        baseline_pass=machine.pass_(target, batch, 1, context),
-        verify_pass=machine.pass_(target, batch, num_draft_tokens + 1, context),
-        propose=drafts_on.propose(draft, batch, num_draft_tokens, context) if draft else 0.0,
-        baseline_sampling=machine.sampling(target, batch, 1),
-        sampling=machine.sampling(target, batch, num_draft_tokens + 1),
-        target_prefill=machine.prefill(target, batch, prompt) + machine.sampling(target, batch, 1) if prompt else 0.0,
-        draft_prefill=drafts_on.prefill(draft, batch, prompt) if draft and prompt else 0.0,
-    )
+        return attention + (matrix_seconds or self.matrix_seconds)(shape, batch * tokens)

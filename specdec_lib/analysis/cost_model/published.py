@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pandas as pd
 
-from specdec_lib.analysis.cost_model.gpus import Corner, Range, corners, data_sheet_machine
-from specdec_lib.analysis.cost_model.machine import step_costs
+from specdec_lib.analysis.cost_model.data_sheet import Corner, DataSheet, Range, corners, step_costs
 from specdec_lib.analysis.theory import expected_tokens, walltime_improvement
-from specdec_lib.hardware.catalog import Published, load_gpus, load_published
-from specdec_lib.models.shape import ModelShape, known_shape
+from specdec_lib.hardware.catalog import LAYER, Published, load_gpus, load_published
+from specdec_lib.hardware.costs import layer_of
 
 AIM = 0.25
 COLUMNS = ["point", "measure", "setting", "published", "predicted", "predicted_low", "predicted_high", "ratio"]
@@ -65,27 +63,20 @@ def _value(point: Published, corner: Corner, tokens: float) -> float:
     assert point.engine
     assert point.dtype
     assert point.target
-    target, gpu, batch = known_shape(point.target), load_gpus()[point.gpu], point.batch_size
-    one_gpu = partial(data_sheet_machine, gpu, corner, dtype=point.dtype, engine=point.engine)
-    machine = one_gpu(num_gpus=point.num_gpus)
+    target, gpu, batch = point.target, load_gpus()[point.gpu], point.batch_size
+    machine = DataSheet(gpu, corner, point.dtype, point.engine, point.num_gpus)
     pieces = step_costs(
         machine,
         target,
-        _draft_shape(point.draft, target),
+        layer_of(target) if point.draft == LAYER else point.draft,
         batch=batch,
         num_draft_tokens=point.num_draft_tokens or 1,
         context=point.context_tokens,
-        draft_machine=one_gpu(),
+        draft_machine=replace(machine, num_gpus=1),
     )
     if point.measure == "tokens_per_second":
         return batch / pieces.baseline
     if point.verified_tokens is not None:
-        pieces = replace(pieces, verify_pass=machine.pass_(target, batch, point.verified_tokens, point.context_tokens))
+        pass_ = machine.pass_(target, batch, point.verified_tokens, point.context_tokens)
+        pieces = pieces._replace(verify_pass=pass_)
     return pieces.speedup(tokens)
-
-
-def _draft_shape(draft: str | None, target: ModelShape) -> ModelShape | None:
-    """The shape of a named draft; "layer" is one layer of the target and its output layer, as EAGLE's."""
-    if draft == "layer":
-        return replace(target, name=draft, layer_weights=target.layer_weights // target.num_layers, num_layers=1)
-    return known_shape(draft) if draft else None

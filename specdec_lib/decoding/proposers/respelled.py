@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import torch
 
+from specdec_lib.config import PREFILL_CHUNK
 from specdec_lib.decoding.call import Call
 from specdec_lib.decoding.proposers.model import ModelDrafting
 from specdec_lib.decoding.proposers.proposer import Proposal
 from specdec_lib.decoding.rows import Rows
 from specdec_lib.decoding.verification import chance_of
-from specdec_lib.models.runner import PREFILL_CHUNK, LanguageModel
+from specdec_lib.models.runner import LanguageModel
 from specdec_lib.models.translation import Translation
 
 EXPANSION, SLACK = 2, 64  # a row drafts while its text takes at most EXPANSION * (its tokens) + SLACK of the draft's

@@ -101,12 +101,17 @@ def short_pair(params: StudyParams) -> tuple[Pair, Depths]:
     texts = [text_config(config) for _, config in shapes]
     depths = [text.num_hidden_layers for text in texts]
     for text in texts:
-        text.num_hidden_layers = min(text.num_hidden_layers, LAYERS)
-        for name in PER_LAYER:
-            if isinstance(kinds := field(text, name), list):
-                setattr(text, name, kinds[: text.num_hidden_layers])
+        shorten(text, LAYERS)
     pair = _pair_of(params, shapes)
     return pair, depths_of(pair, shapes, depths)
+
+
+def shorten(config: Any, layers: int) -> None:
+    """Leave at most so many layers of a text model, the first ones."""
+    config.num_hidden_layers = min(config.num_hidden_layers, layers)
+    for name in PER_LAYER:
+        if isinstance(kinds := field(config, name), list):
+            setattr(config, name, kinds[: config.num_hidden_layers])
 
 
 def depths_of(pair: Pair, shapes: list[tuple[str, Any]], layers: Sequence[int] | None = None) -> Depths:

@@ -1,7 +1,8 @@
 """A GPU study rehearsed without its GPU: each kind of step of it on a `FakeDevice`, at its real size.
 
 A step runs as it is captured: once, and once more for the capture, which must find the same. The largest step runs with
-whole models, every kind of step with their first layers. What is found wrong is a `FaultError`.
+whole models, every kind of step with their first layers. Steps are of one kind if they differ in sizes alone: one of
+them runs, and the largest of each setting. What is found wrong is a `FaultError`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Rehearsal:
 
 
 def rehearse(params: StudyParams, report: Callable[[str], None] = print) -> Rehearsal:
-    """Run two steps of every method, gamma, temperature, batch and context of a study, and a block of its sweep.
+    """Run two steps of each kind that a study has, at each of its batches and contexts, and a block of its sweep.
 
     Args:
         report: is told how each setting went.
@@ -64,6 +65,9 @@ def rehearse(params: StudyParams, report: Callable[[str], None] = print) -> Rehe
         _rehearse_cells(device, whole, [largest_cell(params, whole, largest)], largest, depths, found, report)
         own, depths = short_pair(params)
         for setting, cells in kinds_of_cells(params, own):
+            if not cells:
+                report(f"{setting}: steps of the same kind as before")
+                continue
             drafted = [cell for cell in cells if cell.num_draft_tokens and METHODS[cell.method].uses_pair_draft]
             _rehearse_cells(device, own, cells, setting, depths, found, report)
             _rehearse_cells(device, with_head(own), drafted, setting, depths, found, report)
@@ -95,23 +99,34 @@ def _rehearse_cells(
 
 
 def kinds_of_cells(params: StudyParams, pair: Pair) -> Iterator[tuple[Setting, list[Cell]]]:
-    """For each setting the cells that differ in their step; other rules than the study's at its headline."""
+    """For each setting the cells that are rehearsed.
+
+    At the headline and at the first larger batch, whose tensors have no size of one, these are all methods at every
+    temperature; at the headline with the least, the headline's and the most draft tokens, and with each rule. Another
+    setting has sizes of its own and no more: its largest cell is rehearsed, at the last temperature.
+    """
+    first_larger = next((size for size in params.batch_sizes[1:] if size > 1), None)
+    gamma = params.headline_num_draft_tokens
+    tried = {None, min(params.num_draft_tokens), gamma, max(params.num_draft_tokens)}
     for setting in settings(params):
-        cells = cells_of(params, pair, setting)
         if setting.headline:
-            of_rule = [each for each in cells if each.num_draft_tokens == params.headline_num_draft_tokens]
+            cells = [each for each in cells_of(params, pair, setting) if each.num_draft_tokens in tried]
+            of_rule = [each for each in cells if each.num_draft_tokens == gamma]
             cells += [
                 replace(each, verification=rule) for rule in RULES for each in of_rule if each.verification != rule
             ]
+        elif setting.batch_size == first_larger:
+            cells = [each for each in cells_of(params, pair, setting) if each.num_draft_tokens in (None, gamma)]
+        else:
+            last = setting.temperature == params.temperatures[-1]
+            cells = [largest_cell(params, pair, setting)] if last else []
         yield setting, cells
 
 
 def _rehearse_sweep(params: StudyParams, pair: Pair) -> list[str]:
     """One block through the sweep's own runner, with its telemetry; returns what failed."""
     few = {"num_prompts": 1, "num_axis_prompts": 1, "repetitions": 1, "design": "one-at-a-time"}
-    first = {
-        name: getattr(params, name)[:1] for name in ("batch_sizes", "prompt_tokens", "max_new_tokens", "temperatures")
-    }
+    first = {name: getattr(params, name)[:1] for name in AXES}
     gamma = {"num_draft_tokens": [params.headline_num_draft_tokens], "compare_transformers": False}
     with tempfile.TemporaryDirectory() as folder:
         try:
