@@ -87,7 +87,7 @@ class StudyParams(BaseModel):
     target_revision: str | None = None
     """a commit on the hub; null for the newest"""
     draft: str | None = None
-    """with pair: custom, a path or hub id"""
+    """with pair: custom, a path or hub id, of a model or of a published draft head (docs/models.md)"""
     draft_revision: str | None = None
     """a commit on the hub; null for the newest"""
     weights: Literal["trained", "random"] = "trained"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_checkpoint
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from specdec_lib import ModelProposer, SamplingConfig, load_pair, speculative_decode
 from specdec_lib.decoding.proposers.composite import CompositeProposer
@@ -13,9 +13,12 @@ from specdec_lib.exactness import mutants
 from specdec_lib.exactness.enumeration import enumerate_output
 from specdec_lib.exactness.target_law import target_law
 from specdec_lib.models.attention import our_attention
+from specdec_lib.models.loading.checkpoints import random_model
 from specdec_lib.models.loading.presets import Checkpoint
 from specdec_lib.models.published.load import fetch_head
 from specdec_lib.models.runner import LanguageModel
+from specdec_lib.params_files import load_params
+from specdec_lib.study.dry_run.fake_gpu import fake_gpu
 
 RECORDED = Path(__file__).parent.parent / "support" / "recorded_heads"
 HEADS = ["eagle3", "peagle", "mtp", "dflash"]
@@ -55,6 +58,22 @@ def test_the_law_of_every_path_is_the_target_s(name, gamma, folder):
 def test_a_rule_without_residual_is_noticed(folder):
     error, _ = enumerated(*precise_pair(folder, "eagle3"), 1, mutants.without_residual)
     assert error > 1e-3
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_step_could_be_captured_on_a_gpu(name, folder):
+    """On a device without contents, which refuses values on the host, mixed devices and a float32 product."""
+    config = AutoConfig.from_pretrained(folder)
+    head = fetch_head(Checkpoint(str(RECORDED / name)), Checkpoint(folder), config)
+    with fake_gpu(load_params("h100")) as device:
+        device.precision = torch.bfloat16
+        model = random_model("tiny", config, "cuda", "bfloat16", 0).model
+        target = LanguageModel(model, "tiny", head.config.feature_layers)
+        target.compile()
+        options = {"max_new_tokens": 9, "num_draft_tokens": 3, "sampling": SamplingConfig()}
+        generator = torch.Generator().manual_seed(0)
+        speculative_decode(target, ModelProposer(head.load(target)), TEXTS, generator=generator, **options)
+        assert device.captures == 1
 
 
 def test_a_block_holds_no_more_tokens_than_it_was_trained_with(folder):

@@ -15,6 +15,7 @@ from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from specdec_lib import ModelProposer, SamplingConfig, autoregressive_decode, load_pair, speculative_decode
 from specdec_lib.models import pair as pair_module
+from specdec_lib.models.loading.checkpoints import config_of
 from specdec_lib.models.loading.presets import Checkpoint
 from specdec_lib.models.published.load import check_head
 from specdec_lib.models.shape import ModelShape
@@ -284,6 +285,11 @@ def test_what_cannot_draft_is_refused_in_one_line_before_weights_are_read(break_
 def test_a_head_needs_its_target_on_one_device(target, head):
     with pytest.raises(ValueError, match="tensor_parallel is 2: a draft head needs the target on one device, give 1"):
         check_head(Checkpoint(str(head)), Checkpoint(target), None, tensor_parallel=2)
+
+
+def test_random_weights_are_those_of_models(head):
+    with pytest.raises(ValueError, match=r"makes models, and .*head is a draft head: give the folder of a model"):
+        config_of(str(head))
 
 
 def test_no_peer_is_compared_with_a_head(target, head):

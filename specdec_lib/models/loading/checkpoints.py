@@ -217,6 +217,10 @@ def config_of(name: str) -> Any:
     if name in models:
         return transformers.AutoConfig.for_model(**copy.deepcopy(models[name].config))
     if (Path(name) / "config.json").is_file():
+        from specdec_lib.models.published.config import is_published_head  # which refuses by what is here
+
+        if is_published_head(Checkpoint(name)):
+            raise ValueError(f"weights: random makes models, and {name} is a draft head: give the folder of a model")
         return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     remedy = f"give a folder with a config.json, or one of {', '.join(models)}"
     raise ValueError(f"weights: random needs the shape of {name!r}: {remedy}")
