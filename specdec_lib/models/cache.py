@@ -172,7 +172,7 @@ class RaggedStaticCache(RaggedCache, Cache):
         self.check_room(reach)
         end = self.max_length + reach
         where.view = min(-(-end // VIEW_MULTIPLE) * VIEW_MULTIPLE, self.capacity)
-        where.positions = self.lengths[:, None] + torch.arange(num_tokens, device=self.device) * apart
+        where.positions = self.lengths[:, None] + torch.arange(0, reach, apart, device=self.device)
         return self.text_positions()
 
     def text_positions(self) -> torch.Tensor:  # [B, m]
