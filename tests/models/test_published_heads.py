@@ -111,12 +111,15 @@ def test_the_older_layout_is_the_same_head(form, target, head):
         torch.testing.assert_close(ours, recorded[f"logits.{step}"][0, 4], rtol=1e-5, atol=1e-5)
 
 
-def test_dflash_in_its_authors_layout_is_the_same_head(target, tmp_path):
+@pytest.mark.parametrize("nested", [True, False])
+def test_dflash_in_its_authors_layout_is_the_same_head(nested, target, tmp_path):
     """They count the target's layers by their outputs, and leave token rows to the target."""
     head = Path(shutil.copytree(RECORDED / "dflash", tmp_path / "head"))
     said = json.loads((head / "config.json").read_text())["transformer_layer_config"]
-    own = {"block_size": 4, "dflash_config": {"mask_token_id": 39, "target_layer_ids": [0, 1, 3]}}
-    (head / "config.json").write_text(json.dumps(said | {"architectures": ["DFlashDraftModel"]} | own))
+    own = {"mask_token_id": 39, "target_layer_ids": [0, 1, 3]}
+    own = {"dflash_config": own} if nested else own
+    own |= {"architectures": ["DFlashDraftModel"], "block_size": 4}
+    (head / "config.json").write_text(json.dumps(said | own))
     names = ("fc.", "hidden_norm.", "norm.", "layers.")
     change_tensors(head, lambda tensors: {name: t for name, t in tensors.items() if name.startswith(names)})
     ours, theirs = load(target, head), load(target, RECORDED / "dflash")

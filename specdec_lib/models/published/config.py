@@ -17,6 +17,7 @@ from specdec_lib.models.loading.weights import CONFIG, fetch_small_files
 
 SPECULATORS = "speculators_model_type"  # the key of a config.json in the format of the package `speculators`
 MARKS = (SPECULATORS, "draft_vocab_size", "dflash_config", "eagle_config", "medusa_num_heads")
+ARCHITECTURES = {"medusa": "medusa", "dflash": "dflash", "eagle": "eagle3"}  # kinds by a word in their names
 LAYERS = ("llama", "qwen3", "qwen3_5_text")  # types of decoder layers
 NATIVE = "mtp"  # given as a draft: the layer for multi-token prediction in the target's own checkpoint
 ANGLES = ("default", "linear", "llama3", "yarn")  # rotary embeddings whose angles do not change with the text's length
@@ -68,13 +69,18 @@ def is_published_head(checkpoint: Checkpoint) -> bool:
         said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if not isinstance(said, dict):
             raise ValueError(f"{CONFIG} holds no object")
-    architectures = said.get("architectures") or []
-    return any(mark in said for mark in MARKS) or any("eagle" in str(each).lower() for each in architectures)
+    return any(mark in said for mark in MARKS) or _architecture(said) is not None
 
 
 def split_head(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     """Take the draft off the end of a list of checkpoints if it is a published head."""
     return checkpoints.pop() if len(checkpoints) > 1 and is_published_head(checkpoints[-1]) else None
+
+
+def _architecture(said: Mapping[str, Any]) -> str | None:
+    """The kind of a head by the name of its architecture, such as DFlashDraftModel; None if that names none."""
+    names = " ".join(map(str, said.get("architectures") or [])).lower()
+    return next((kind for word, kind in ARCHITECTURES.items() if word in names), None)
 
 
 def read_config(checkpoint: Checkpoint, target: Any) -> PublishedConfig:
@@ -120,7 +126,8 @@ def _kind(said: Mapping[str, Any], where: str) -> str:
     """The kind of a head; ValueError with its name if it is not served."""
     kind = said.get(SPECULATORS)
     if kind is None:
-        kind = "medusa" if "medusa_num_heads" in said else "dflash" if "dflash_config" in said else "eagle3"
+        marked = "medusa" if "medusa_num_heads" in said else "dflash" if "dflash_config" in said else None
+        kind = marked or _architecture(said) or "eagle3"
     if kind not in KINDS:
         raise ValueError(f"{where} is a draft head of the kind {kind!r}: {SERVED}; choose one of these")
     return str(kind)
