@@ -18,6 +18,7 @@ endif
 BASE_PYTHON ?= python3
 PYTHON := $(ENV)/bin/python
 CLUSTER_STAMP := $(ENV)/.specdec-cluster
+TRITON_STAMP := $(ENV)/.specdec-triton
 TOOLS := .venv-tools
 SPECDEC := $(PYTHON) -m specdec_lib
 
@@ -35,8 +36,8 @@ UV_PINS := $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11
 PINNED := sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p'
 
 .DEFAULT_GOAL := setup
-.PHONY: setup help run params certify advise test soak lint lab report compare rerun bench-peers peers cluster gpu-check audit-engines
-.PHONY: gpu-rehearsal .rehearsal gpu-first gpu-bundle publish speed draft audit pins clean
+.PHONY: setup help run params certify advise test soak lint lab report compare rerun bench-peers peers cluster triton gpu-check
+.PHONY: gpu-rehearsal .rehearsal gpu-first gpu-bundle publish speed draft audit audit-engines pins clean
 
 setup: $(STAMP) help ## install the pinned dependencies once (what plain `make` does), then print this help
 
@@ -113,6 +114,8 @@ draft: $(STAMP) ## distil the shipped drafts from nothing (a few hours on 2 core
 
 cluster: $(CLUSTER_STAMP) ## install Ray, which make run GPU=<name> CLUSTER=<address> needs
 
+triton: $(TRITON_STAMP) ## install Triton next to a PyTorch without CUDA, so that make test interprets and compiles the GPU kernels
+
 audit: $(STAMP) $(TOOLS)/.pins ## look up the pinned dependencies in the database of known vulnerabilities
 	@$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
 	  -r requirements.txt -r requirements/torch-cuda.txt -r requirements/cluster.txt
@@ -150,6 +153,13 @@ $(STAMP): requirements.txt $(wildcard requirements/torch*) pyproject.toml | $(PY
 $(CLUSTER_STAMP): requirements/cluster.txt $(STAMP)
 	@echo "Installing Ray into $(ENV)"
 	@$(PYTHON) $(PIP_PINS) -r requirements/cluster.txt
+	@touch $@
+
+# The same pin as the CUDA build of torch has.
+$(TRITON_STAMP): requirements/torch-cuda.txt $(STAMP)
+	@echo "Installing Triton into $(ENV) (200 MB to fetch, 700 MB of disk)"
+	@sed -n '/^triton==/,/[^\\]$$/p' requirements/torch-cuda.txt >$@.txt
+	@$(PYTHON) $(PIP_PINS) -r $@.txt
 	@touch $@
 
 $(TOOLS)/.pins: requirements/tools.txt

@@ -70,7 +70,7 @@ class VerificationRule:
         name: in params and tables.
         label: for readers.
         load: imports its function; see `decoding.verification.verify` for the signature.
-        kernel: the C++ operation that computes the same, in `torch.ops.specdec_lib`, if there is one.
+        kernel: the function of `kernels.ops` that computes the same, if there is one; `kernels.gpu.ops` may lack it.
     """
 
     name: str

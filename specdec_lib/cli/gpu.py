@@ -47,10 +47,28 @@ def gpu_rehearsal(options: Options) -> int:
     if options.write_plan:
         print(f"memory of all pairs: {write_plan()}")
         print(f"operations, bytes and kernels of all models: {write_costs()}")
+    found.faults.extend(_compile_kernels())
     verdict = f"{len(found.faults)} faults" if found.faults else "no fault"
     fits = f"{too_large} of {len(most)} sizes do not fit" if too_large else "all sizes fit"
     print(f"verdict: {verdict}; {fits} a {gpu.product} ({time.monotonic() - started:.0f} s)")
     return 1 if found.faults or too_large else 0
+
+
+def _compile_kernels() -> list[str]:
+    """Compile the Triton kernels for the GPUs of the study and print how they come out; returns what failed."""
+    try:
+        from specdec_lib.kernels.gpu.compiled import CAPABILITIES, summary
+    except ImportError as error:
+        print(f"kernels: not compiled, {error}; make gpu-rehearsal makes an environment with Triton")
+        return []
+    faults = []
+    for capability, products in CAPABILITIES.items():
+        try:
+            print(*(f"{products}: {line}" for line in summary(capability)), sep="\n")
+        except Exception as error:  # noqa: BLE001 - a finding
+            faults.append(f"a Triton kernel for {products}: {type(error).__name__}: {' '.join(str(error).split())}")
+            print(f"fault: {faults[-1]}")
+    return faults
 
 
 @command(

@@ -20,9 +20,12 @@ import torch
 from specdec_lib.config import SamplingConfig, StudyParams
 from specdec_lib.decoding.captured_loop import graph_facts
 from specdec_lib.decoding.decode import autoregressive_decode, speculative_decode
+from specdec_lib.decoding.ops import TritonOps
 from specdec_lib.exactness import certify
 from specdec_lib.exactness.adversaries import SETTINGS, enumeration_table
 from specdec_lib.exactness.certificate import Certificate
+from specdec_lib.exactness.kernel_oracle import differences
+from specdec_lib.kernels.gpu import ops as gpu_kernels
 from specdec_lib.machine.environment import check_device, check_product, device_name
 from specdec_lib.machine.nvml import NvmlUnavailableError, open_device
 from specdec_lib.machine.telemetry import Telemetry
@@ -34,6 +37,7 @@ from specdec_lib.study.rows.columns import latency_columns
 PASS, FAIL, SKIP = "pass", "fail", "skipped"
 EMBEDDED = "smollm2-135m-embedded"
 NEW_TOKENS, REPETITIONS = 64, 3  # of the sweep
+KERNEL_TOKENS, KERNEL_ROWS = 151_936, 8
 READ = ("energy_joules_per_token", "gpu_utilization_percent", "throttled", "foreign_processes")
 
 
@@ -56,6 +60,7 @@ def check_machine(params: StudyParams) -> Iterator[Verdict]:
     items: dict[str, Callable[[], str]] = {
         "device": lambda: _device(params),
         "telemetry": lambda: _telemetry(params),
+        "kernels": lambda: _kernels(params),
         "exactness": lambda: _exactness(params),
         f"short sweep in {params.dtype}": lambda: _sweep(params),
     }
@@ -108,6 +113,18 @@ def judge_telemetry(columns: Mapping[str, Any]) -> str:
     assert not columns["foreign_processes"], f"{columns['foreign_processes']} other process(es) compute on the device"
     assert not columns["throttled"], f"the device is throttled: {columns['throttle_reasons']}"
     return f"{'no energy counter' if joules is None else f'{joules:.0f} J in 1.5 s'}; {note or 'nothing missing'}"
+
+
+def _kernels(params: StudyParams) -> str:
+    """The Triton kernels next to the plain operations, on this device and at the size of a real vocabulary."""
+    device = torch.device(params.device)
+    if device.type != "cuda":
+        raise Skipped(f"device is {params.device}, and the Triton kernels are for GPUs")
+    if reason := gpu_kernels.why_not_on_gpu():
+        raise Skipped(f"PyTorch computes the small operations of a step: {reason}")
+    found = differences(TritonOps, device, KERNEL_TOKENS, KERNEL_ROWS)
+    assert not found, f"Triton kernels differ from plain PyTorch in {len(found)} ways: {'; '.join(found[:3])}"
+    return f"Triton kernels compute as plain PyTorch does, at {KERNEL_TOKENS:,} tokens"
 
 
 def _exactness(params: StudyParams) -> str:

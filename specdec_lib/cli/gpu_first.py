@@ -167,7 +167,8 @@ def _check(first: First) -> Iterator[Row]:
     paths = enumeration_table(["draft"], "token", toy.device, engines, SETTINGS[:1])
     wrong = paths[(paths["largest_error"] > paths["tolerance"]) | (paths["unexplained"] > 0)]
     yield {"check": "exactness", "detail": f"{paths['paths'].sum():,} paths, {len(wrong)} of {len(paths)} laws are off"}
-    for check, run in {"telemetry": gpu_check._telemetry, "sweep of toys": gpu_check._sweep}.items():
+    checks = {"telemetry": gpu_check._telemetry, "kernels": gpu_check._kernels, "sweep of toys": gpu_check._sweep}
+    for check, run in checks.items():
         try:
             yield {"check": check, "detail": run(toy)}
         except gpu_check.Skipped as reason:

@@ -1,10 +1,15 @@
-"""What computes the small operations of a step: plain PyTorch, or the C++ kernels. Chosen once, when a call begins."""
+"""What computes the small operations of a step: plain PyTorch, C++ on CPUs or Triton on GPUs.
+
+Chosen once, when a call begins.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
+from typing import ClassVar
 
 import torch
 
@@ -12,9 +17,10 @@ from specdec_lib.config import SamplingConfig
 from specdec_lib.decoding.counters import Counters
 from specdec_lib.decoding.proposers.lookup import copy_continuation
 from specdec_lib.decoding.rows import Rows
-from specdec_lib.decoding.sampling import RandomOps, probabilities
+from specdec_lib.decoding.sampling import RandomOps, invert, probabilities
 from specdec_lib.decoding.verification import Verification, chance_of
-from specdec_lib.kernels import ops as kernels
+from specdec_lib.kernels import ops as cpp
+from specdec_lib.kernels.gpu import ops as triton
 from specdec_lib.methods import VerificationRule
 from specdec_lib.models.runner import LanguageModel
 
@@ -72,26 +78,27 @@ class PlainOps(RandomOps):
 
 
 @dataclass(frozen=True)
-class CppOps(PlainOps):
-    """The C++ kernels for CPUs, on float32 probabilities: one call where PyTorch takes dozens of operators."""
+class KernelOps(PlainOps):
+    """Kernels of our own: one call or two where PyTorch takes dozens of operators. Top-k and top-p are plain.
 
-    drafts_in_one_call = True
+    Attributes:
+        kernels: a module with `probabilities`, `draw`, `append`, and some of what `VerificationRule.kernel` names.
+    """
+
+    kernels: ClassVar[ModuleType]
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         if (self.sampling.top_k, self.sampling.top_p) != (0, 1):
             return super().probabilities(logits)
-        return kernels.probabilities(logits.float(), self.sampling.temperature)
-
-    def choose(self, probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        return self.invert(probs, uniforms)  # of a one-hot any number finds the one, faster than argmax does
+        return self.kernels.probabilities(logits, self.sampling.temperature)
 
     def invert(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        return kernels.draw(weights, uniforms) if weights.dtype == torch.float32 else super().invert(weights, uniforms)
+        return self.kernels.draw(weights, uniforms)
 
     def verification(self, rule: VerificationRule) -> VerifyStep:
-        if rule.kernel is None:
+        kernel = getattr(self.kernels, rule.kernel or "", None)
+        if kernel is None:
             return super().verification(rule)
-        kernel = getattr(kernels, rule.kernel)
         return lambda *tensors: Verification(*kernel(*tensors))
 
     def append(
@@ -106,16 +113,39 @@ class CppOps(PlainOps):
         state = rows.tokens, rows.lengths, rows.ends, rows.done, rows.stop_token_ids, rows.saw_nan
         counts = rows.report[:0] if counters is None else counters.counts
         outcome = rows.num_emitted, rows.num_tested, counts, rows.report
-        kernels.append([*state, *outcome], draft_tokens, draft_probs, target_probs, *verification)
+        self.kernels.append([*state, *outcome], draft_tokens, draft_probs, target_probs, *verification)
+
+
+@dataclass(frozen=True)
+class TritonOps(KernelOps):
+    """Kernels for GPUs, in the precision of the plain operations. A row's results do not depend on the other rows."""
+
+    kernels: ClassVar[ModuleType] = triton
+
+
+@dataclass(frozen=True)
+class CppOps(KernelOps):
+    """Kernels for CPUs, on float32 probabilities."""
+
+    kernels: ClassVar[ModuleType] = cpp
+    drafts_in_one_call = True
+
+    def choose(self, probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        return self.invert(probs, uniforms)  # of a one-hot any number finds the one, faster than argmax does
+
+    def invert(self, weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        return super().invert(weights, uniforms) if weights.dtype == torch.float32 else invert(weights, uniforms)
 
     def copy_continuation(
         self, rows: Rows, longest: int, shortest: int, num_draft_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return kernels.lookup(rows.tokens, rows.lengths, longest, shortest, num_draft_tokens, rows.vocab_size)
+        return cpp.lookup(rows.tokens, rows.lengths, longest, shortest, num_draft_tokens, rows.vocab_size)
 
 
 def choose_ops(target: LanguageModel, sampling: SamplingConfig) -> PlainOps:
-    """C++ for vocabularies worth it on a CPU that has the kernels, else plain PyTorch."""
+    """Triton on a GPU that has it, C++ for vocabularies worth it on a CPU that has the kernels, else plain PyTorch."""
+    if triton.available(target.device):
+        return TritonOps(sampling)
     worth_it = target.device.type == "cpu" and target.vocab_size >= SMALLEST_VOCABULARY
-    served = worth_it and target.dtype != torch.float64 and kernels.available()
+    served = worth_it and target.dtype != torch.float64 and cpp.available()
     return CppOps(sampling) if served else PlainOps(sampling)

@@ -18,8 +18,8 @@ def available() -> bool:
 
 
 def probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """softmax(logits / temperature) of `[..., V]` float32, a one-hot of the largest at temperature 0."""
-    return torch.ops.specdec_lib.probabilities(logits.contiguous(), temperature)
+    """softmax(logits / temperature) of `[..., V]` in float32, a one-hot of the largest at temperature 0."""
+    return torch.ops.specdec_lib.probabilities(logits.float().contiguous(), temperature)
 
 
 def draw(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from specdec_lib.config import BENCHMARK_VERSION, StudyParams
 from specdec_lib.decoding.captured_loop import captured_graphs, graph_facts
 from specdec_lib.hardware.catalog import price
 from specdec_lib.kernels.build import kernel_facts
+from specdec_lib.kernels.gpu import ops as gpu_kernels
 from specdec_lib.machine.files import now
 from specdec_lib.machine.nvml import NvmlUnavailableError, open_device
 from specdec_lib.models.pair import Pair
@@ -121,7 +122,8 @@ def engine_facts(pair: Pair) -> dict[str, object]:
         "graphs": graph_facts(pair.target),
     }
     vocabulary = pair.translation.facts() if pair.translation else {"vocabularies": "the same"}
-    return {"engine": engine, "vocabulary": vocabulary} | (kernel_facts() if pair.target.device.type == "cpu" else {})
+    of_device = {"cpu": kernel_facts, "cuda": gpu_kernels.kernel_facts}.get(pair.target.device.type, dict)
+    return {"engine": engine, "vocabulary": vocabulary} | of_device()
 
 
 def path_of(target: LanguageModel) -> str:

@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from specdec_lib.kernels.gpu import ops as gpu_kernels
 from specdec_lib.models.engines import inductor
 
 aten = torch.ops.aten
@@ -91,6 +92,7 @@ def fake_device(name: str, memory_bytes: float, count: int = 1) -> Iterator[Fake
         enter(mock.patch.object(FakeTensorMode, "avoid_device_init", property(lambda mode: True)))
         enter(mock.patch.object(torch, "Generator", AnyGenerator))
         enter(mock.patch.object(inductor, "_compiled_layer", return_value=inductor._run_layer))
+        enter(mock.patch.object(gpu_kernels, "why_not_on_gpu", return_value=None))
         enter(mock.patch.multiple(torch.cuda, **device.stand_ins()))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
         enter(DeviceAttention())

@@ -15,6 +15,11 @@ def place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def tensors_in(tree):
+    """What an operator takes or makes."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 class Recorder(TorchDispatchMode):
     """Does on a CPU what `CudaGraphs` does on a GPU: records a step's operators, and runs them again without Python.
 
@@ -36,7 +41,7 @@ class Recorder(TorchDispatchMode):
         outputs = func(*args, **(kwargs or {}))
         if any(isinstance(output, bool | int | float) for output in tree_leaves(outputs)):
             raise RuntimeError(f"{func} waits for the device\nwhile a graph is captured")
-        made, read = tree_leaves(outputs), {place(tensor) for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        made, read = tensors_in(outputs), {place(tensor) for tensor in tensors_in(args)}
         if any(written) or not made or not {place(tensor) for tensor in made} <= read:  # else a view, which stays
             self.calls.append((func, args, kwargs or {}, made))
         return outputs
@@ -63,8 +68,7 @@ class Recorder(TorchDispatchMode):
         def replay() -> None:
             self.replays += 1
             for func, args, kwargs, outputs in calls:
-                made = func(*args, **kwargs)
-                for old, new in zip(outputs, [made] if isinstance(made, Tensor) else tree_leaves(made), strict=True):
+                for old, new in zip(outputs, tensors_in(func(*args, **kwargs)), strict=True):
                     if place(old) != place(new):
                         old.copy_(new)
 

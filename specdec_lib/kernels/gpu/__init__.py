@@ -1,0 +1,1 @@
+"""Triton kernels for the small operations of a step on a GPU; `ops.py` is what the library calls."""
