@@ -183,13 +183,13 @@ def of_ends(make_ops: MakeOps, device: torch.device, vocab_size: int, batch: int
             probs[4, -1] = float("nan")
         if step == 6:
             target_probs[3, -1] = float("nan")
-        given = [tensor.to(device) for tensor in (tokens, probs, target_probs)]
+        tokens, probs, target_probs = (tensor.to(device) for tensor in (tokens, probs, target_probs))
         chosen = Verification(accepted.to(device), following.to(device))
         outcomes = []
         for ops in both:
             rows, counters = _rows_in_flight(device, stops)
             for _ in range(2):
-                ops.append(rows, counters if counted else None, *given, chosen)
+                ops.append(rows, counters if counted else None, tokens, probs, target_probs, chosen)
             state = rows.lengths, rows.done, rows.num_emitted, rows.num_tested, counters.counts, rows.report
             outcomes.append([tensor.tolist() for tensor in (rows.tokens, rows.saw_nan, *state)])
         if outcomes[0] != outcomes[1]:

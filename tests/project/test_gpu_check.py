@@ -7,6 +7,7 @@ import torch
 from specdec_lib import __main__ as cli
 from specdec_lib.cli import gpu_check
 from specdec_lib.exactness import certify
+from specdec_lib.kernels.gpu import ops as gpu_kernels
 from specdec_lib.params_files import load_params
 
 SMOKE = load_params("smoke")
@@ -26,6 +27,7 @@ def test_a_cpu_passes_all_that_needs_no_gpu_and_says_why_the_rest_is_skipped(cap
     assert "tests of sampled output, 8 greedy rows" in said
     assert "pass     short sweep in float32" in said
     assert "skipped  telemetry" in said
+    assert "skipped  kernels" in said
     assert said.splitlines()[-1] == "verdict: ready for make run GPU=smoke"
 
 
@@ -38,6 +40,16 @@ def test_a_failing_item_is_a_verdict_and_the_others_run(monkeypatch):
     assert found["exactness"].outcome == "fail"
     assert found["exactness"].detail == "RuntimeError: no kernel for this device"
     assert found["short sweep in float32"].outcome == "pass"
+
+
+def test_kernels_that_compute_otherwise_are_named_and_ones_that_cannot_run_are_skipped(monkeypatch):
+    monkeypatch.setattr(gpu_check, "differences", lambda *_: ["next tokens where numbers are 0: 3 of 8 differ"])
+    monkeypatch.setattr(gpu_kernels, "why_not_on_gpu", lambda: None)
+    with pytest.raises(AssertionError, match="differ from plain PyTorch in 1 ways: next tokens where numbers are 0"):
+        gpu_check._kernels(load_params("h100"))
+    monkeypatch.setattr(gpu_kernels, "why_not_on_gpu", lambda: "no C compiler")
+    with pytest.raises(gpu_check.Skipped, match="no C compiler"):
+        gpu_check._kernels(load_params("h100"))
 
 
 def test_output_of_another_law_is_named(monkeypatch):

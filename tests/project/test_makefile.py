@@ -73,6 +73,14 @@ def test_an_asked_build_that_is_there_already_is_not_installed_anew(checkout):
     assert installs(checkout, "TORCH=cpu") == ["requirements.txt"]
 
 
+def test_triton_is_installed_with_the_pin_of_the_build_with_cuda(checkout):
+    assert installs(checkout, "triton")[-1] == ".venv/.specdec-triton.txt"
+    pin, *hashes = (checkout / ".venv" / ".specdec-triton.txt").read_text().splitlines()
+    assert pin.startswith("triton==")
+    assert hashes
+    assert all("--hash=sha256:" in line for line in hashes)
+
+
 def test_no_environment_is_made_outside_a_checkout_with_a_space_in_its_path(checkout):
     shutil.rmtree(checkout / ".venv")
     said = subprocess.run(
