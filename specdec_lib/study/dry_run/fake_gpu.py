@@ -14,6 +14,7 @@ import torch
 from specdec_lib.config import StudyParams
 from specdec_lib.decoding.progress import Progress
 from specdec_lib.hardware.catalog import WEIGHT_FORMS, WeightForm, load_gpus, load_models, price
+from specdec_lib.kernels.gpu import ops as gpu_kernels
 from specdec_lib.machine.fake_device import FakeDevice, fake_device
 from specdec_lib.models.engines.engine import EagerEngine
 from specdec_lib.models.loading.architectures import field, text_config
@@ -80,7 +81,8 @@ def fake_gpu(params: StudyParams) -> Iterator[FakeDevice]:
         return read(progress, [remaining, longest, 0, *[1] * batch, *[0] * batch])
 
     here = fake_device(name, gpu.memory_gb * 1e9, params.num_devices)
-    with mock.patch.object(Progress, "read", scripted), here as device:
+    has_triton = mock.patch.object(gpu_kernels, "why_not_on_gpu", return_value=None)
+    with mock.patch.object(Progress, "read", scripted), here as device, has_triton:
         yield device
 
 
