@@ -15,7 +15,7 @@ def place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def tensors_in(tree):
+def tensors_in(tree: object) -> list[Tensor]:
     """What an operator takes or makes."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
