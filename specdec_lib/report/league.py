@@ -34,6 +34,7 @@ def write_league(subjects: Sequence[Subject], results: Path, published: Path, pa
     examples = published / "examples"
     shutil.rmtree(examples, ignore_errors=True)
     table["example"] = None
+    table.loc[table.duplicated(WAY), "manual"] = None  # said once for each way
     for number, row in smallest_examples(table).iterrows():
         examples.mkdir(exist_ok=True)
         name = "".join(
@@ -44,7 +45,7 @@ def write_league(subjects: Sequence[Subject], results: Path, published: Path, pa
         table.loc[number, "example"] = path.name
     paths = [published / "league.csv", published / "greedy.csv", page]
     for each, path in zip((table, greedy), paths, strict=False):
-        write_atomically(path, each.to_csv(index=False, float_format="%.4g"))
+        write_atomically(path, each.to_csv(index=False, float_format="%.3g"))
     write_atomically(page, league_page(*read_league(published)))
     return paths
 

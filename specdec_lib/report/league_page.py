@@ -16,7 +16,18 @@ REPRODUCED = "huggingface/transformers#47932"
 
 def league_page(table: pd.DataFrame, greedy: pd.DataFrame) -> str:
     """The page; `table` and `greedy` as of `league_table` and `greedy_table`."""
-    columns = ("detectable_bias", "bias", "bias_low", "bias_high", "position", "towards", "report", "example", "reason")
+    columns = (
+        "manual",
+        "detectable_bias",
+        "bias",
+        "bias_low",
+        "bias_high",
+        "position",
+        "towards",
+        "report",
+        "example",
+        "reason",
+    )
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *columns])))
     engines, twins = table[table["kind"] == "engine"], table[table["kind"] == "twin"]
     dates = table["date"].dropna()
@@ -33,6 +44,7 @@ def league_page(table: pd.DataFrame, greedy: pd.DataFrame) -> str:
         reproduced=_reproduced(engines),
         biased=_markdown(_biased(engines)),
         greedy=_markdown(_greedy(greedy)),
+        manuals=_markdown(_manuals(engines)),
         lines=_markdown(_lines(engines)),
         bugs=_markdown(_twins(twins)),
     )
@@ -157,6 +169,13 @@ def _greedy(greedy: pd.DataFrame) -> pd.DataFrame:
         shown[name] = [f"{value:.0f}" if pd.notna(value) else None for value in shown[name]]
     names = {"subject": "engine", "equal_own": "equal: own baseline", "equal_transformers": "equal: transformers"}
     return shown.rename(columns=names | {"explained": "near-ties", "reason": "why there are none"})
+
+
+def _manuals(engines: pd.DataFrame) -> pd.DataFrame:
+    said = engines[engines["manual"].fillna("") != ""]
+    found = pd.DataFrame({"engine": said["subject"], "manual": said["manual"]})
+    ways = [f"{method}, {setting}" for method, setting in zip(said["method"], said["setting"], strict=True)]
+    return found.assign(way=ways)[["engine", "way", "manual"]].drop_duplicates(["engine", "manual"])
 
 
 def _lines(engines: pd.DataFrame) -> pd.DataFrame:

@@ -3,12 +3,15 @@
 False alarms: the exact line is called biased with chance below 1e-6.
 """
 
+import re
+
 import pandas as pd
 import pytest
 import torch
 
 from specdec_lib.config import SamplingConfig
 from specdec_lib.exactness.joint_law import put_to_test
+from specdec_lib.exactness.league import example
 from specdec_lib.exactness.league import measure as measuring
 from specdec_lib.exactness.league.measure import Budget, line_file, measure, read_result
 from specdec_lib.exactness.league.subject import Subject, Way, lines_of
@@ -123,6 +126,15 @@ def test_a_run_that_is_killed_goes_on_where_it_stopped(subject, tmp_path, monkey
     assert len(asked) == calls, "nothing is left to do"
 
 
+def test_the_example_of_a_biased_line_shows_it_in_few_samples(subject, monkeypatch, capsys):
+    monkeypatch.setattr(example, "known_subjects", lambda: [subject])
+    lines = example.show_bias("made up", "biased, token, default", 1, (1.0, 0, 1.0), samples=400, position=1)
+    assert "standard deviations" in capsys.readouterr().out
+    assert re.search(r"then bb: 0\.090 due, 0\.1\d\d seen", "\n".join(lines))
+    with pytest.raises(ValueError, match=r"no subject 'made up' with a way 'other'.* see docs/league.md"):
+        example.show_bias("made up", "other", 1, (1.0, 0, 1.0), samples=1, position=0)
+
+
 @pytest.mark.parametrize(
     "twin",
     [
@@ -146,6 +158,15 @@ def test_a_known_bad_twin_is_caught_on_the_tiny_models(twin):
     options = {"sampling": sampling, "length": 4, "samples": 1024, "seed": 0, "laws": laws}
     tests, _ = put_to_test(sample, target, prompts, **options)
     assert tests["p_value"].min() < 1e-9
+
+
+def test_the_published_table_catches_every_known_bad_twin_and_clears_our_own_lines():
+    table, _ = read_league()
+    verdicts = table.groupby("subject")["verdict"].unique()
+    assert set(table.loc[table["kind"] == "twin", "method"]) == set(twins_subject.TWINS)
+    assert verdicts["known-bad twins"].tolist() == [BIASED]
+    ours = table["subject"].str.startswith("specdec_lib")
+    assert set(table.loc[ours, "verdict"]) == {EXACT}
 
 
 def test_a_table_without_results_is_no_error(subject, tmp_path):

@@ -78,8 +78,8 @@ def _row(line: Line, found: dict[str, Any], tests: pd.DataFrame | None) -> dict[
     if not line.sampling.temperature:
         return row | {"verdict": GREEDY_ONLY, "reason": "it samples by no draft, or not at all"}
     if tests is None:
-        return row | {"verdict": NOT_TESTED, "reason": found.get("reason", "not run yet"), "samples": 0, "seconds": 0.0}
-    row |= {"verdict": EXACT, "samples": int(tests["samples"].max()), "seconds": round(found["seconds"], 1)}
+        return row | {"verdict": NOT_TESTED, "reason": found.get("reason", "not run yet"), "samples": 0, "seconds": 0}
+    row |= {"verdict": EXACT, "samples": int(tests["samples"].max()), "seconds": round(found["seconds"])}
     row |= {"p_value": tests["p_value"].min(), "detectable_bias": tests["detectable_bias"].max()}
     if not tests["rejected"].any():
         return row
