@@ -121,7 +121,9 @@ def tokenizer_of(pieces: tuple[str, ...]) -> PreTrainedTokenizerFast:
 def load_tiny(name: str, dtype: torch.dtype = torch.float32, compiled: bool = False) -> LanguageModel:
     """A tiny model for our own runner; `compiled` takes the kernels where they compute its dtype."""
     path = tiny_models()["checkpoint"][name]
-    model = LlamaForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=our_attention())
+    model = LlamaForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation=our_attention(), trust_remote_code=False
+    )
     return LanguageModel(model.eval(), f"tiny {name}", compiled=compiled)
 
 
