@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from specdec_lib.analysis.acceptance import read_acceptance
-from specdec_lib.analysis.headline import AXES, at_headline
+from specdec_lib.analysis.headline import AXES, at_first, at_headline
 from specdec_lib.analysis.metrics import OWN_ENGINE, has_fixed_length, with_ratios
 from specdec_lib.analysis.statistics import CONFIDENCE, geometric_mean
 from specdec_lib.analysis.step_table import StepTable, costs_of, read_step_costs
@@ -213,7 +213,7 @@ def _step_cost(table: StepTable, place: Place, gain: Any) -> float:
 def _swept(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """The speedup of every prompt and setting, by cell: all prompts, and at the headline's lengths each category."""
     paired = with_ratios(rows[rows["engine"] == OWN_ENGINE])
-    paired = paired[has_fixed_length(paired)]
+    paired = paired[has_fixed_length(paired) & at_first(paired, params, ["verification"])]
     paired = paired[(paired["method"] != AUTOREGRESSIVE) & paired["speedup"].notna()]
     of_one = at_headline(paired, params)
     both = [paired.assign(category=EVERY_KIND), of_one[of_one["category"].notna()]]

@@ -42,7 +42,7 @@ def _distinct(rows: pd.DataFrame) -> int:
 
 def headline_over_transformers(rows: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
     """The same lines, with autoregressive `transformers.generate` as the reference; empty if it was not timed."""
-    here = rows[_at(rows, params, AXES) & _at_gamma(rows, params) & _at_first(rows, params)]
+    here = rows[_at(rows, params, AXES) & _at_gamma(rows, params) & at_first(rows, params)]
     lines = speedups(here, reference="transformers")
     return lines[lines["num_prompts"] > 0].reset_index(drop=True)
 
@@ -60,7 +60,7 @@ def every_gamma(table: pd.DataFrame, params: StudyParams) -> pd.DataFrame:
 def every_alternative(table: pd.DataFrame, params: StudyParams, column: str) -> pd.DataFrame:
     """The library's rows or lines at the headline setting, with every number of draft tokens and value of `column`."""
     others = [name for name in ALTERNATIVES if name != column]
-    keep = _at(table, params, AXES) & _at_first(table, params, others) & (table["engine"] == OWN_ENGINE)
+    keep = _at(table, params, AXES) & at_first(table, params, others) & (table["engine"] == OWN_ENGINE)
     return table[keep].reset_index(drop=True)
 
 
@@ -80,7 +80,7 @@ def along(table: pd.DataFrame, params: StudyParams, axis: str) -> pd.DataFrame:
 
 
 def _own(table: pd.DataFrame, params: StudyParams, keep: pd.Series) -> pd.DataFrame:
-    return table[keep & _at_first(table, params) & (table["engine"] == OWN_ENGINE)].reset_index(drop=True)
+    return table[keep & at_first(table, params) & (table["engine"] == OWN_ENGINE)].reset_index(drop=True)
 
 
 def _at(table: pd.DataFrame, params: StudyParams, axes: Collection[str]) -> pd.Series:
@@ -99,7 +99,7 @@ def _at_gamma(table: pd.DataFrame, params: StudyParams) -> pd.Series:
     return table["num_draft_tokens"].fillna(gamma).astype(int) == gamma
 
 
-def _at_first(table: pd.DataFrame, params: StudyParams, columns: Sequence[str] = ALTERNATIVES) -> pd.Series:
+def at_first(table: pd.DataFrame, params: StudyParams, columns: Sequence[str] = ALTERNATIVES) -> pd.Series:
     """Whether a line has the params' first value of `columns`; lines that name none, or a given acceptance, count."""
     keep = pd.Series(True, index=table.index)
     for name in columns:
