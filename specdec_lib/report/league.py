@@ -34,7 +34,7 @@ def write_league(subjects: Sequence[Subject], results: Path, published: Path, pa
     examples = published / "examples"
     shutil.rmtree(examples, ignore_errors=True)
     table["example"] = None
-    table.loc[table.duplicated(WAY), "manual"] = None  # said once for each way
+    table.loc[table.duplicated(["subject", "manual"]), "manual"] = None  # said once
     for number, row in smallest_examples(table).iterrows():
         examples.mkdir(exist_ok=True)
         name = "".join(

@@ -172,7 +172,7 @@ def _greedy(greedy: pd.DataFrame) -> pd.DataFrame:
 
 
 def _manuals(engines: pd.DataFrame) -> pd.DataFrame:
-    said = engines[engines["manual"].fillna("") != ""]
+    said = engines[engines["manual"].notna() & (engines["manual"] != "")]
     found = pd.DataFrame({"engine": said["subject"], "manual": said["manual"]})
     ways = [f"{method}, {setting}" for method, setting in zip(said["method"], said["setting"], strict=True)]
     return found.assign(way=ways)[["engine", "way", "manual"]].drop_duplicates(["engine", "manual"])
@@ -186,7 +186,7 @@ def _lines(engines: pd.DataFrame) -> pd.DataFrame:
     numbers = {
         name: [f"{value:.0f}" if pd.notna(value) else "–" for value in engines[name]] for name in ("samples", "seconds")
     }
-    return _setting(engines).assign(verdict=verdicts, **numbers, why=engines["reason"].fillna(""))
+    return _setting(engines).assign(verdict=verdicts, **numbers, why=engines["reason"].astype(object).fillna(""))
 
 
 def _twins(twins: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from specdec_lib.report.publish import BLOCK, README, headline_of_all
 from specdec_lib.report.tables.sweep import method_table
 from specdec_lib.study.rows.table import read_results
 
-PUBLISHED = sorted(folder for folder in (ROOT / "outputs" / "published").glob("*") if folder.is_dir())
+PUBLISHED = sorted(path.parent for path in (ROOT / "outputs" / "published").glob("*/environment.json"))
 RENDER = "import sys; from specdec_lib.report.pages import render_reports; render_reports(sys.argv[1])"
 
 
