@@ -11,12 +11,12 @@ import pandas as pd
 
 from specdec_lib.exactness.league.greedy_table import greedy_table
 from specdec_lib.exactness.league.subject import Subject
-from specdec_lib.exactness.league.verdicts import BIASED, league_table
+from specdec_lib.exactness.league.verdict_names import BIASED
+from specdec_lib.exactness.league.verdicts import league_table
 from specdec_lib.machine.files import write_atomically
-from specdec_lib.report.league_page import league_page
+from specdec_lib.report.league_page import league_page, read_league
 from specdec_lib.report.notebooks import ROOT
 
-PUBLISHED = ROOT / "outputs" / "published" / "league"
 PAGE = ROOT / "docs" / "league.md"
 WAY = ["subject", "version", "method", "rule", "setting"]
 EXAMPLE = '''"""{title}: biased by {bias:.3f} in the league table."""
@@ -48,16 +48,6 @@ def write_league(subjects: Sequence[Subject], results: Path, published: Path, pa
         write_atomically(path, each.to_csv(index=False, float_format="%.3g"))
     write_atomically(page, league_page(*read_league(published)))
     return paths
-
-
-def read_league(published: Path = PUBLISHED) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The lines and the greedy texts that are published; both empty if there are none."""
-    paths = published / "league.csv", published / "greedy.csv"
-    if not paths[0].exists():
-        return pd.DataFrame(), pd.DataFrame()
-    return pd.read_csv(paths[0], keep_default_na=False, na_values=[""]), pd.read_csv(
-        paths[1], keep_default_na=False, na_values=[""]
-    )
 
 
 def smallest_examples(table: pd.DataFrame) -> pd.DataFrame:

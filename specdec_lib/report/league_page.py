@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from specdec_lib.exactness.certificate import FALSE_ALARM, POWER
-from specdec_lib.exactness.league.verdicts import BIASED, EXACT, GREEDY_ONLY, NOT_TESTED
+from specdec_lib.exactness.league.verdict_names import BIASED, EXACT, GREEDY_ONLY, NOT_TESTED
+from specdec_lib.report.notebooks import ROOT
 from specdec_lib.report.safe_html import TEMPLATES
 
+PUBLISHED = ROOT / "outputs" / "published" / "league"
 REPRODUCED = "huggingface/transformers#47932"
+
+
+def read_league(published: Path = PUBLISHED) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The lines and the greedy texts that are published; both empty if there are none."""
+    paths = published / "league.csv", published / "greedy.csv"
+    if not paths[0].exists():
+        return pd.DataFrame(), pd.DataFrame()
+    return pd.read_csv(paths[0], keep_default_na=False, na_values=[""]), pd.read_csv(
+        paths[1], keep_default_na=False, na_values=[""]
+    )
 
 
 def league_page(table: pd.DataFrame, greedy: pd.DataFrame) -> str:

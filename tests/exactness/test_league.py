@@ -16,12 +16,13 @@ from specdec_lib.exactness.league import measure as measuring
 from specdec_lib.exactness.league.measure import Budget, line_file, measure, read_result
 from specdec_lib.exactness.league.subject import Subject, Way, lines_of
 from specdec_lib.exactness.league.tiny_models import LETTERS, PROMPTS, load_tiny, tiny_models
-from specdec_lib.exactness.league.verdicts import BIASED, EXACT, GREEDY_ONLY, NOT_TESTED, league_table
+from specdec_lib.exactness.league.verdict_names import BIASED, EXACT, GREEDY_ONLY, NOT_TESTED
+from specdec_lib.exactness.league.verdicts import league_table
 from specdec_lib.exactness.subjects import twins_subject
 from specdec_lib.exactness.target_law import target_law
 from specdec_lib.machine.own_environment import ServedProcess
-from specdec_lib.report.league import read_league, write_league
-from specdec_lib.report.league_page import answers
+from specdec_lib.report.league import write_league
+from specdec_lib.report.league_page import answers, read_league
 
 MADE_UP = """
 import math

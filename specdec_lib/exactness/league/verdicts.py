@@ -19,9 +19,9 @@ from specdec_lib.exactness.league.law import from_text
 from specdec_lib.exactness.league.measure import results
 from specdec_lib.exactness.league.subject import Line, Subject
 from specdec_lib.exactness.league.tiny_models import LETTERS
+from specdec_lib.exactness.league.verdict_names import BIASED, EXACT, GREEDY_ONLY, NOT_TESTED
 from specdec_lib.exactness.target_law import Law
 
-EXACT, BIASED, GREEDY_ONLY, NOT_TESTED = "exact so far", "biased", "greedy only", "not tested"
 LEVEL = 0.05  # of the interval of a bias: each end is exceeded with half of it
 DIRECTION = 0.5  # cosine from which on a bias points towards something
 
