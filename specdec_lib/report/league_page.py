@@ -46,7 +46,7 @@ def league_page(table: pd.DataFrame, greedy: pd.DataFrame) -> str:
     dates = table["date"].dropna()
     environment = Environment(loader=FileSystemLoader(TEMPLATES), keep_trailing_newline=True)  # noqa: S701 - no HTML
     return environment.get_template("league.md.j2").render(
-        dates=f"{dates.min()} to {dates.max()}" if len(dates) else "no day yet",
+        dates=" to ".join(sorted({dates.min(), dates.max()})) if len(dates) else "no day yet",
         answer=_markdown(answers(table)),
         power=f"{POWER:g}",
         engines=len(engines),
