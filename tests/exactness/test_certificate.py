@@ -60,7 +60,7 @@ def test_every_part_has_a_table_and_a_sentence(certificate):
     assert set(tables.greedy_table(certificate.greedy)["equal rows"]) == {"4 of 4"}
     assert set(tables.enumeration_table(certificate.enumeration)["method"]) == {"draft model", "n-gram lookup"}
     assert tables.mutant_table(certificate.mutants)["joint law, samples"].unique().tolist() == ["1,500"]
-    assert captions.finding_sampled(certificate.tests).startswith("In 7 of 7 samplers none of 23 tests finds a bias")
+    assert captions.finding_sampled(certificate.tests).startswith("In 8 of 8 samplers none of 28 tests finds a bias")
     assert captions.finding_greedy(certificate.greedy, certificate.divergences).startswith("In float32 24 of 24 greedy")
     assert "no bias was found" in captions.finding_subjects(certificate.subjects)
     checks = tables.four_checks(certificate)
