@@ -134,7 +134,7 @@ def load(
 
     torch.set_num_threads(threads)
     target, draft = (
-        AutoModelForCausalLM.from_pretrained(models[name], dtype=getattr(torch, dtype)).eval()
+        AutoModelForCausalLM.from_pretrained(models[name], dtype=getattr(torch, dtype), trust_remote_code=False).eval()
         for name in ("target", "draft")
     )
     return Serving(target, draft, dtype, way["options"], num_draft_tokens), flashspec.__version__

@@ -76,7 +76,9 @@ def load(
     torch.set_num_threads(threads)
 
     def model(name: str) -> Model:
-        loaded = AutoModelForCausalLM.from_pretrained(models[name], dtype=getattr(torch, dtype)).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(
+            models[name], dtype=getattr(torch, dtype), trust_remote_code=False
+        ).eval()
         return lambda ids: (loaded(ids, use_cache=False).logits, None)
 
     return Serving(model("target"), model("draft"), num_draft_tokens), version("mini-infer")

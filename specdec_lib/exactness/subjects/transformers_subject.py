@@ -109,7 +109,9 @@ def load(
     torch.manual_seed(0)  # of the drafters that are made here
 
     def model(name: str) -> Any:
-        return AutoModelForCausalLM.from_pretrained(models[name], dtype=getattr(torch, dtype)).eval()
+        return AutoModelForCausalLM.from_pretrained(
+            models[name], dtype=getattr(torch, dtype), trust_remote_code=False
+        ).eval()
 
     def drafting(assistant: Any) -> Any:
         assistant.generation_config.update(num_assistant_tokens=num_draft_tokens, **way["options"])
@@ -120,7 +122,9 @@ def load(
         assistance = {"assistant_model": drafting(model("draft"))}
     elif method == "assistant with another vocabulary":
         names = {"tokenizer": "target", "assistant_tokenizer": "other draft"}
-        assistance = {key: AutoTokenizer.from_pretrained(models[name]) for key, name in names.items()}
+        assistance = {
+            key: AutoTokenizer.from_pretrained(models[name], trust_remote_code=False) for key, name in names.items()
+        }
         assistance["assistant_model"] = drafting(model("other draft"))
         _translate(mended="mended" in way["setting"])
     elif method == "prompt lookup":
