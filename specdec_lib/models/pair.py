@@ -33,6 +33,7 @@ from specdec_lib.models.loading.embedded import embedded_target
 from specdec_lib.models.loading.gguf_files import opened
 from specdec_lib.models.loading.presets import EMBEDDED_DRAFTS, TOY, Checkpoint, checkpoints_of, known_weights
 from specdec_lib.models.loading.weights import CONFIG, check_weight_files, fetch_weights, read_draft, weight_files
+from specdec_lib.models.place import checked_device
 from specdec_lib.models.plain_draft import load_plain_draft
 from specdec_lib.models.published.config import split_head
 from specdec_lib.models.runner import LanguageModel
@@ -125,13 +126,7 @@ def load_pair(
     models = (target, draft, target_revision, draft_revision)
     if (name is None and not (target and draft)) or (name is not None and any(models)):
         raise ValueError("give load_pair either the name of a preset alone, or both target= and draft=")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}: give 'cpu', 'cuda' or 'cuda:<number>'") from None
-    if place.type == "cuda" and (place.index or 0) >= (count := torch.cuda.device_count()):
-        seen = f"{count} of them" if count else "no CUDA device"
-        raise ValueError(f"device is {device} but PyTorch sees {seen}: use device='cpu' or install a CUDA build")
+    place = checked_device(device)
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in get_args(Dtype):
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(get_args(Dtype))}")
@@ -141,12 +136,7 @@ def load_pair(
     if place.type == "cpu":
         fit_threads()
     if name == TOY:
-        generator = torch.Generator().manual_seed(0)
-        toy = toy_model(16, generator)
-        toys = toy, toy_draft(toy, generator)
-        for model in toys:
-            model.to(device).compiled = compiled
-        return Pair(TOY, *toys, None, toy.name, toys[1].name, files={})
+        return _toy_pair(device, compiled)
     if name in EMBEDDED_DRAFTS:
         return _ready(_embedded_pair(name, device, dtype, compiled))
     checkpoints = checkpoints_of(name, *models)
@@ -228,6 +218,15 @@ def _ready(pair: Pair) -> Pair:
             model.compile()
     host_memory.give_back()
     return pair
+
+
+def _toy_pair(device: str, compiled: bool) -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    toy = toy_model(16, generator)
+    toys = toy, toy_draft(toy, generator)
+    for model in toys:
+        model.to(device).compiled = compiled
+    return Pair(TOY, *toys, None, toy.name, toys[1].name, files={})
 
 
 def _embedded_pair(name: str, device: str, dtype: str, compiled: bool) -> Pair:

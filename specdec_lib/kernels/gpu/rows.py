@@ -13,6 +13,63 @@ ROWS = 32
 
 
 @triton.jit
+def cut_at_stop(
+    step: tl.tensor,  # [R, P], the tokens after the row's last one
+    emitted: tl.tensor,  # [R], how many of them are emitted but for stop tokens
+    stop_token_ids: tl.tensor,  # [stops] int64
+    place: tl.tensor,  # [P]
+    STOPS: tl.constexpr,
+    PLACES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # [R] and [R] bool
+    """How many tokens are emitted, a stop token the last of them, and whether there is one."""
+    stops = step != step
+    for stop in tl.static_range(STOPS):
+        stops = stops | (step == tl.load(stop_token_ids + stop))
+    stops = stops & (place[None, :] < emitted[:, None])
+    first = tl.min(tl.where(stops, place[None, :], PLACES), axis=1)
+    return tl.minimum(emitted, first + 1), first < PLACES
+
+
+@triton.jit
+def places_counted(
+    chance: tl.tensor,  # [R, P], the draft's of its tokens; 0 where nothing was drafted
+    emitted: tl.tensor,  # [R]
+    before_last: tl.tensor,  # [R], how many of them come before a row's last token
+    accepted: tl.tensor,  # [R]
+    place: tl.tensor,  # [P]
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # [R, P] int64 each
+    """Where a token was drafted, tested and kept, as `decoding.counters` says it."""
+    drafted = ((chance > 0) & (emitted > 0)[:, None]).to(tl.int64)
+    decided = (chance > 0) & (place[None, :] < before_last[:, None])
+    tested = (decided & (place[None, :] <= accepted[:, None])).to(tl.int64)
+    kept = (decided & (place[None, :] < accepted[:, None])).to(tl.int64)
+    return drafted, tested, kept
+
+
+@triton.jit
+def add_to_counts(
+    counts: tl.tensor,  # [1 + 3 gamma] int64, in place
+    steps: tl.tensor,
+    drafts: tl.tensor,  # [P] each
+    tests: tl.tensor,
+    keeps: tl.tensor,
+    place: tl.tensor,  # [P]
+    GAMMA: tl.constexpr,
+) -> None:
+    """Add what one step counted to the call's counts."""
+    is_place = place < GAMMA
+    drafts += tl.load(counts + 1 + place, mask=is_place, other=0)
+    tests += tl.load(counts + 1 + GAMMA + place, mask=is_place, other=0)
+    keeps += tl.load(counts + 1 + 2 * GAMMA + place, mask=is_place, other=0)
+    steps += tl.load(counts)
+    tl.debug_barrier()
+    tl.store(counts, steps)
+    tl.store(counts + 1 + place, drafts, mask=is_place)
+    tl.store(counts + 1 + GAMMA + place, tests, mask=is_place)
+    tl.store(counts + 1 + 2 * GAMMA + place, keeps, mask=is_place)
+
+
+@triton.jit
 def end_step(
     tokens: tl.tensor,  # [B, capacity] int64, in place
     capacity: tl.tensor,
@@ -59,13 +116,8 @@ def end_step(
 
         emitted = tl.where(over, 0, tl.minimum(accepted + 1, end - length))
         if STOPS > 0:
-            stops = step != step
-            for stop in tl.static_range(STOPS):
-                stops = stops | (step == tl.load(stop_token_ids + stop))
-            stops = stops & (place[None, :] < emitted[:, None])
-            first = tl.min(tl.where(stops, place[None, :], PLACES), axis=1)
-            emitted = tl.minimum(emitted, first + 1)
-            over = over | (first < PLACES)
+            emitted, stopped = cut_at_stop(step, emitted, stop_token_ids, place, STOPS, PLACES)
+            over = over | stopped
         length += emitted
         over = over | (length >= end)
 
@@ -79,10 +131,7 @@ def end_step(
             chance = tl.load(chances, mask=is_draft, other=0.0)
             nan = tl.maximum(nan, tl.max((chance != chance).to(tl.int32)))
             before_last = tl.minimum(emitted, end - length + emitted - 1)
-            decided = (chance > 0) & (place[None, :] < before_last[:, None])
-            tested = (decided & (place[None, :] <= accepted[:, None])).to(tl.int64)
-            kept = (decided & (place[None, :] < accepted[:, None])).to(tl.int64)
-            drafted = ((chance > 0) & (emitted > 0)[:, None]).to(tl.int64)
+            drafted, tested, kept = places_counted(chance, emitted, before_last, accepted, place)
             steps += tl.sum((emitted > 0).to(tl.int64))
             drafts, tests, keeps = (drafts + tl.sum(drafted, 0), tests + tl.sum(tested, 0), keeps + tl.sum(kept, 0))
             num = tl.sum(tested, axis=1)
@@ -97,16 +146,7 @@ def end_step(
         remaining = tl.maximum(remaining, tl.max(tl.where(over, 0, end - length)))
         longest = tl.maximum(longest, tl.max(length))
     if GAMMA is not None:
-        is_place = place < GAMMA
-        drafts += tl.load(counts + 1 + place, mask=is_place, other=0)
-        tests += tl.load(counts + 1 + GAMMA + place, mask=is_place, other=0)
-        keeps += tl.load(counts + 1 + 2 * GAMMA + place, mask=is_place, other=0)
-        steps += tl.load(counts)
-        tl.debug_barrier()
-        tl.store(counts, steps)
-        tl.store(counts + 1 + place, drafts, mask=is_place)
-        tl.store(counts + 1 + GAMMA + place, tests, mask=is_place)
-        tl.store(counts + 1 + 2 * GAMMA + place, keeps, mask=is_place)
+        add_to_counts(counts, steps, drafts, tests, keeps, place, GAMMA)
     tl.store(saw_nan, nan != 0)
     tl.store(report, remaining)
     tl.store(report + 1, longest)
